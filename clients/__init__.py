@@ -1,0 +1,1 @@
+"""What runs on many machines: the ClientApp and a client's work."""

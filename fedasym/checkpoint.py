@@ -1,0 +1,110 @@
+"""The round's state on disk: one file, written atomically, checked when read.
+
+A killed run that is started again continues from here and ends with the same bits as one that was never killed.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+from numpy.typing import NDArray
+from safetensors.numpy import save as to_safetensors
+
+Float32 = NDArray[np.float32]
+
+FILE = "checkpoint.safetensors"
+
+
+@dataclass(frozen=True)
+class State:
+    """What the next round starts from.
+
+    Attributes:
+        round: rounds completed.
+        matrices: what the server broadcasts next.
+        optimizer: the server optimizer's buffers by name.
+        record_bytes: length of ``rounds.jsonl`` after this round, bytes.
+        contract: the contract's canonical JSON.
+        settings: the resolved settings as a flat run config.
+    """
+
+    round: int
+    matrices: dict[str, Float32]
+    optimizer: dict[str, Float32]
+    record_bytes: int
+    contract: str
+    settings: dict[str, Any]
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that a crash leaves the old content or the new, never a part."""
+    temporary = path.with_name(path.name + ".new")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def save(folder: Path, state: State) -> None:
+    """Write the state to ``checkpoint.safetensors`` in a run folder, replacing the last one."""
+    tensors = {f"matrices/{k}": v for k, v in state.matrices.items()}
+    tensors |= {f"optimizer/{k}": v for k, v in state.optimizer.items()}
+    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    about = json.dumps(
+        {
+            "round": state.round,
+            "record_bytes": state.record_bytes,
+            "contract": state.contract,
+            "settings": state.settings,
+        },
+        sort_keys=True,
+    )
+    metadata = {"about": about, "sha256": _checksum(about, tensors)}
+    write_atomic(folder / FILE, to_safetensors(tensors, metadata=metadata))
+
+
+def load(folder: Path) -> State | None:
+    """Read a run folder's state; None if it holds no checkpoint.
+
+    Raises:
+        ValueError: the file is damaged or is not a checkpoint.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return None
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        about = json.loads(metadata["about"])
+        expected = metadata["sha256"]
+    except (safetensors.SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); remove the run folder to start anew") from error
+    if _checksum(metadata["about"], tensors) != expected:
+        raise ValueError(f"{path} is damaged (its checksum differs); remove the run folder to start anew")
+    return State(
+        about["round"],
+        {k.removeprefix("matrices/"): v for k, v in tensors.items() if k.startswith("matrices/")},
+        {k.removeprefix("optimizer/"): v for k, v in tensors.items() if k.startswith("optimizer/")},
+        about["record_bytes"],
+        about["contract"],
+        about["settings"],
+    )
+
+
+def _checksum(about: str, tensors: dict[str, Float32]) -> str:
+    digest = hashlib.sha256(about.encode())
+    for name in sorted(tensors):
+        digest.update(f"\0{name}\0{tensors[name].shape}\0".encode() + tensors[name].tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,108 @@
+"""The contract: what every party of a federation must agree on before anything trains.
+
+The server states it once; each client rebuilds it from its own model, data and code, and refuses to train on
+any difference, naming it.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Any
+
+from fedasym import __version__, lora
+from fedasym.methods import METHODS
+from fedasym.model import Built
+from fedasym.settings import Settings, difference
+
+_VERSIONS = ("torch", "transformers", "flwr")  # their changes can move bits or formats
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What the federation is.
+
+    Attributes:
+        method, factors, seed, kind, rank, alpha, scaling, head: as in the settings.
+        base: fingerprint of all frozen weights.
+        A: fingerprint of the initial A of every layer.
+        layers: paths of the adapted layers.
+        schema: ``(name, shape)`` of every matrix that travels, sorted by name, float32 all.
+        task, labels: what is learned, and the class names by id.
+        data: digest of the split training data.
+        local: the knobs of local training.
+        versions: of the packages that matter.
+    """
+
+    method: str
+    factors: str
+    seed: int
+    kind: str
+    rank: int
+    alpha: float
+    scaling: str
+    head: str
+    base: str
+    A: str
+    layers: tuple[str, ...]
+    schema: tuple[tuple[str, tuple[int, ...]], ...]
+    task: str
+    labels: tuple[str, ...]
+    data: str
+    local: str
+    versions: str
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the canonical JSON, hexadecimal."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    @property
+    def values(self) -> int:
+        """Number of float32 values that travel each way."""
+        total = 0
+        for _, shape in self.schema:
+            size = 1
+            for side in shape:
+                size *= side
+            total += size
+        return total
+
+    def to_json(self) -> str:
+        """Return the canonical JSON text."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    def refusal(self, stated: str) -> str:
+        """Compare with the JSON of a stated contract; name every difference, or return "" if there is none."""
+        if stated == self.to_json():
+            return ""
+        theirs = json.loads(stated)
+        lines = difference(_flat(theirs), _flat(json.loads(self.to_json())))
+        return "the contract differs (server there, client here): " + "; ".join(lines)
+
+
+def _flat(contract: dict[str, Any]) -> dict[str, Any]:
+    """Spread the schema into one entry per matrix, so that a difference names the matrix."""
+    flat = {key: value for key, value in contract.items() if key not in ("schema", "layers")}
+    flat.update({f"matrix {name}": tuple(shape) for name, shape in contract["schema"]})
+    return flat
+
+
+def contract_of(settings: Settings, built: Built, labels: tuple[str, ...], data: str) -> Contract:
+    """State the contract of resolved settings, a built model, the task's labels and the data's digest."""
+    schema = tuple((name, tuple(p.shape)) for name, p in lora.trainable(built.model).items())
+    local = {
+        key: getattr(settings, key)
+        for key in (
+            "optimizer", "lr", "head_lr", "weight_decay", "clip", "batch_size", "local_steps", "local_epochs",
+            "max_length", "client_holdout", "threads",
+        )
+    }  # fmt: skip
+    versions = {"fedasym": __version__, **{name: metadata.version(name) for name in _VERSIONS}}
+    return Contract(
+        settings.method, METHODS[settings.method].factors, settings.seed, settings.kind, settings.rank,
+        settings.alpha, settings.scaling, settings.head,
+        built.base, built.A, built.layers, schema, settings.task, labels, data,
+        " ".join(f"{key}={value}" for key, value in local.items()),
+        " ".join(f"{key}={value}" for key, value in versions.items()),
+    )  # fmt: skip

@@ -1,0 +1,72 @@
+"""A trained model as a PEFT adapter folder that ``peft.PeftModel.from_pretrained`` loads.
+
+A is written out too, since PEFT draws its own otherwise. Layers that the checkpoint of the base model lacks (a new
+head) are saved in full, with their adapter merged, as PEFT's ``modules_to_save``: PEFT could not draw them as we do.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from fedasym import lora
+from fedasym.checkpoint import write_atomic
+from fedasym.model import Built, MeanPooledClassifier
+from fedasym.settings import Settings
+
+
+def write_adapter(folder: Path, built: Built, settings: Settings) -> None:
+    """Write ``adapter_config.json`` and ``adapter_model.safetensors`` of the model as it is now.
+
+    For a mean-pooled model, whose pooling PEFT does not know, the adapter fits the plain encoder and the output
+    layer lies beside it in ``output.safetensors`` (``weight``, ``bias``): logits = mean-pooled hidden states
+    times weight, plus bias.
+
+    Args:
+        folder: made if missing.
+        built: an adapted model.
+        settings: resolved settings it was built from.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    merged = lora.merged_copy(built.model)
+    seeded = {name.rpartition(".")[0] for name in built.seeded}
+    trained = {name for name, m in built.model.named_modules() if isinstance(m, lora.TrainedLinear)}
+    whole = sorted(seeded | trained)
+    pooled = isinstance(built.model, MeanPooledClassifier)
+    if pooled:
+        whole.remove(built.output)
+        write_atomic(folder / "output.safetensors", to_safetensors(_float32(merged, built.output)))
+    prefix = "encoder." if pooled else ""
+    tensors: dict[str, Tensor] = {}
+    adapters = [(name, layer) for name, layer in lora.adapted_layers(built.model) if name not in whole]
+    for name, layer in adapters:
+        key = f"base_model.model.{name.removeprefix(prefix)}"
+        tensors[f"{key}.lora_A.weight"] = layer.A.detach().float().contiguous()
+        tensors[f"{key}.lora_B.weight"] = layer.B.detach().float().contiguous()
+    for name in whole:
+        key = f"base_model.model.{name.removeprefix(prefix)}"
+        tensors |= {f"{key}.{part}": tensor for part, tensor in _float32(merged, name).items()}
+    config: dict[str, Any] = {
+        "peft_type": "LORA",
+        "task_type": "FEATURE_EXTRACTION" if pooled else None,
+        "base_model_name_or_path": settings.model,
+        "revision": settings.revision,
+        "r": settings.rank,
+        "lora_alpha": settings.alpha,
+        "use_rslora": settings.scaling == "alpha/sqrt(r)",
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": [name.removeprefix(prefix) for name, _ in adapters],
+        "modules_to_save": [name.removeprefix(prefix) for name in whole] or None,
+        "inference_mode": True,
+    }
+    write_atomic(folder / "adapter_config.json", (json.dumps(config, indent=1) + "\n").encode())
+    write_atomic(folder / "adapter_model.safetensors", to_safetensors(tensors, metadata={"format": "pt"}))
+
+
+def _float32(model: torch.nn.Module, name: str) -> dict[str, Tensor]:
+    module = model.get_submodule(name)
+    return {key: value.detach().float().contiguous() for key, value in module.state_dict().items()}

@@ -1,0 +1,253 @@
+"""Low-rank adapters whose A is frozen: ``y = W x + s · B A x``.
+
+W is the pretrained layer and stays as it is; A (r, d_in) is drawn from a seed and never trained; B
+(d_out, r) starts at zero, trains, travels and is averaged. With ``factors="AB"`` the same code path
+is standard LoRA (Hu et al. 2021, arXiv 2106.09685): A is a parameter too. Why B alone suffices: Zhu et
+al. 2024 (arXiv 2402.16842).
+
+Law: what trains is what travels. `trainable` visits the adapted layers by type and is the one
+definition of that set; the optimizer takes it, the wire copies it, the mean averages it.
+"""
+
+import copy
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedasym.projection import fingerprint, frozen_A
+
+Float32 = NDArray[np.float32]
+
+SCALINGS = ("alpha/r", "alpha/sqrt(r)")
+FACTORS = ("B", "AB")
+
+
+class AdaptedLinear(nn.Module):
+    """A linear layer and its low-rank update, by composition: the base module stays itself.
+
+    For backward it keeps ``A x`` (r wide), never x: with A frozen nothing else is needed for B's gradient.
+
+    Attributes:
+        base: the frozen layer with ``in_features`` d_in and ``out_features`` d_out.
+        A: float32 ``(r, d_in)``, a non-persistent buffer; a parameter if ``train_A``.
+        B: float32 parameter ``(d_out, r)``, zero at the start.
+        scale: s, usually alpha / r.
+    """
+
+    A: Tensor
+
+    def __init__(self, base: nn.Module, A: Tensor, scale: float, train_A: bool) -> None:
+        super().__init__()
+        self.base = base
+        self.scale = scale
+        if train_A:
+            self.A = nn.Parameter(A)
+        else:
+            self.register_buffer("A", A, persistent=False)
+        d_out = int(base.out_features)  # type: ignore[arg-type]
+        self.B = nn.Parameter(torch.zeros(d_out, A.shape[0], device=A.device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(..., d_in)`` to ``(..., d_out)`` in the dtype of x."""
+        Ax = F.linear(x, self.A.to(x.dtype)) * self.scale
+        update: Tensor = F.linear(Ax, self.B.to(x.dtype))
+        out: Tensor = self.base(x) + update
+        return out
+
+
+class TrainedLinear(nn.Module):
+    """A linear layer that trains in full, in float32: a task's output layer.
+
+    Attributes:
+        weight: float32 ``(d_out, d_in)``.
+        bias: float32 ``(d_out,)`` or None.
+        travels: False for a layer that trains but never leaves its client.
+    """
+
+    def __init__(self, base: nn.Linear, travels: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(base.weight.detach().float().clone())
+        self.bias = None if base.bias is None else nn.Parameter(base.bias.detach().float().clone())
+        self.travels = travels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(..., d_in)`` to float32 ``(..., d_out)``."""
+        return F.linear(x.float(), self.weight, self.bias)
+
+
+def adapt(
+    model: nn.Module,
+    targets: str | Sequence[str] = "all-linear",
+    rank: int = 8,
+    alpha: float = 16.0,
+    seed: int = 0,
+    kind: str = "orthonormal",
+    scaling: str = "alpha/r",
+    factors: str = "B",
+    exclude: Iterable[str] = (),
+) -> list[str]:
+    """Freeze a model and wrap its linear layers with adapters, in place.
+
+    Args:
+        model: any PyTorch model, e.g. from transformers.
+        targets: ``"all-linear"``, or names; a layer is adapted if its path equals a name or ends with
+            ``.name`` (PEFT's rule).
+        rank: r of every adapter.
+        alpha: numerator of the scale.
+        seed: the federation's common seed, from which A is drawn.
+        kind: kind of A, see `fedasym.projection.frozen_A`.
+        scaling: ``"alpha/r"`` (Hu et al. 2021) or ``"alpha/sqrt(r)"`` (rsLoRA, arXiv 2312.03732).
+        factors: what trains: ``"B"``, or ``"AB"`` for standard LoRA.
+        exclude: paths of linear layers to leave alone.
+
+    Returns:
+        The adapted layers' paths, sorted.
+
+    Raises:
+        ValueError: an unknown scaling or factors, a model that is adapted already, or a target that
+            matches no linear layer.
+    """
+    if scaling not in SCALINGS:
+        raise ValueError(f"scaling {scaling!r} is unknown; use one of {', '.join(SCALINGS)}")
+    if factors not in FACTORS:
+        raise ValueError(f"factors {factors!r} is unknown; use 'B' or 'AB'")
+    if any(isinstance(module, AdaptedLinear) for module in model.modules()):
+        raise ValueError("the model is adapted already; build a fresh one or use merged_copy first")
+    left_out = set(exclude)
+    linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in left_out}
+    chosen = _match(linears, targets)
+    scale = alpha / rank if scaling == "alpha/r" else alpha / math.sqrt(rank)
+    model.requires_grad_(False)
+    for name in chosen:
+        base = linears[name]
+        A = torch.from_numpy(frozen_A(seed, name, rank, base.in_features, kind))
+        place(model, name, AdaptedLinear(base, A.to(base.weight.device), scale, factors == "AB"))
+    return chosen
+
+
+def _match(linears: Mapping[str, nn.Linear], targets: str | Sequence[str]) -> list[str]:
+    if targets == "all-linear":
+        if not linears:
+            raise ValueError("the model has no torch.nn.Linear to adapt")
+        return sorted(linears)
+    wanted = [targets] if isinstance(targets, str) else list(targets)
+    matches = {w: [n for n in linears if n == w or n.endswith("." + w)] for w in wanted}
+    missing = [w for w in wanted if not matches[w]]
+    if missing or not wanted:
+        ends = sorted({name.rsplit(".", 1)[-1] for name in linears})
+        raise ValueError(f"targets {missing or wanted} match no linear layer; this model's end in {', '.join(ends)}")
+    return sorted({name for names in matches.values() for name in names})
+
+
+def place(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module at a path of the model in place of what is there."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def adapted_layers(model: nn.Module) -> Iterator[tuple[str, AdaptedLinear]]:
+    """Yield the adapted layers with their paths, sorted by path."""
+    found = {name: m for name, m in model.named_modules() if isinstance(m, AdaptedLinear)}
+    yield from sorted(found.items())
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return what trains and travels, by name, sorted: THE definition of B.
+
+    ``<layer>.B`` of every adapted layer, ``<layer>.A`` too where A is a parameter, and ``<layer>.weight`` /
+    ``<layer>.bias`` of every fully trained layer that travels.
+    """
+    return _parameters(model, travels=True)
+
+
+def local_only(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return what trains but stays with its client (a head under the policy ``local``)."""
+    return _parameters(model, travels=False)
+
+
+def _parameters(model: nn.Module, travels: bool) -> dict[str, nn.Parameter]:
+    found: dict[str, nn.Parameter] = {}
+    for name, module in model.named_modules():
+        adapter = isinstance(module, AdaptedLinear) and travels
+        if adapter or (isinstance(module, TrainedLinear) and module.travels == travels):
+            for key, parameter in module.named_parameters(recurse=False):
+                found[f"{name}.{key}"] = parameter
+    return dict(sorted(found.items()))
+
+
+def read(parameters: Mapping[str, Tensor]) -> dict[str, Float32]:
+    """Copy parameters, e.g. ``trainable(model)``, to float32 arrays."""
+    return {name: p.detach().float().cpu().numpy().copy() for name, p in parameters.items()}
+
+
+def load(parameters: Mapping[str, Tensor], matrices: Mapping[str, Float32]) -> None:
+    """Copy arrays into parameters, e.g. of ``trainable(model)``; all or nothing.
+
+    Raises:
+        ValueError: names or shapes differ, a dtype is not float32, or a value is not finite.
+    """
+    missing, extra = parameters.keys() - matrices.keys(), matrices.keys() - parameters.keys()
+    if missing or extra:
+        raise ValueError(f"matrices do not fit the model: missing {sorted(missing)}, extra {sorted(extra)}")
+    for name, parameter in parameters.items():
+        matrix = matrices[name]
+        if matrix.dtype != np.float32 or matrix.shape != tuple(parameter.shape):
+            raise ValueError(
+                f"{name}: got {matrix.dtype} {matrix.shape}; the model wants float32 {tuple(parameter.shape)}"
+            )
+        if not np.isfinite(matrix).all():
+            raise ValueError(f"{name}: holds values that are not finite; it was not loaded")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(torch.from_numpy(np.ascontiguousarray(matrices[name])))
+
+
+def merged_copy(model: nn.Module) -> nn.Module:
+    """Return a copy with ``W + s · B A`` in plain linear layers; the model itself is not touched.
+
+    The product is formed in float64 and rounded once to W's dtype.
+
+    Raises:
+        TypeError: a base layer is not a plain ``torch.nn.Linear`` (e.g. quantised), whose weight cannot
+            absorb the update.
+    """
+    merged = copy.deepcopy(model)
+    for name, layer in adapted_layers(merged):
+        if type(layer.base) is not nn.Linear:
+            raise TypeError(f"{name}: cannot merge into a {type(layer.base).__name__}; keep the adapter apart")
+        with torch.no_grad():
+            update = layer.scale * (layer.B.double() @ layer.A.double())
+            layer.base.weight.copy_(layer.base.weight.double() + update)
+        place(merged, name, layer.base)
+    for name, module in list(merged.named_modules()):
+        if isinstance(module, TrainedLinear):
+            d_out, d_in = module.weight.shape
+            plain = nn.Linear(d_in, d_out, bias=module.bias is not None)
+            plain.load_state_dict(module.state_dict())
+            place(merged, name, plain)
+    return merged.requires_grad_(False)
+
+
+def fingerprint_A(model: nn.Module, kind: str) -> str:
+    """Digest the A of every adapted layer as it is now (SHA-256, hexadecimal)."""
+    return fingerprint({n: m.A.detach().cpu().numpy() for n, m in adapted_layers(model)}, kind)
+
+
+def fingerprint_base(model: nn.Module) -> str:
+    """Digest everything that neither trains nor is an A: W, embeddings, norms, frozen heads.
+
+    SHA-256 over names (as before adapting), shapes, dtypes and bytes; non-persistent buffers are left out.
+    """
+    moving = trainable(model).keys() | local_only(model).keys()
+    frozen = {}
+    for name, tensor in model.state_dict().items():
+        if name not in moving:
+            raw = tensor.detach().cpu().contiguous()
+            bytes_of = raw.reshape(-1).view(torch.uint8).numpy()
+            frozen[f"{name.replace('.base.', '.')}|{raw.dtype}|{tuple(raw.shape)}"] = bytes_of
+    return fingerprint(frozen, "base")

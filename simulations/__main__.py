@@ -1,0 +1,83 @@
+"""The command line: ``python -m simulations run | demo | tune | settings``."""
+
+import argparse
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from fedasym.settings import Settings
+from server.strategy import FederationError
+from simulations.demo import demo
+from simulations.flower import FlowerError
+from simulations.run import ENGINES, read_settings, run
+from simulations.tune import tune
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; return the process's exit code."""
+    options = _parser().parse_args(arguments)
+    console = Console()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        if options.command == "settings":
+            console.print(_settings_table())
+        elif options.command == "tune":
+            tune(options.work, options.workers, console, options.shard, options.shards)
+        elif options.command == "demo":
+            demo(options.out, options.engine, options.workers, options.rounds, console)
+        else:
+            settings = read_settings(options.config, options.set, options.out)
+            folder = run(settings, options.engine, options.workers, console)
+            console.print(f"summary {folder / 'summary.json'}\nreport  {folder / 'report.html'}", soft_wrap=True)
+    except (ValueError, OSError, FederationError, FlowerError, ModuleNotFoundError) as error:
+        console.print(f"[bold red]failed:[/bold red] {type(error).__name__}: ", end="")
+        console.print(str(error), markup=False, soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command with the same --out continues after the last finished round")
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m simulations", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("run", help="one federation", description="Run one federation.")
+    one.add_argument(
+        "config", nargs="?", type=Path, metavar="CONFIG.toml", help="settings that differ from the defaults"
+    )
+    one.add_argument("--set", action="append", default=[], metavar="key=value", help="one more setting; repeatable")
+    one.add_argument("--out", type=Path, metavar="DIR", help="run folder; a used one is continued")
+    both = commands.add_parser("demo", help="B only, then standard LoRA, side by side")
+    both.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="folder of both runs; replaced"
+    )
+    both.add_argument("--rounds", type=int, default=0, help="rounds of each; 0: as the configs say")
+    for command, engine in ((one, "local"), (both, "flower")):
+        command.add_argument("--engine", choices=tuple(ENGINES), default=engine, help="default: %(default)s")
+        command.add_argument("--workers", type=int, default=2, help="clients at the same time (default: %(default)s)")
+    grid = commands.add_parser("tune", help="the grid of local optimizers, on a cut of the training data")
+    grid.add_argument("--work", type=Path, default=Path("runs/tune"), metavar="DIR", help="folder of the runs")
+    grid.add_argument("--workers", type=int, default=1, help="clients at the same time (default: %(default)s)")
+    grid.add_argument("--shard", type=int, default=0, help="which part of the grid this process runs")
+    grid.add_argument("--shards", type=int, default=1, help="how many processes share the grid")
+    commands.add_parser("settings", help="every setting with its default")
+    return parser
+
+
+def _settings_table() -> Table:
+    table = Table(title="settings")
+    for name in ("key", "default", "meaning"):
+        table.add_column(name)
+    for knob in dataclasses.fields(Settings):
+        choices = f" ({', '.join(knob.metadata['choices'])})" if knob.metadata["choices"] else ""
+        table.add_row(knob.name.replace("_", "-"), repr(knob.default), knob.metadata["about"] + choices)
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""What is seen while a run goes on: a live table on a terminal, plain lines elsewhere.
+
+It reads the run folder's rounds.jsonl, which every engine writes alike.
+"""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from fedasym.record import read_json, read_rounds
+
+REFRESH_SECONDS = 0.5
+
+
+def show(title: str, folder: Path, rounds: int, console: Console) -> "Follower":
+    """Make the display of one run; use it as a context manager around the run."""
+    return Follower(title, folder, rounds, console)
+
+
+class Follower:
+    """Follows a run folder from a thread until it is closed."""
+
+    def __init__(self, title: str, folder: Path, rounds: int, console: Console) -> None:
+        self._title, self._folder, self._rounds, self._console = title, folder, rounds, console
+        self._stop = threading.Event()
+        self._started = time.monotonic()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._shown = 0
+
+    def __enter__(self) -> "Follower":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        if not self._console.is_terminal:
+            self._console.print(f"{self._title}: starting")
+            for rows in self._news():
+                for row in rows[self._shown :]:
+                    self._console.print(_line(row, self._metric(), self._rounds), soft_wrap=True)
+                self._shown = len(rows)
+            return
+        with Live(self._table([]), console=self._console, refresh_per_second=4) as live:
+            for rows in self._news():
+                live.update(self._table(rows))
+
+    def _news(self) -> Iterator[list[dict[str, Any]]]:
+        while not self._stop.wait(REFRESH_SECONDS):
+            yield read_rounds(self._folder)
+        yield read_rounds(self._folder)
+
+    def _metric(self) -> str:
+        return str(read_json(self._folder / "config.json")["metric"])
+
+    def _table(self, rows: list[dict[str, Any]]) -> Table:
+        elapsed = time.monotonic() - self._started
+        state = f"round {rows[-1]['round']}/{self._rounds}" if rows else "starting: model, data, handshake"
+        table = Table(title=f"{self._title}   {state}   {elapsed:.0f} s", title_justify="left")
+        metric = self._metric() if rows else "metric"
+        for name in ("round", metric, "train loss", "valid clients", "up, bytes", "down, bytes", "seconds"):
+            table.add_column(name, justify="right")
+        for row in rows[-12:]:
+            table.add_row(*_cells(row, metric))
+        for row in rows:
+            for client, reason in row["rejections"].items():
+                table.add_row(str(row["round"]), f"[red]client {client} rejected[/red]", reason)
+        return table
+
+
+def _cells(row: dict[str, Any], metric: str) -> list[str]:
+    return [
+        str(row["round"]),
+        f"{row['metrics'][metric]:.4f}",
+        f"{row['train_loss']:.4f}",
+        f"{row['clients_valid']}/{row['clients_asked']}",
+        f"{row['payload_up']:,}",
+        f"{row['payload_down']:,}",
+        f"{row['seconds']:.1f}",
+    ]
+
+
+def _line(row: dict[str, Any], metric: str, rounds: int) -> str:
+    number, value, loss, clients, up, down, seconds = _cells(row, metric)
+    text = f"round {number}/{rounds}  {metric} {value}  loss {loss}  clients {clients}"
+    text += f"  up {up} B  down {down} B  {seconds} s"
+    for client, reason in row["rejections"].items():
+        text += f"\n  client {client} rejected: {reason}"
+    return text
+
+
+@contextmanager
+def quiet_log() -> Iterator[None]:
+    """Keep the server's own round lines off the screen while a `Follower` shows the same rows."""
+    import logging
+
+    log = logging.getLogger("fedasym")
+    handler = logging.NullHandler()
+    log.addHandler(handler)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)

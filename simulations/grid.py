@@ -1,0 +1,103 @@
+"""An in-process Flower Grid: the same ServerApp and ClientApp, without Ray, processes or sockets.
+
+Clients run on a pool of threads, each with its own model. Messages are handed over as Flower hands them: content only,
+by copy. The one place that touches a private part of Flower (a task's identity, without which messages cannot be made).
+"""
+
+import copy
+import itertools
+from collections.abc import Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedasym.settings import Value
+
+RUN_ID, SERVER_NODE = 1, 1
+
+
+class InProcessGrid(Grid):
+    """A grid of ``num_nodes`` nodes served by ``workers`` threads of this process.
+
+    Args:
+        client_app: what each node runs.
+        run_config: the run config that clients see.
+        num_nodes: nodes, with ``partition-id`` 0 to num_nodes - 1.
+        workers: threads; results do not depend on it.
+    """
+
+    def __init__(self, client_app: ClientApp, run_config: dict[str, Value], num_nodes: int, workers: int = 1) -> None:
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, SERVER_NODE, 1
+        self._app = client_app
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="client")
+        self._ids = itertools.count(1)
+        self._replies: dict[str, Future[Message]] = {}
+        self._contexts = {
+            node: Context(
+                RUN_ID, node, {"partition-id": k, "num-partitions": num_nodes}, RecordDict(), dict(run_config)
+            )
+            for k, node in enumerate(range(100, 100 + num_nodes))
+        }
+
+    def __enter__(self) -> "InProcessGrid":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def set_run(self, run: Run) -> None:
+        """Not used: the run is fixed."""
+        raise NotImplementedError("an in-process grid has one run")
+
+    @property
+    def run(self) -> Run:
+        """Return Flower's description of the one run."""
+        return Run.create_empty(RUN_ID)
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Make a message, as ``Message(...)`` does."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the ids of all nodes; they are all there from the start."""
+        return list(self._contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Hand messages to the nodes' threads and return their ids."""
+        ids = []
+        for message in messages:
+            name = f"message-{next(self._ids)}"
+            message.metadata.__dict__["_message_id"] = name
+            self._replies[name] = self._pool.submit(self._answer, message)
+            ids.append(name)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies that are there; wait for the first if none is."""
+        waiting = {name: self._replies[name] for name in message_ids if name in self._replies}
+        done, _ = wait(waiting.values(), return_when=FIRST_COMPLETED)
+        return [self._replies.pop(name).result() for name, reply in waiting.items() if reply in done]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Send messages and return all replies, in the order they were sent."""
+        waiting = [self._replies.pop(name) for name in self.push_messages(messages)]
+        return [reply.result(timeout) for reply in waiting]
+
+    def _answer(self, message: Message) -> Message:
+        received = copy.copy(message)
+        received.__dict__["_content"] = copy.copy(message.content)
+        try:
+            return self._app(received, self._contexts[message.metadata.dst_node_id])
+        except Exception as error:  # what Flower's engines do with an exception of a ClientApp
+            return Message(Error(code=2, reason=f"{type(error)}:<'{error}'>"), reply_to=message)

@@ -1,0 +1,57 @@
+"""One run: settings from a TOML file and the command line, an engine, a display."""
+
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fedasym.methods import METHODS
+from fedasym.settings import Settings, from_run_config
+from simulations.display import quiet_log, show
+from simulations.flower import run_flower
+from simulations.local import run_local
+
+ENGINES = {"local": run_local, "flower": run_flower}
+
+
+def read_settings(config: Path | None, overrides: list[str], out: Path | None) -> Settings:
+    """Combine a TOML file of settings, ``key=value`` overrides and a run folder.
+
+    Raises:
+        ValueError: unknown keys, bad values, or an override that is not ``key=value``.
+        FileNotFoundError: no such TOML file.
+    """
+    values: dict[str, Any] = {}
+    if config:
+        if not config.exists():
+            raise FileNotFoundError(f"there is no settings file {config}")
+        values = tomllib.loads(config.read_text())
+    for text in overrides:
+        key, equals, raw = text.partition("=")
+        if not equals:
+            raise ValueError(f"--set {text!r} is not key=value")
+        values[key.strip()] = _value(raw.strip())
+    if out:
+        values["out"] = str(out)
+    if not values.get("out"):
+        stem = config.stem if config else str(values.get("method", "asymmetric"))
+        values["out"] = f"runs/{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    values["out"] = str(Path(values["out"]).expanduser().absolute())
+    return from_run_config(values)
+
+
+def _value(raw: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        return raw
+
+
+def run(settings: Settings, engine: str, workers: int, console: Console) -> Path:
+    """Run one federation with its display and return its folder."""
+    folder = Path(settings.out)
+    title = f"{METHODS[settings.method].label}, {settings.task}, {settings.num_clients} clients, {settings.split}"
+    with quiet_log(), show(title, folder, settings.num_rounds, console):
+        return ENGINES[engine](settings, workers)

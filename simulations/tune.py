@@ -1,0 +1,102 @@
+"""Tune the local optimizer of each method: one grid for all, on a cut of the training data.
+
+``python -m simulations tune`` runs what is not yet in results/tuning.jsonl, one line a cell, and prints the
+winners. The test set is not read: each cell is judged on 1,000 sentences cut off the training data, by the mean
+accuracy of its last three rounds.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fedasym.record import read_rounds, versions
+from fedasym.settings import Settings
+from simulations.local import run_local
+from simulations.run import read_settings
+
+RESULTS = Path(__file__).parent / "results" / "tuning.jsonl"
+METHODS = ("asymmetric", "lora")
+GRID = [
+    *({"optimizer": "sgd", "lr": lr, "head-lr": 0.5} for lr in (0.1, 0.3, 1.0, 3.0)),
+    *({"optimizer": "adamw", "lr": lr, "head-lr": 1e-3} for lr in (1e-3, 3e-3)),
+]
+FIXED = {"validation-cut": 1000, "num-rounds": 6}
+
+
+def tune(work: Path, workers: int, console: Console, shard: int, shards: int) -> None:
+    """Run the cells that have no line yet, then print every cell and mark the winners.
+
+    Args:
+        work: folder for the runs; a finished cell's is removed.
+        workers: clients at the same time.
+        console: where to show it.
+        shard: run only every ``shards``-th cell, starting at this one.
+        shards: how many processes share the grid.
+    """
+    cells = [{"method": method, **cell} for cell in GRID for method in METHODS]
+    for cell in cells[shard::shards]:
+        if _key(cell) in {_key(line["cell"]) for line in read_lines(RESULTS)}:
+            continue
+        name = "-".join(str(value) for value in cell.values())
+        folder = (work / name).absolute()
+        settings = read_settings(
+            None, [f"{key}={json.dumps(value)}" for key, value in {**cell, **FIXED}.items()], folder
+        )
+        run_local(settings, workers)
+        line = result_line(cell, folder, settings)
+        with RESULTS.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        shutil.rmtree(folder)
+        console.print(f"{name}: {line['score']:.4f}")
+    console.print(_table(read_lines(RESULTS)))
+
+
+def result_line(cell: dict[str, Any], folder: Path, settings: Settings) -> dict[str, Any]:
+    """Return the raw line of a finished cell; ``score`` is the mean metric of the last three rounds."""
+    rounds = read_rounds(folder)
+    values = [row["metrics"]["accuracy"] for row in rounds]
+    return {
+        "cell": cell,
+        "score": sum(values[-3:]) / len(values[-3:]),
+        "accuracy": values,
+        "train_loss": [row["train_loss"] for row in rounds],
+        "mismatch": [row["mismatch"] for row in rounds],
+        "payload_up_per_client_round": rounds[0]["payload_up"] / rounds[0]["clients_valid"],
+        "seconds": round(sum(row["seconds"] for row in rounds), 1),
+        "settings": {**settings.resolved().run_config(), "out": ""},
+        "versions": versions(),
+    }
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a results file; none if it does not exist."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _key(cell: dict[str, Any]) -> str:
+    return json.dumps(cell, sort_keys=True)
+
+
+def _table(lines: list[dict[str, Any]]) -> Table:
+    table = Table(title="accuracy on the cut, mean of the last three rounds")
+    for name in ("method", "optimizer", "lr", "head lr", "score", "last rounds"):
+        table.add_column(name)
+    best = {m: max((x["score"] for x in lines if x["cell"]["method"] == m), default=0.0) for m in METHODS}
+    for line in sorted(lines, key=lambda x: (x["cell"]["method"], -x["score"])):
+        cell = line["cell"]
+        mark = " *" if line["score"] == best[cell["method"]] else ""
+        last = " ".join(f"{value:.3f}" for value in line["accuracy"][-3:])
+        row = (
+            cell["method"],
+            cell["optimizer"],
+            f"{cell['lr']:g}",
+            f"{cell['head-lr']:g}",
+            f"{line['score']:.4f}{mark}",
+            last,
+        )
+        table.add_row(*row)
+    return table
