@@ -74,6 +74,7 @@ def main() -> None:
         "flwr": version("flwr"),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
+        "load_average": round(os.getloadavg()[0], 2),
         "replies": count,
         "values": size,
         "repeats": arguments.repeats,

@@ -42,6 +42,7 @@ def main() -> None:
         "numpy": np.__version__,
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
+        "load_average": round(os.getloadavg()[0], 2),
         "repeats": arguments.repeats,
     }
     for model, (layers, d_in, rank) in MODELS.items():

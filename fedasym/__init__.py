@@ -4,14 +4,26 @@ LoRA adapts a frozen weight as ``W x + s·B A x``. A may stay random and frozen;
 arXiv 2402.16842). Every client draws the same A from a common seed, so A is never sent; only B trains and travels;
 and the mean of the B is exactly the mean of the updates.
 
-The public names below need NumPy and PyTorch only; Flower is known to `fedasym.wire`, transformers to
-`fedasym.model` and `fedasym.data`.
+The public names below need NumPy and, those of `fedasym.lora`, PyTorch; each is imported when first used. Flower is
+known to `fedasym.wire` alone, transformers to `fedasym.model`.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-from fedasym.average import ExactMean
-from fedasym.lora import adapt, load, merged_copy, read, trainable
-from fedasym.projection import fingerprint, frozen_A
+if TYPE_CHECKING:
+    from fedasym.average import ExactMean
+    from fedasym.lora import adapt, load, merged_copy, read, trainable
+    from fedasym.projection import fingerprint, frozen_A
 
 __all__ = ["ExactMean", "adapt", "fingerprint", "frozen_A", "load", "merged_copy", "read", "trainable"]
+
+_HOMES = {"ExactMean": "average", "frozen_A": "projection", "fingerprint": "projection"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'fedasym' has no attribute {name!r}")
+    return getattr(import_module(f"fedasym.{_HOMES.get(name, 'lora')}"), name)

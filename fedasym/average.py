@@ -172,8 +172,9 @@ class _BinnedSum:
         over = np.empty(self.size)
         for index in sorted(self.bins):
             _round_to_multiple(self.bins[index], _LOWEST + _WIDTH * (index + 1), out=over)
-            self.bins[index] -= over
-            self._bin(index + 1)[:] += over
+            if over.any():
+                self.bins[index] -= over
+                self._bin(index + 1)[:] += over
         self.adds = 1  # each bin now holds at most one addition's worth
 
     def divided_by(self, total: int) -> Float32:

@@ -5,6 +5,7 @@ drawing one more number for one purpose never moves another purpose's numbers.
 """
 
 import hashlib
+import operator
 
 import numpy as np
 
@@ -16,11 +17,14 @@ def stream_key(seed: int, *purpose: str | int) -> int:
     it depends on nothing but its arguments (not on ``PYTHONHASHSEED``, process or machine).
 
     Args:
-        seed: the run's seed, any integer.
+        seed: the run's seed, any integer (NumPy's integers count as Python's).
         *purpose: what the stream is for, e.g. ``"batches", round, client``.
 
     Returns:
         An integer below 2**128.
+
+    Raises:
+        TypeError: a part that is neither text nor an integer.
 
     >>> stream_key(0, "batches", 1, 2) == stream_key(0, "batches", 1, 2)
     True
@@ -29,7 +33,7 @@ def stream_key(seed: int, *purpose: str | int) -> int:
     """
     digest = hashlib.sha256()
     for part in (seed, *purpose):
-        text = f"{type(part).__name__}:{part}".encode()
+        text = (f"str:{part}" if isinstance(part, str) else f"int:{operator.index(part)}").encode()
         digest.update(len(text).to_bytes(4, "little") + text)
     return int.from_bytes(digest.digest()[:16], "little")
 

@@ -31,14 +31,13 @@ def write_adapter(folder: Path, built: Built, settings: Settings) -> None:
         settings: resolved settings it was built from.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    merged = lora.merged_copy(built.model)
     seeded = {name.rpartition(".")[0] for name in built.seeded}
     trained = {name for name, m in built.model.named_modules() if isinstance(m, lora.TrainedLinear)}
     whole = sorted(seeded | trained)
     pooled = isinstance(built.model, MeanPooledClassifier)
     if pooled:
         whole.remove(built.output)
-        write_atomic(folder / "output.safetensors", to_safetensors(_float32(merged, built.output)))
+        write_atomic(folder / "output.safetensors", to_safetensors(_whole(built.model, built.output)))
     prefix = "encoder." if pooled else ""
     tensors: dict[str, Tensor] = {}
     adapters = [(name, layer) for name, layer in lora.adapted_layers(built.model) if name not in whole]
@@ -48,7 +47,7 @@ def write_adapter(folder: Path, built: Built, settings: Settings) -> None:
         tensors[f"{key}.lora_B.weight"] = layer.B.detach().float().contiguous()
     for name in whole:
         key = f"base_model.model.{name.removeprefix(prefix)}"
-        tensors |= {f"{key}.{part}": tensor for part, tensor in _float32(merged, name).items()}
+        tensors |= {f"{key}.{part}": tensor for part, tensor in _whole(built.model, name).items()}
     config: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "FEATURE_EXTRACTION" if pooled else None,
@@ -67,6 +66,11 @@ def write_adapter(folder: Path, built: Built, settings: Settings) -> None:
     write_atomic(folder / "adapter_model.safetensors", to_safetensors(tensors, metadata={"format": "pt"}))
 
 
-def _float32(model: torch.nn.Module, name: str) -> dict[str, Tensor]:
+def _whole(model: torch.nn.Module, name: str) -> dict[str, Tensor]:
+    """Return a layer's weight and bias in float32, its adapter merged."""
     module = model.get_submodule(name)
-    return {key: value.detach().float().contiguous() for key, value in module.state_dict().items()}
+    if isinstance(module, lora.AdaptedLinear):
+        tensors = {**module.base.state_dict(), "weight": lora.merged_weight(module)}
+    else:
+        tensors = dict(module.state_dict())
+    return {key: value.detach().float().contiguous() for key, value in tensors.items()}

@@ -74,6 +74,7 @@ class TrainedLinear(nn.Module):
         self.weight = nn.Parameter(base.weight.detach().float().clone())
         self.bias = None if base.bias is None else nn.Parameter(base.bias.detach().float().clone())
         self.travels = travels
+        self.base_dtype = base.weight.dtype  # of the layer it stands for
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., d_in)`` to float32 ``(..., d_out)``."""
@@ -109,25 +110,47 @@ def adapt(
         The adapted layers' paths, sorted.
 
     Raises:
-        ValueError: an unknown scaling or factors, a model that is adapted already, or a target that
-            matches no linear layer.
+        ValueError: an unknown scaling or factors, a rank below 1 or too large for a layer and kind, a model that is
+            adapted already or is itself one linear layer, a linear layer that stands at two paths, or a target
+            or an exclusion that matches no linear layer. The model is then as it was.
     """
+    if rank < 1:
+        raise ValueError(f"rank {rank} is below 1; the adapter needs at least one row of A")
     if scaling not in SCALINGS:
         raise ValueError(f"scaling {scaling!r} is unknown; use one of {', '.join(SCALINGS)}")
     if factors not in FACTORS:
         raise ValueError(f"factors {factors!r} is unknown; use 'B' or 'AB'")
     if any(isinstance(module, AdaptedLinear) for module in model.modules()):
         raise ValueError("the model is adapted already; build a fresh one or use merged_copy first")
-    left_out = set(exclude)
-    linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in left_out}
+    linears = _linears(model)
+    for name in [exclude] if isinstance(exclude, str) else exclude:
+        if linears.pop(name, None) is None:
+            raise ValueError(f"exclude names {name!r}, which is no linear layer of the model; give full paths")
     chosen = _match(linears, targets)
+    drawn = {name: torch.from_numpy(frozen_A(seed, name, rank, linears[name].in_features, kind)) for name in chosen}
     scale = alpha / rank if scaling == "alpha/r" else alpha / math.sqrt(rank)
     model.requires_grad_(False)
     for name in chosen:
         base = linears[name]
-        A = torch.from_numpy(frozen_A(seed, name, rank, base.in_features, kind))
-        place(model, name, AdaptedLinear(base, A.to(base.weight.device), scale, factors == "AB"))
+        place(model, name, AdaptedLinear(base, drawn[name].to(base.weight.device), scale, factors == "AB"))
     return chosen
+
+
+def _linears(model: nn.Module) -> dict[str, nn.Linear]:
+    """Return the linear layers by path; refuse those that an adapter at one path would not wholly cover."""
+    if isinstance(model, nn.Linear):
+        raise ValueError("the model is one torch.nn.Linear, which cannot be replaced in place; wrap it in a module")
+    found: dict[str, nn.Linear] = {}
+    first: dict[nn.Module, str] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, nn.Linear):
+            if module in first:
+                raise ValueError(
+                    f"one linear layer stands at {first[module]!r} and {name!r}; such sharing is not adapted"
+                )
+            first[module] = name
+            found[name] = module
+    return found
 
 
 def _match(linears: Mapping[str, nn.Linear], targets: str | Sequence[str]) -> list[str]:
@@ -210,7 +233,8 @@ def load(parameters: Mapping[str, Tensor], matrices: Mapping[str, Float32]) -> N
 def merged_copy(model: nn.Module) -> nn.Module:
     """Return a copy with ``W + s · B A`` in plain linear layers; the model itself is not touched.
 
-    The product is formed in float64 and rounded once to W's dtype.
+    The sum is formed in float64 and rounded once to W's dtype; fully trained layers take the dtype of the layer they
+    stand for.
 
     Raises:
         TypeError: a base layer is not a plain ``torch.nn.Linear`` (e.g. quantised), whose weight cannot
@@ -221,16 +245,28 @@ def merged_copy(model: nn.Module) -> nn.Module:
         if type(layer.base) is not nn.Linear:
             raise TypeError(f"{name}: cannot merge into a {type(layer.base).__name__}; keep the adapter apart")
         with torch.no_grad():
-            update = layer.scale * (layer.B.double() @ layer.A.double())
-            layer.base.weight.copy_(layer.base.weight.double() + update)
+            layer.base.weight.copy_(merged_weight(layer))
         place(merged, name, layer.base)
     for name, module in list(merged.named_modules()):
         if isinstance(module, TrainedLinear):
             d_out, d_in = module.weight.shape
-            plain = nn.Linear(d_in, d_out, bias=module.bias is not None)
+            plain = nn.utils.skip_init(  # type: ignore[no-untyped-call]  # draws nothing from the global generator
+                nn.Linear,
+                d_in,
+                d_out,
+                bias=module.bias is not None,
+                device=module.weight.device,
+                dtype=module.base_dtype,
+            )
             plain.load_state_dict(module.state_dict())
             place(merged, name, plain)
     return merged.requires_grad_(False)
+
+
+def merged_weight(layer: AdaptedLinear) -> Tensor:
+    """Return ``W + s · B A`` in float64, shape ``(d_out, d_in)``."""
+    base: Tensor = layer.base.weight  # type: ignore[assignment]
+    return base.detach().double() + layer.scale * (layer.B.detach().double() @ layer.A.detach().double())
 
 
 def fingerprint_A(model: nn.Module, kind: str) -> str:
@@ -244,10 +280,13 @@ def fingerprint_base(model: nn.Module) -> str:
     SHA-256 over names (as before adapting), shapes, dtypes and bytes; non-persistent buffers are left out.
     """
     moving = trainable(model).keys() | local_only(model).keys()
+    own_name = {
+        f"{layer}.base.{key}": f"{layer}.{key}" for layer, m in adapted_layers(model) for key in m.base.state_dict()
+    }
     frozen = {}
     for name, tensor in model.state_dict().items():
         if name not in moving:
             raw = tensor.detach().cpu().contiguous()
             bytes_of = raw.reshape(-1).view(torch.uint8).numpy()
-            frozen[f"{name.replace('.base.', '.')}|{raw.dtype}|{tuple(raw.shape)}"] = bytes_of
+            frozen[f"{own_name.get(name, name)}|{raw.dtype}|{tuple(raw.shape)}"] = bytes_of
     return fingerprint(frozen, "base")

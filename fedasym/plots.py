@@ -138,9 +138,7 @@ def draw_clients(sizes: Sequence[int], classes: Sequence[str], counts: Sequence[
     return _png(figure)
 
 
-def _most_frequent(
-    classes: Sequence[str], counts: Sequence[Sequence[int]]
-) -> tuple[list[str], list[list[int]]]:
+def _most_frequent(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> tuple[list[str], list[list[int]]]:
     """Return names and columns of all classes; of too many, the most frequent and the rest together."""
     columns = [[row[label] for row in counts] for label in range(len(classes))]
     if len(classes) <= _CLASSES:

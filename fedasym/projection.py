@@ -104,10 +104,9 @@ def fingerprint(matrices: Mapping[str, NDArray[np.generic]], kind: str) -> str:
     """
     digest = hashlib.sha256(kind.encode() + b"\0")
     for name in sorted(matrices):
-        array = np.ascontiguousarray(matrices[name])
-        little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        array = np.asarray(matrices[name])
         digest.update(f"{name}\0{array.shape}\0{array.dtype.name}\0".encode())
-        digest.update(little.data)
+        digest.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
     return digest.hexdigest()
 
 

@@ -273,8 +273,7 @@ def _page(runs: Sequence[_Run], figures: Mapping[str, tuple[str, bytes]]) -> str
         for name, (caption, png) in figures.items()
     )
     commands = "\n".join(
-        (f"<p>{escape(run.name)}:</p>" if len(runs) > 1 else "")
-        + f"<pre>{escape(run_command(run.settings))}</pre>"
+        (f"<p>{escape(run.name)}:</p>" if len(runs) > 1 else "") + f"<pre>{escape(run_command(run.settings))}</pre>"
         for run in runs
     )
     settings = [{key.replace("_", "-"): value for key, value in run.settings.items()} for run in runs]
@@ -412,8 +411,8 @@ def _facts_html(runs: Sequence[_Run], columns: Sequence[Mapping[str, Any]], abou
 _NOTE = (
     "Bytes are payload: float32 values, 4 B each; 1 kB = 10³ B, 1 MB = 10⁶ B. Messages are the whole run's "
     "bytes as serialised. Saving is 1 − bytes / bytes of standard LoRA, per client and round, as measured; "
-    "adapters only leaves out the output layer. Mismatch is how far what is broadcast is from the mean of the "
-    "clients' updates, relative to that mean, in the worst round."
+    "adapters only leaves out the output layer. Mismatch is how far what is broadcast is from the mean of "
+    "the clients' updates, relative to that mean, in the worst round."
 )
 
 _STYLE = """

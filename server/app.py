@@ -118,6 +118,8 @@ def _next_round(
     result = run_round(grid, nodes, bench.contract, A, state.matrices, state.round + 1, settings)
     for client, reason in sorted(result.rejected.items()):
         log.warning("round %d: client %d rejected: %s", result.number, client, reason)
+    for warning in result.warnings:
+        log.warning("round %d: %s", result.number, warning)
     matrices, optimizer = server_step(state.matrices, result.mean, state.optimizer, settings)
     wire.check(matrices, bench.contract.schema)
     row = _row(result, bench, matrices, time.perf_counter() - started)
@@ -154,6 +156,7 @@ def _row(result: Round, bench: Bench, matrices: dict[str, wire.Float32], seconds
         "clients_asked": len(result.asked),
         "clients_valid": len(result.metrics),
         "clients_rejected": len(result.rejected),
+        "warnings": result.warnings,
         "rejections": {str(client): reason for client, reason in sorted(result.rejected.items())},
         "train_loss": result.train_loss(),
         "metrics": metrics,

@@ -38,7 +38,8 @@ class Round:
 
     number: int
     asked: list[int]
-    rejected: dict[int, str] = field(default_factory=dict)
+    rejected: dict[int, str] = field(default_factory=dict)  # reason by client
+    warnings: list[str] = field(default_factory=list)  # what was left out of a client that does count
     metrics: dict[int, dict[str, float]] = field(default_factory=dict)  # of valid replies, by client
     payload_down: int = 0
     payload_up: int = 0
@@ -98,9 +99,10 @@ def run_round(
     total = ExactMean()
     kept: dict[int, tuple[int, Matrices]] = {}  # only where A trains: the meter needs every pair
     for client, reply in _replies(grid, pending, settings.round_timeout):
+        if client in result.metrics or client in result.rejected:
+            result.warnings.append(f"client {client} was seen twice in this round; its later reply does not count")
+            continue
         try:
-            if client in result.metrics or client in result.rejected:
-                raise Rejection("it replied twice in this round; the later reply does not count")
             result.message_up += wire.message_bytes(reply)
             weight, update, metrics = check_reply(reply, client, number, contract, sent)
         except Rejection as error:

@@ -91,12 +91,23 @@ def _wait(run_id: str, environment: dict[str, str], log_file: Path, summary: Pat
             if status == "finished:completed":
                 return
             if status.startswith("finished"):
-                raise FlowerError(
-                    f"Flower's run {run_id} ended as {status!r}; the end of {log_file}:\n{_tail(log_file)}"
-                )
+                _keep_run_log(run_id, environment, log_file)
+                raise FlowerError(f"Flower's run ended as {status!r}; the end of {log_file}:\n{_tail(log_file)}")
     except KeyboardInterrupt:
         _flwr(["stop", run_id, _CONNECTION], environment)
         raise
+
+
+def _keep_run_log(run_id: str, environment: dict[str, str], log_file: Path) -> None:
+    """Append what the ServerApp printed, its traceback included, to our log."""
+    with log_file.open("ab") as log:
+        command = [_tool("flwr"), "log", run_id, _CONNECTION, "--show"]
+        subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False)
+
+
+def _tool(name: str) -> str:
+    """Return the path of a command that is installed beside this Python."""
+    return str(Path(sys.executable).with_name(name))
 
 
 def _written(path: Path) -> int:
@@ -105,7 +116,7 @@ def _written(path: Path) -> int:
 
 def _flwr(arguments: list[str], environment: dict[str, str]) -> Any:
     """Call Flower's command line and return its JSON answer."""
-    command = [str(Path(sys.executable).with_name("flwr")), *arguments, "--format", "json"]
+    command = [_tool("flwr"), *arguments, "--format", "json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     start = done.stdout.find("{")
     answer = json.loads(done.stdout[start:]) if start >= 0 else {}
@@ -117,15 +128,15 @@ def _flwr(arguments: list[str], environment: dict[str, str]) -> Any:
 @contextmanager
 def _superlink(home: Path, log_file: Path) -> Iterator[dict[str, str]]:
     """Start a SuperLink on a free loopback port; yield the environment to reach it; end it and all it started."""
-    port, control = _free_port(), _free_port()
+    port = _free_port()
     environment = {**os.environ, **QUIET, "FLWR_HOME": str(home)}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
     connection = f'[superlink]\ndefault = "{_CONNECTION}"\n\n[superlink.{_CONNECTION}]\naddress = "127.0.0.1:{port}"\n'
     (home / "config.toml").write_text(connection + "insecure = true\n")
     command = [
-        str(Path(sys.executable).with_name("flower-superlink")),
+        _tool("flower-superlink"),
         "--insecure", "--simulation", "--isolation", "subprocess",
-        "--control-api-address", f"127.0.0.1:{control}", "--host", "127.0.0.1", "--port", str(port),
+        "--host", "127.0.0.1", "--port", str(port),
         "--database", str(home / "state.db"),
     ]  # fmt: skip
     with log_file.open("ab") as log:

@@ -77,7 +77,7 @@ class InProcessGrid(Grid):
         """Hand messages to the nodes' threads and return their ids."""
         ids = []
         for message in messages:
-            name = f"message-{next(self._ids)}"
+            name = f"{next(self._ids):064x}"  # as long as Flower's, which are SHA-256
             message.metadata.__dict__["_message_id"] = name
             self._replies[name] = self._pool.submit(self._answer, message)
             ids.append(name)

@@ -40,9 +40,7 @@ def train(model, seed, steps) -> None:
 
 
 @pytest.mark.parametrize(("scaling", "scale"), [("alpha/r", 1.25), ("alpha/sqrt(r)", 2.5)])
-def test_the_output_is_the_original_bit_for_bit_at_B_zero_and_then_W_x_plus_s_B_A_x(
-    net, scaling, scale
-) -> None:
+def test_with_B_zero_the_model_is_the_original_and_then_W_x_plus_s_B_A_x(net, scaling, scale) -> None:
     dense, x = copy.deepcopy(net), torch.randn(5, 7, 12)
     assert lora.adapt(net, rank=4, alpha=5.0, seed=7, scaling=scaling) == LINEARS
     assert torch.equal(net(x), dense(x))
@@ -163,8 +161,6 @@ def test_load_is_strict_and_all_or_nothing(net) -> None:
         with pytest.raises(ValueError, match=words):
             lora.load(B, wrong)
         assert not any(m.any() for m in lora.read(B).values())
-    lora.load(B, fine)
-    assert fingerprint(lora.read(B), "") == fingerprint(fine, "")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

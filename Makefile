@@ -1,0 +1,43 @@
+# fedasym: bare `make` prints the targets. Everything runs in .venv, which `make` sets up when needed.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.ready
+export HF_HUB_DISABLE_TELEMETRY = 1
+export TOKENIZERS_PARALLELISM = false
+export FLWR_TELEMETRY_ENABLED = 0
+export FLWR_DISABLE_UPDATE_CHECK = 1
+export RAY_USAGE_STATS_ENABLED = 0
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check-slow benchmarks clean
+
+help:  ## print these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## create .venv with the tested versions
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "fedasym needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12"; exit 1; }
+	@echo "setting up .venv (once; torch and ray are large)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]' \
+		|| { echo "set-up failed: see pip's message above"; exit 1; }
+	@touch $@
+
+demo: $(STAMP)  ## federate MiniLM on movie reviews: B only, then standard LoRA, side by side
+	@$(BIN)/python -m simulations demo
+
+test: $(STAMP)  ## lint, types and all tests but the slow ones
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow"
+
+check-slow: $(STAMP)  ## the slow tests: killed and resumed through Flower, long runs
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+
+benchmarks: $(STAMP)  ## measure speed; raw lines go to benchmarks/results/
+	@for script in benchmarks/*.py; do echo "$$script"; $(BIN)/python $$script || exit 1; done
+
+clean:  ## remove runs, caches and .venv
+	rm -rf .venv runs dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,127 @@
+"""The same run gives the same bits in every engine, with any number of workers and nodes."""
+
+import json
+from pathlib import Path
+
+import pytest
+from flwr.app import Context, RecordDict
+from world import tiny_settings
+
+from clients.app import app as client_app
+from fedasym.record import read_json, read_rounds
+from fedasym.settings import Settings, from_run_config
+from server.app import app as server_app
+from simulations.flower import FlowerError, run_flower
+from simulations.grid import RUN_ID, SERVER_NODE, InProcessGrid
+from simulations.local import run_local
+
+DEMO = {"num-rounds": 2, "local-steps": 2, "num-clients": 4}  # the real MiniLM and reviews, few steps
+
+
+def digests(folder: Path) -> list[str]:
+    return [row["digest"] for row in read_rounds(folder)]
+
+
+def demo_settings(out: Path, **more: object) -> Settings:
+    return from_run_config({**DEMO, **more, "out": str(out)})
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_local(demo_settings(tmp_path_factory.mktemp("reference") / "run"), workers=1)
+
+
+def test_two_runs_in_process_give_the_same_bits_and_the_same_record(reference: Path, tmp_path: Path) -> None:
+    again = run_local(demo_settings(tmp_path / "again"), workers=1)
+    timeless = [{**row, "seconds": 0} for row in read_rounds(again)]
+    assert timeless == [{**row, "seconds": 0} for row in read_rounds(reference)]
+
+
+def test_two_concurrent_clients_in_process_give_the_same_bits(reference: Path, tmp_path: Path) -> None:
+    assert digests(run_local(demo_settings(tmp_path / "two"), workers=2)) == digests(reference)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_flowers_engine_gives_the_same_bits(reference: Path, tmp_path: Path, workers: int) -> None:
+    folder = run_flower(demo_settings(tmp_path / "flower"), workers)
+    assert digests(folder) == digests(reference)
+    here, there = read_json(folder / "config.json"), read_json(reference / "config.json")
+    here["settings"]["out"] = there["settings"]["out"] = ""
+    assert here == there
+    assert (folder / "adapter" / "adapter_model.safetensors").read_bytes() == (
+        reference / "adapter" / "adapter_model.safetensors"
+    ).read_bytes()
+
+
+def test_fewer_nodes_than_clients_give_the_same_bits(tmp_path: Path) -> None:
+    whole = run_local(tiny_settings(tmp_path, out=str(tmp_path / "four")), workers=1)
+    config = tiny_settings(tmp_path, out=str(tmp_path / "two")).run_config()
+    with InProcessGrid(client_app, config, num_nodes=2) as grid:
+        server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(config)))
+    assert digests(tmp_path / "two") == digests(whole)
+
+
+def test_another_seed_gives_other_bits(tmp_path: Path) -> None:
+    one = run_local(tiny_settings(tmp_path, out=str(tmp_path / "one"), num_rounds=1), workers=1)
+    two = run_local(tiny_settings(tmp_path, out=str(tmp_path / "two"), num_rounds=1, seed=1), workers=1)
+    assert digests(one) != digests(two)
+
+
+def test_a_run_leaves_everything_a_run_leaves(reference: Path) -> None:
+    names = {path.name for path in reference.iterdir()}
+    assert {"config.json", "rounds.jsonl", "summary.json", "adapter", "report.html", "plots"} <= names
+    summary = read_json(reference / "summary.json")
+    last = json.loads((reference / "rounds.jsonl").read_text().splitlines()[-1])
+    assert summary["digest"] == last["digest"]
+    assert summary["final"] == last["metrics"]["accuracy"]
+    config = read_json(reference / "config.json")
+    assert summary["payload_up_per_client_round"] == 4 * config["trainable_values"]
+    assert summary["payload_down_per_client_round"] == 4 * config["trainable_values"]
+
+
+def test_only_B_and_the_output_layer_travel_each_way(reference: Path) -> None:
+    config = read_json(reference / "config.json")
+    names = [name for name, _ in json.loads(config["contract"])["schema"]]
+    assert all(name.endswith(".B") or name.startswith("output.") for name in names)
+    for row in read_rounds(reference):
+        for way in ("up", "down"):
+            payload, message = row[f"payload_{way}"], row[f"message_{way}"]
+            assert payload == 4 * config["trainable_values"] * row["clients_asked"]
+            assert payload < message < payload + 4000 * row["clients_asked"]  # metadata of a few kB a message
+
+
+def test_the_mean_of_B_is_the_mean_of_the_updates_and_that_of_A_and_B_is_not(tmp_path: Path) -> None:
+    exact = run_local(tiny_settings(tmp_path, out=str(tmp_path / "b")), workers=1)
+    apart = run_local(tiny_settings(tmp_path, out=str(tmp_path / "ab"), method="lora", lr=0.5), workers=1)
+    # 2**-24 is float32's relative rounding of a value of the mean; rows of A are orthonormal.
+    assert all(row["mismatch"] <= 2**-24 for row in read_rounds(exact))
+    assert all(row["mismatch"] > 1e-4 for row in read_rounds(apart))
+
+
+def test_a_run_that_fails_in_flowers_engine_is_not_called_a_success(tmp_path: Path) -> None:
+    settings = tiny_settings(tmp_path, out=str(tmp_path / "run"), data=str(tmp_path / "nowhere"))
+    with pytest.raises(FlowerError, match="there is no such folder"):
+        run_flower(settings, workers=1)
+
+
+def test_a_head_that_stays_local_never_travels_and_is_judged_at_the_clients(tmp_path: Path) -> None:
+    settings = tiny_settings(tmp_path, out=str(tmp_path / "run"), head="local", client_holdout=0.25)
+    folder = run_local(settings, workers=2)
+    config = read_json(folder / "config.json")
+    assert config["head_values"] == 0
+    for row in read_rounds(folder):
+        assert row["metrics"]["accuracy"] == row["client_metrics"]["accuracy_after"]
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+def test_a_server_optimizer_moves_the_global_B_elsewhere(tmp_path: Path, optimizer: str) -> None:
+    plain = run_local(tiny_settings(tmp_path, out=str(tmp_path / "plain")), workers=1)
+    moved = run_local(tiny_settings(tmp_path, out=str(tmp_path / "moved"), server_optimizer=optimizer), workers=1)
+    assert digests(plain)[-1] != digests(moved)[-1]
+
+
+def test_sampled_clients_are_the_same_in_every_run(tmp_path: Path) -> None:
+    one = run_local(tiny_settings(tmp_path, out=str(tmp_path / "one"), clients_per_round=2), workers=1)
+    two = run_local(tiny_settings(tmp_path, out=str(tmp_path / "two"), clients_per_round=2), workers=2)
+    assert digests(one) == digests(two)
+    assert all(row["clients_asked"] == 2 for row in read_rounds(one))

@@ -1,0 +1,139 @@
+"""What is written is a PEFT adapter: plain transformers and PEFT compute the same logits from it."""
+
+import dataclasses
+import json
+
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from fedasym import lora
+from fedasym.data import collate, load_examples, tokenize
+from fedasym.export import write_adapter
+from fedasym.model import build
+
+FAMILIES = ("bert", "roberta", "distilbert", "bart", "llama")
+
+
+@pytest.fixture
+def case(models, tiny):
+    """Return a function that builds a family with random values in all that trains; it gives settings, model, inputs."""
+
+    def make(family: str, num_labels: int = 3, **more):
+        settings = dataclasses.replace(tiny, model=str(models[family]), **more)
+        built = build(settings, num_labels)
+        chance = np.random.default_rng(1)
+        moving = {**lora.trainable(built.model), **lora.local_only(built.model)}
+        lora.load(moving, {n: chance.standard_normal(p.shape, np.float32) * 0.3 for n, p in moving.items()})
+        examples, _ = load_examples(settings)
+        inputs, _ = collate(built.tokenizer, tokenize(built.tokenizer, examples, 16), [0, 1, 2, 9])
+        return settings, built, inputs
+
+    return make
+
+
+def by_peft(settings, folder, num_labels=3):
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(settings.model, num_labels=num_labels)
+    return peft.PeftModel.from_pretrained(base, folder).eval()
+
+
+def close(one, other) -> None:
+    # float32 roundings of 1e-7 through two layers, on logits of size one, in PEFT's order of the products.
+    torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["output", "full", "frozen", "local"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_transformers_and_peft_compute_the_same_logits_from_the_folder(case, tmp_path, family, head) -> None:
+    settings, built, inputs = case(family, head=head, client_holdout=0.2)
+    write_adapter(tmp_path / "new" / "adapter", built, settings)
+    with torch.no_grad():
+        expected = built.model(**inputs).logits
+        close(by_peft(settings, tmp_path / "new" / "adapter")(**inputs).logits, expected)
+        torch.manual_seed(3)  # whatever transformers draws for the missing head does not matter
+        close(by_peft(settings, tmp_path / "new" / "adapter")(**inputs).logits, expected)
+    assert expected.std() > 0.01  # the random values show in the logits
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"scaling": "alpha/sqrt(r)"},
+        {"method": "lora"},
+        {"targets": "query,value"},
+        {"kind": "block", "rank": 3, "alpha": 5.0},
+    ],
+    ids=lambda more: next(iter(more)),
+)
+def test_scale_factors_targets_and_kind_are_those_of_the_settings(case, tmp_path, more) -> None:
+    settings, built, inputs = case("roberta", **more)
+    write_adapter(tmp_path, built, settings)
+    with torch.no_grad():
+        close(by_peft(settings, tmp_path)(**inputs).logits, built.model(**inputs).logits)
+
+
+def test_a_regression_has_one_output(case, tmp_path) -> None:
+    settings, built, inputs = case("bert", num_labels=1, task="regression", label_column="score")
+    write_adapter(tmp_path, built, settings)
+    with torch.no_grad():
+        close(by_peft(settings, tmp_path, 1)(**inputs).logits, built.model(**inputs).logits)
+
+
+@pytest.mark.parametrize("head", ["output", "frozen"])
+def test_a_mean_pooled_model_is_the_adapted_encoder_and_an_output_layer_beside_it(case, tmp_path, head) -> None:
+    settings, built, inputs = case("bert", pooling="mean", head=head)
+    write_adapter(tmp_path, built, settings)
+    encoder = peft.PeftModel.from_pretrained(transformers.AutoModel.from_pretrained(settings.model), tmp_path).eval()
+    output = load_file(tmp_path / "output.safetensors")
+    assert output.keys() == {"weight", "bias"}
+    with torch.no_grad():
+        hidden, mask = encoder(**inputs).last_hidden_state, inputs["attention_mask"][..., None].float()
+        logits = (hidden * mask).sum(1) / mask.sum(1) @ output["weight"].T + output["bias"]
+        close(logits, built.model(**inputs).logits)
+
+
+def test_the_folder_is_what_peft_writes_itself(case, tmp_path) -> None:
+    settings, built, _ = case("roberta")
+    write_adapter(tmp_path / "ours", built, settings)
+    by_peft(settings, tmp_path / "ours").save_pretrained(tmp_path / "theirs")
+    ours, theirs = (load_file(tmp_path / who / "adapter_model.safetensors") for who in ("ours", "theirs"))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    config = json.loads((tmp_path / "ours" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["bias"]) == (4, 8.0, "none")
+    assert config["base_model_name_or_path"] == settings.model
+    assert set(config["target_modules"]) == set(built.layers) - {"classifier.dense"}
+    assert config["modules_to_save"] == ["classifier.dense", "classifier.out_proj"]
+
+
+def test_A_and_B_are_written_as_they_are(case, tmp_path) -> None:
+    settings, built, _ = case("bert")
+    write_adapter(tmp_path, built, settings)
+    stored = load_file(tmp_path / "adapter_model.safetensors")
+    for name, layer in lora.adapted_layers(built.model):
+        assert torch.equal(stored.pop(f"base_model.model.{name}.lora_A.weight"), layer.A)
+        assert torch.equal(stored.pop(f"base_model.model.{name}.lora_B.weight"), layer.B)
+    assert stored.keys() == {f"base_model.model.classifier.{key}" for key in ("weight", "bias")}
+
+
+def test_writing_changes_neither_the_model_nor_what_an_earlier_write_gave(case, tmp_path) -> None:
+    settings, built, inputs = case("roberta")
+    before, values = built.model(**inputs).logits, lora.read(lora.trainable(built.model))
+    write_adapter(tmp_path, built, settings)
+    first = (tmp_path / "adapter_model.safetensors").read_bytes()
+    write_adapter(tmp_path, built, settings)
+    assert (tmp_path / "adapter_model.safetensors").read_bytes() == first
+    assert torch.equal(built.model(**inputs).logits, before)
+    assert all(np.array_equal(m, values[n]) for n, m in lora.read(lora.trainable(built.model)).items())
+    assert lora.fingerprint_base(built.model) == built.base
+
+
+def test_a_bfloat16_model_exports_an_adapter_of_the_same_model(case, tmp_path) -> None:
+    settings, built, inputs = case("bert", dtype="bfloat16")
+    write_adapter(tmp_path, built, settings)
+    with torch.no_grad():
+        found, expected = by_peft(settings, tmp_path)(**inputs).logits, built.model(**inputs).logits.float()
+    # Two layers of bfloat16 roundings (2^-8 each) against float32, on logits of size one.
+    torch.testing.assert_close(found, expected, atol=0.1, rtol=0)

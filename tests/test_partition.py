@@ -1,0 +1,154 @@
+"""Every split is a partition, the same for the same seed, and its digest knows every text, label and assignment."""
+
+import dataclasses
+import itertools
+import warnings
+
+import numpy as np
+import pytest
+
+from fedasym.data import Examples
+from fedasym.partition import Partition, partition
+from fedasym.settings import Settings
+
+SPLITS = ("iid", "dirichlet:0.5", "pathological:2", "shard:2", "linear", "square", "exponential")
+CLASSES = ("a", "b", "c")
+N = 121  # a prime's square: no number of clients divides it
+
+
+def settings(split: str = "iid", **more) -> Settings:
+    return Settings(**{"num_clients": 4, "min_examples": 2, "split": split, **more})
+
+
+@pytest.fixture
+def examples() -> Examples:
+    return Examples(([f"text {i}" for i in range(N)],), np.random.default_rng(3).integers(0, 3, N), CLASSES)
+
+
+@pytest.fixture
+def scores() -> Examples:
+    return Examples(([f"text {i}" for i in range(N)],), np.linspace(0, 1, N, dtype=np.float32), ())
+
+
+def bits(split: Partition) -> list[bytes]:
+    return [share.tobytes() for share in split.indices]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_split_gives_each_client_examples_of_its_own_sorted_and_within_range(examples, split) -> None:
+    found = partition(examples, settings(split))
+    places = np.concatenate(found.indices)
+    assert len(found.indices) == 4 and len(set(places.tolist())) == len(places)
+    assert places.min() >= 0 and places.max() < N
+    assert all(share.dtype == np.int64 and (np.diff(share) > 0).all() for share in found.indices)
+    assert found.sizes == [len(share) for share in found.indices] and min(found.sizes) >= 2
+    # Shards are of one size, so fewer than 4 * 2 examples are left over; every other split covers all.
+    assert N - len(places) < 8 if split == "shard:2" else len(places) == N
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_label_counts_are_those_of_the_clients_examples(examples, split) -> None:
+    found = partition(examples, settings(split))
+    naive = [[sum(examples.labels[i] == c for i in share) for c in range(3)] for share in found.indices]
+    assert found.label_counts.tolist() == naive
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_same_seed_gives_the_same_split_and_another_seed_another(examples, split) -> None:
+    first, again, other = (partition(examples, settings(split, seed=seed)) for seed in (5, 5, 6))
+    assert bits(first) == bits(again) and first.digest == again.digest
+    assert bits(first) != bits(other) and first.digest != other.digest
+
+
+@pytest.mark.parametrize("split", ["iid", "dirichlet:0.5"])
+def test_a_split_asks_nothing_of_the_global_generators(examples, split) -> None:
+    np.random.seed(1)  # noqa: NPY002 (the global generator is what must not matter)
+    first, state = partition(examples, settings(split)), np.random.get_state()[1].tobytes()  # noqa: NPY002
+    np.random.seed(2)  # noqa: NPY002
+    assert bits(first) == bits(partition(examples, settings(split)))
+    np.random.seed(1)  # noqa: NPY002
+    assert state == np.random.get_state()[1].tobytes()  # noqa: NPY002
+
+
+def test_each_split_has_the_skew_it_is_named_for(examples) -> None:
+    found = {split: partition(examples, settings(split)) for split in SPLITS}
+    assert max(found["iid"].sizes) - min(found["iid"].sizes) <= 1
+    assert ((found["pathological:2"].label_counts > 0).sum(axis=1) == 2).all()
+    assert len(set(found["shard:2"].sizes)) == 1
+    for split, power in {"linear": lambda k: k, "square": lambda k: k**2, "exponential": np.exp}.items():
+        ideal = np.array([power(k) for k in range(1, 5)], float)
+        # Each size is cut down to a whole number and the last client takes what is left: at most 3 off.
+        assert np.abs(found[split].sizes - ideal / ideal.sum() * N).max() <= 3
+
+    def skew(alpha: str) -> float:
+        counts = partition(examples, settings(f"dirichlet:{alpha}", min_examples=1)).label_counts
+        return float((counts / counts.sum(1, keepdims=True)).std(0).mean())
+
+    assert skew("100.0") < skew("0.3")
+
+
+def test_the_digest_moves_with_any_text_label_class_or_assignment(examples) -> None:
+    base = partition(examples, settings()).digest
+    texts, labels = list(examples.texts[0]), examples.labels.copy()
+    texts[17] += "."
+    labels[17] = (labels[17] + 1) % 3
+    joined = list(examples.texts[0])
+    joined[3:5] = [joined[3] + joined[4][0], joined[4][1:]]  # the same characters, cut elsewhere
+    digests = [
+        base,
+        partition(dataclasses.replace(examples, texts=(texts,)), settings()).digest,
+        partition(dataclasses.replace(examples, texts=(joined,)), settings()).digest,
+        partition(dataclasses.replace(examples, texts=examples.texts * 2), settings()).digest,
+        partition(dataclasses.replace(examples, labels=labels), settings()).digest,
+        partition(dataclasses.replace(examples, class_names=("a", "c", "b")), settings()).digest,
+        partition(examples, settings(seed=1)).digest,
+        partition(examples, settings(num_clients=5)).digest,
+        partition(examples, settings("linear")).digest,
+    ]
+    assert all(one != other for one, other in itertools.combinations(digests, 2))
+    assert all(len(digest) == 64 for digest in digests)
+
+
+@pytest.mark.parametrize(
+    ("split", "more", "message"),
+    [
+        ("exponential", {"min_examples": 5}, "gives client 0 3 examples, fewer than min-examples=5; use fewer clients"),
+        ("iid", {"min_examples": 31}, "gives client 1 30 examples, fewer than min-examples=31"),
+        ("dirichlet:0.1", {"min_examples": 30}, "num-clients=4 and min-examples=30 is not possible on 121 examples"),
+        ("pathological:4", {}, "is not possible on 121 examples: .*unique classes"),
+        ("shard:100", {}, "split='shard:100'"),  # more shards than examples
+        ("iid", {"num_clients": 122, "min_valid": 1}, "num-clients=122 exceeds the 121 training examples"),
+        ("linear", {"num_clients": 100}, "is not possible on 121 examples"),
+        ("dirichlet:x", {}, "split='dirichlet:x' has a bad parameter .*use iid, dirichlet:ALPHA"),
+        ("dirichlet:0", {}, "has a bad parameter"),
+        ("dirichlet", {}, "has a bad parameter"),
+        ("pathological:1.5", {}, "has a bad parameter"),
+        ("shard:0", {}, "has a bad parameter"),
+        ("random", {}, "split='random' is unknown; use iid, dirichlet:ALPHA"),
+        ("iid:3", {}, "split='iid:3' is unknown"),
+        ("square:3", {}, "split='square:3' is unknown"),
+    ],
+)
+def test_a_split_that_cannot_be_made_is_refused_with_the_reason(examples, split, more, message) -> None:
+    with warnings.catch_warnings(), pytest.raises(ValueError, match=message):
+        warnings.simplefilter("ignore")  # flwr-datasets warns at each of its attempts before it gives up
+        partition(examples, settings(split, **more))
+
+
+@pytest.mark.parametrize("split", ["dirichlet:0.5", "pathological:2", "shard:2"])
+def test_a_regression_is_not_split_by_class(scores, split) -> None:
+    with pytest.raises(ValueError, match="goes by class, but the task is a regression; use iid or a size skew"):
+        partition(scores, settings(split))
+
+
+def test_a_regression_is_split_by_size_and_counted_as_one_class(scores) -> None:
+    found = partition(scores, settings("linear"))
+    assert found.label_counts.tolist() == [[size] for size in found.sizes] and sum(found.sizes) == N
+
+
+def test_the_report_holds_plain_values_of_the_split(examples) -> None:
+    found = partition(examples, settings("dirichlet:0.5"))
+    report = found.report(CLASSES)
+    assert report["sizes"] == found.sizes and report["classes"] == ["a", "b", "c"]
+    assert report["label_counts"] == found.label_counts.tolist() and report["digest"] == found.digest
+    assert [sum(row) for row in report["label_counts"]] == report["sizes"]

@@ -1,0 +1,276 @@
+"""Whatever is wrong with a party ends in an error or a rejection that names it, through real Flower messages."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, Context, Message, MessageType, RecordDict
+from flwr.clientapp import ClientApp
+from world import make_model, tiny_settings, tiny_values
+
+from clients.app import app as honest
+from clients.site import site_of
+from fedasym import wire
+from fedasym.average import ExactMean
+from fedasym.record import read_rounds
+from fedasym.settings import from_run_config
+from server.app import app as server_app
+from server.strategy import FederationError
+from simulations.grid import RUN_ID, SERVER_NODE, InProcessGrid
+
+Tamper = Callable[[Message, Message], Message | None]
+BAD_CLIENT = 2
+
+
+def tampered(tamper: Tamper) -> ClientApp:
+    """Return the real ClientApp behind a hand that tampers with one client's training replies."""
+    app = ClientApp()
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        return honest(message, context)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        reply = honest(message, context)
+        if wire.about(message.content)["client"] != BAD_CLIENT:
+            return reply
+        return tamper(message, reply) or reply
+
+    return app
+
+
+def federate(tmp_path: Path, app: ClientApp, client_values: dict[str, object] | None = None, **more: object) -> Path:
+    """Run server and clients in process; the clients may see another run config than the server."""
+    values = tiny_values(tmp_path, out=str(tmp_path / "run"), num_rounds=1, **more)
+    server_config = from_run_config(values).run_config()
+    client_config = from_run_config({**values, **(client_values or {})}).run_config()
+    with InProcessGrid(app, client_config, num_nodes=4) as grid:
+        server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(server_config)))
+    return tmp_path / "run"
+
+
+def rejection(folder: Path) -> str:
+    """Return the one rejection of the first round."""
+    row = read_rounds(folder)[0]
+    assert row["clients_valid"] == 3
+    assert row["clients_rejected"] == 1
+    assert list(row["rejections"]) == [str(BAD_CLIENT)]
+    return str(row["rejections"][str(BAD_CLIENT)])
+
+
+@pytest.mark.parametrize(
+    ("theirs", "named"),
+    [
+        ({"seed": 1}, "seed: 0 there, 1 here"),
+        ({"rank": 2}, "rank: 4 there, 2 here"),
+        ({"kind": "kaiming"}, "kind: 'orthonormal' there, 'kaiming' here"),
+        ({"lr": 0.25}, "lr=0.25"),
+        ({"split": "iid"}, "data: "),
+    ],
+)
+def test_a_client_with_other_settings_refuses_and_names_the_difference(
+    tmp_path: Path, theirs: dict[str, object], named: str
+) -> None:
+    with pytest.raises(FederationError, match="the contract differs") as raised:
+        federate(tmp_path, honest, theirs)
+    assert named in str(raised.value)
+
+
+def test_a_client_with_another_base_model_refuses_and_names_it(tmp_path: Path) -> None:
+    other = make_model(tmp_path / "other", seed=1)
+    with pytest.raises(FederationError, match="base: '"):
+        federate(tmp_path, honest, {"model": str(other)})
+
+
+def test_a_client_with_a_model_of_another_shape_is_told_which_matrices_differ(tmp_path: Path) -> None:
+    with pytest.raises(
+        FederationError, match=r"matrix encoder\.encoder\.layer\.0\S+query\.B: \(32, 4\) there, 'absent'"
+    ):
+        federate(tmp_path, honest, {"targets": "key,value"})
+
+
+def test_an_unknown_setting_is_refused_by_name(tmp_path: Path) -> None:
+    values = tiny_values(tmp_path, out=str(tmp_path / "run"))
+    with InProcessGrid(honest, {}, num_nodes=4) as grid, pytest.raises(ValueError, match=r"'rnak' is unknown.*'rank'"):
+        server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), {**values, "rnak": 4}))
+
+
+def test_an_override_of_the_wrong_type_is_refused_by_name(tmp_path: Path) -> None:
+    values = tiny_values(tmp_path, out=str(tmp_path / "run"), rank="8")
+    with (
+        InProcessGrid(honest, {}, num_nodes=4) as grid,
+        pytest.raises(ValueError, match="rank='8' is a str; give a int"),
+    ):
+        server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), values))
+
+
+def values_of(reply: Message) -> np.ndarray:
+    return reply.content.array_records["matrices"][wire.PACKED].numpy().copy()
+
+
+def with_values(reply: Message, values: np.ndarray) -> None:
+    reply.content["matrices"] = ArrayRecord({wire.PACKED: Array(values)})
+
+
+def nan_reply(_: Message, reply: Message) -> None:
+    values = values_of(reply)
+    values[3] = np.nan
+    with_values(reply, values)
+
+
+def short_reply(_: Message, reply: Message) -> None:
+    with_values(reply, values_of(reply)[:-1])
+
+
+def double_reply(_: Message, reply: Message) -> None:
+    with_values(reply, values_of(reply).astype(np.float64))
+
+
+def extra_tensor(_: Message, reply: Message) -> None:
+    reply.content.array_records["matrices"]["extra.B"] = Array(np.zeros(2, np.float32))
+
+
+def missing_tensor(_: Message, reply: Message) -> None:
+    reply.content["matrices"] = ArrayRecord({})
+
+
+def untrained(message: Message, reply: Message) -> None:
+    reply.content["matrices"] = message.content.array_records["matrices"]
+
+
+def untrained_layers(_: Message, reply: Message) -> None:
+    values = values_of(reply)
+    values[: 4 * 32] = 0.0  # the first matrix of the schema
+    with_values(reply, values)
+
+
+def set_weight(value: int | float) -> Tamper:
+    def tamper(_: Message, reply: Message) -> None:
+        reply.content.metric_records["metrics"]["num-examples"] = value
+
+    return tamper
+
+
+def set_about(key: str, value: str | int) -> Tamper:
+    def tamper(_: Message, reply: Message) -> None:
+        reply.content.config_records["about"][key] = value
+
+    return tamper
+
+
+def infinite_loss(_: Message, reply: Message) -> None:
+    reply.content.metric_records["metrics"]["loss"] = float("inf")
+
+
+def crash(_: Message, reply: Message) -> None:
+    raise ZeroDivisionError("a bug of the client")
+
+
+@pytest.mark.parametrize(
+    ("tamper", "named"),
+    [
+        (nan_reply, "holds nan at (0, 3): not a finite value"),
+        (short_reply, "the contract's"),
+        (double_reply, "float64"),
+        (extra_tensor, "arrays ['extra.B']"),
+        (missing_tensor, "arrays none"),
+        (untrained, "equal what was sent: nothing trained"),
+        (untrained_layers, "B is still zero after training in encoder.encoder.layer.0.attention.output.dense.B"),
+        (set_weight(0), "num-examples=0 is not a positive integer"),
+        (set_weight(-3), "num-examples=-3"),
+        (set_weight(2.0), "num-examples=2.0"),
+        (infinite_loss, "its training loss is inf"),
+        (set_about("base", "0" * 64), "its base model W changed"),
+        (set_about("A", "0" * 64), "its A changed"),
+        (set_about("loaded", "0" * 64), "it did not load what was broadcast"),
+        (set_about("contract", "0" * 64), "another contract"),
+        (set_about("round", 7), "of another round"),
+        (set_about("client", 0), "answered as another client"),
+        (crash, "a bug of the client"),
+    ],
+)
+def test_a_bad_reply_is_rejected_by_name_and_does_not_count(tmp_path: Path, tamper: Tamper, named: str) -> None:
+    assert named in rejection(federate(tmp_path, tampered(tamper)))
+
+
+def test_the_global_B_moves_by_the_valid_replies_alone(tmp_path: Path) -> None:
+    seen: dict[int, tuple[int, dict[str, np.ndarray]]] = {}
+    app = ClientApp()
+    app.query()(lambda message, context: honest(message, context))
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        reply = honest(message, context)
+        client = int(wire.about(message.content)["client"])
+        if client == BAD_CLIENT:
+            nan_reply(message, reply)
+        else:
+            schema = site_of(from_run_config(context.run_config).resolved()).contract.schema
+            weight = int(reply.content.metric_records["metrics"]["num-examples"])
+            seen[client] = (weight, wire.unpack(reply.content, schema))
+        return reply
+
+    folder = federate(tmp_path, app)
+    valid = ExactMean()
+    for weight, matrices in seen.values():
+        valid.add(weight, matrices)
+    assert valid.count == 3
+    assert read_rounds(folder)[0]["digest"] == wire.digest(valid.mean())
+
+
+def test_a_round_with_too_few_valid_replies_fails_and_names_every_client(tmp_path: Path) -> None:
+    with pytest.raises(FederationError, match=r"3 of 4 replies are valid, min-valid=4. client 2: .*nan"):
+        federate(tmp_path, tampered(nan_reply), min_valid=4)
+    assert read_rounds(tmp_path / "run") == []
+
+
+def test_a_diverging_client_is_rejected_with_the_rate_to_lower(tmp_path: Path) -> None:
+    with pytest.raises(FederationError, match=r"the training loss is (nan|inf) at local step .*lower lr="):
+        federate(tmp_path, honest, lr=1e30, head_lr=1e30, clip=0.0, local_steps=6)
+
+
+def test_a_client_seen_twice_in_a_round_counts_once(tmp_path: Path) -> None:
+    class Echoing(InProcessGrid):
+        """Delivers the bad client's reply a second time."""
+
+        def pull_messages(self, message_ids: list[str]) -> list[Message]:  # type: ignore[override]
+            replies = list(super().pull_messages(message_ids))
+            training = [r for r in replies if r.metadata.message_type == MessageType.TRAIN]
+            return replies + training[:1]
+
+    values = tiny_settings(tmp_path, out=str(tmp_path / "run"), num_rounds=1).run_config()
+    with Echoing(honest, values, num_nodes=4) as grid:
+        server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(values)))
+    row = read_rounds(tmp_path / "run")[0]
+    assert row["clients_valid"] == 4
+    plain = tmp_path / "plain"
+    values["out"] = str(plain)
+    with InProcessGrid(honest, values, num_nodes=4) as grid:
+        server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(values)))
+    assert row["digest"] == read_rounds(plain)[0]["digest"]
+    assert "twice" in " ".join(row["warnings"])
+
+
+def test_two_nodes_that_hold_the_same_share_are_named(tmp_path: Path) -> None:
+    values = tiny_settings(tmp_path, out=str(tmp_path / "run")).run_config()
+    with InProcessGrid(honest, values, num_nodes=4) as grid:
+        for context in grid._contexts.values():
+            context.node_config["partition-id"] = 0
+        with pytest.raises(FederationError, match="nodes 100 and 101 both hold partition-id=0"):
+            server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(values)))
+
+
+def test_a_reply_that_does_not_come_in_time_is_named(tmp_path: Path) -> None:
+    class Losing(InProcessGrid):
+        """Never delivers the training reply of the first client asked."""
+
+        def pull_messages(self, message_ids: list[str]) -> list[Message]:  # type: ignore[override]
+            replies = super().pull_messages(message_ids)
+            return [r for r in replies if wire.about(r.content).get("client") != 0]
+
+    values = tiny_settings(tmp_path, out=str(tmp_path / "run"), num_rounds=1, round_timeout=3.0).run_config()
+    with Losing(honest, values, num_nodes=4) as grid:
+        server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(values)))
+    assert read_rounds(tmp_path / "run")[0]["rejections"] == {"0": "no reply within round-timeout=3.0 s"}

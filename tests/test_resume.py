@@ -1,0 +1,134 @@
+"""Killed and resumed equals never killed: same digests, same record, same adapter."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from world import tiny_settings, tiny_values
+
+from fedasym.record import read_rounds
+from server.strategy import FederationError
+from simulations.local import run_local
+
+ROOT = Path(__file__).resolve().parents[1]
+ROUNDS = 3
+
+
+def command(values: dict[str, object], out: Path, engine: str) -> list[str]:
+    overrides = [f"--set={key}={value}" for key, value in values.items()]
+    return [sys.executable, "-m", "simulations", "run", *overrides, "--out", str(out), "--engine", engine]
+
+
+def kill_after_round(arguments: list[str], folder: Path, number: int) -> None:
+    """Start a run and SIGKILL it and all its children as soon as a round is in its record."""
+    process = subprocess.Popen(
+        arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    while len(read_rounds(folder)) < number:
+        if process.poll() is not None:
+            raise AssertionError(process.stdout.read().decode() if process.stdout else "")
+        time.sleep(0.002)
+    family = descendants(process.pid)
+    for pid in [process.pid, *family]:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.wait()
+    assert len(read_rounds(folder)) < ROUNDS, "the run was over before it was killed"
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes started by a process, directly or not (from /proc)."""
+    parents: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                stat = (entry / "stat").read_text()
+            except OSError:
+                continue
+            parents.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(entry.name))
+    found: list[int] = []
+    for child in parents.get(pid, []):
+        found += [child, *descendants(child)]
+    return found
+
+
+def what_is_left(folder: Path, *but: str) -> tuple[list[dict[str, object]], bytes]:
+    """Return the record without its clock (and other named columns) and the adapter's bytes."""
+    rows = [{k: v for k, v in row.items() if k not in ("seconds", *but)} for row in read_rounds(folder)]
+    return rows, (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("world")
+
+
+VARIANTS = {
+    "the defaults": {},
+    "all that has a state": {
+        "method": "lora", "clients-per-round": 2, "server-optimizer": "adam", "server-lr": 0.01,
+        "head": "local", "client-holdout": 0.25,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_killed_after_every_round_and_resumed_equals_never_killed(world: Path, tmp_path: Path, variant: str) -> None:
+    values = tiny_values(world, num_rounds=ROUNDS, **VARIANTS[variant])
+    run_local(tiny_settings(world, out=str(tmp_path / "whole"), num_rounds=ROUNDS, **VARIANTS[variant]), workers=1)
+    folder = tmp_path / "killed"
+    for number in range(1, ROUNDS):
+        kill_after_round(command(values, folder, "local"), folder, number)
+    subprocess.run(command(values, folder, "local"), cwd=ROOT, check=True, capture_output=True)
+    assert what_is_left(folder) == what_is_left(tmp_path / "whole")
+
+
+def test_killed_in_flowers_engine_and_resumed_there_equals_never_killed(world: Path, tmp_path: Path) -> None:
+    values = tiny_values(world, num_rounds=ROUNDS, local_steps=30)
+    run_local(tiny_settings(world, out=str(tmp_path / "whole"), num_rounds=ROUNDS, local_steps=30), workers=1)
+    folder = tmp_path / "killed"
+    kill_after_round(command(values, folder, "flower"), folder, 1)
+    subprocess.run(command(values, folder, "flower"), cwd=ROOT, check=True, capture_output=True)
+    # Flower draws node and run ids at random and writes them with as many bytes as they need.
+    sizes = ("message_up", "message_down")
+    assert what_is_left(folder, *sizes) == what_is_left(tmp_path / "whole", *sizes)
+
+
+def test_a_finished_run_started_again_changes_nothing(world: Path, tmp_path: Path) -> None:
+    settings = tiny_settings(world, out=str(tmp_path / "run"))
+    before = what_is_left(run_local(settings, workers=1))
+    assert what_is_left(run_local(settings, workers=1)) == before
+
+
+def test_a_longer_run_continues_a_shorter_one_to_the_same_bits(world: Path, tmp_path: Path) -> None:
+    whole = run_local(tiny_settings(world, out=str(tmp_path / "whole"), num_rounds=4), workers=1)
+    run_local(tiny_settings(world, out=str(tmp_path / "short"), num_rounds=2), workers=1)
+    longer = run_local(tiny_settings(world, out=str(tmp_path / "short"), num_rounds=4), workers=1)
+    assert what_is_left(longer) == what_is_left(whole)
+
+
+@pytest.mark.parametrize(("change", "named"), [({"seed": 1}, "seed: 0 there, 1 here"), ({"lr": 0.1}, "lr: ")])
+def test_a_folder_of_another_run_is_refused_and_the_difference_named(
+    world: Path, tmp_path: Path, change: dict[str, object], named: str
+) -> None:
+    out = str(tmp_path / "run")
+    run_local(tiny_settings(world, out=out, num_rounds=1), workers=1)
+    with pytest.raises(FederationError, match="holds another run") as raised:
+        run_local(tiny_settings(world, out=out, num_rounds=1, **change), workers=1)
+    assert named in str(raised.value)
+
+
+def test_a_folder_whose_base_model_changed_is_refused(world: Path, tmp_path: Path) -> None:
+    from world import make_model
+
+    out = str(tmp_path / "run")
+    run_local(tiny_settings(tmp_path, out=out, num_rounds=1), workers=1)
+    make_model(tmp_path / "model", seed=9)
+    with pytest.raises(FederationError, match="base: '"):
+        run_local(tiny_settings(tmp_path, out=out, num_rounds=2), workers=1)

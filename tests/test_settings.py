@@ -1,0 +1,141 @@
+"""Settings are checked at the door: whatever is unknown, of another type or out of range is refused by its name."""
+
+import dataclasses
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from fedasym.methods import METHODS
+from fedasym.settings import Settings, difference, from_run_config
+
+PROJECT = Path(__file__).parents[1] / "pyproject.toml"
+KNOBS = {knob.name.replace("_", "-"): knob for knob in dataclasses.fields(Settings)}
+WRONG = {int: (True, 1.0, "1"), float: (True, "1.0"), str: (1, 1.0, False)}
+
+
+def test_the_defaults_are_those_of_the_flower_app_with_the_same_keys_order_values_and_types() -> None:
+    config = tomllib.loads(PROJECT.read_text())["tool"]["flwr"]["app"]["config"]
+    defaults = Settings().run_config()
+    assert list(config.items()) == list(defaults.items())
+    assert [type(value) for value in config.values()] == [type(value) for value in defaults.values()]
+    assert from_run_config(config) == Settings()
+
+
+def test_every_setting_says_what_it_is() -> None:
+    assert all(knob.metadata["about"] for knob in KNOBS.values())
+    assert {knob.type for knob in KNOBS.values()} == {int, float, str}
+
+
+def test_an_unknown_key_is_refused_with_the_nearest_known_one() -> None:
+    with pytest.raises(ValueError, match="'num-round' is unknown; did you mean 'num-rounds'"):
+        from_run_config({"num-round": 3})
+    with pytest.raises(ValueError, match="'num_rounds' is unknown; did you mean 'num-rounds'"):
+        from_run_config({"num_rounds": 3})  # the attribute's name is not the key
+    with pytest.raises(ValueError, match=r"'zzzz' is unknown; see `python -m simulations settings`"):
+        from_run_config({"zzzz": 3})
+
+
+@pytest.mark.parametrize("key", KNOBS)
+def test_a_value_of_another_type_is_refused_by_name_value_and_type(key) -> None:
+    for value in WRONG[KNOBS[key].type]:
+        with pytest.raises(ValueError) as caught:
+            from_run_config({key: value})
+        wanted = f"setting {key}={value!r} is a {type(value).__name__}; give a {KNOBS[key].type.__name__}"
+        assert str(caught.value) == wanted
+
+
+def test_a_whole_number_is_taken_for_a_float_and_becomes_one() -> None:
+    settings = from_run_config({"alpha": 32, "lr": 1})
+    assert (settings.alpha, settings.lr) == (32.0, 1.0)
+    assert type(settings.alpha) is float and type(settings.lr) is float
+    with pytest.raises(ValueError, match="setting alpha=32 is a int; give a float"):
+        Settings(alpha=32)  # only the run config is lenient
+
+
+@pytest.mark.parametrize("key", [key for key, knob in KNOBS.items() if knob.metadata["least"] is not None])
+def test_a_number_below_its_least_value_is_refused_and_not_a_number_too(key) -> None:
+    least, kind = KNOBS[key].metadata["least"], KNOBS[key].type
+    with pytest.raises(ValueError, match=f"setting {key}=.* is below {least}"):
+        from_run_config({key: kind(least - 1)})
+    if kind is float:
+        with pytest.raises(ValueError, match=f"setting {key}=nan is below {least}"):
+            from_run_config({key: float("nan")})
+
+
+@pytest.mark.parametrize("key", [key for key, knob in KNOBS.items() if knob.metadata["choices"]])
+def test_a_choice_is_one_of_those_listed(key) -> None:
+    choices = KNOBS[key].metadata["choices"]
+    for choice in choices:
+        more = {"client-holdout": 0.5} if choice == "local" else {}
+        assert from_run_config({key: choice, **more}).run_config()[key] == choice
+    with pytest.raises(ValueError) as caught:
+        from_run_config({key: "nonsense"})
+    assert str(caught.value) == f"setting {key}='nonsense' is not one of {', '.join(choices)}"
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"local-steps": 0}, "local-steps and local-epochs are both 0"),
+        ({"client-holdout": 1.0}, "client-holdout=1.0 leaves nothing to train on"),
+        ({"head": "local"}, "set client-holdout"),
+        ({"clients-per-round": 4, "num-clients": 3}, "clients-per-round=4 exceeds num-clients=3"),
+        ({"min-valid": 4, "num-clients": 3}, "min-valid=4 exceeds the clients asked"),
+        ({"min-valid": 3, "clients-per-round": 2}, "min-valid=3 exceeds the clients asked"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(config, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_run_config(config)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"local-steps": 0, "local-epochs": 1},
+        {"client-holdout": 0.99},
+        {"head": "local", "client-holdout": 0.2},
+        {"clients-per-round": 3, "num-clients": 3, "min-valid": 3},
+    ],
+)
+def test_settings_at_the_edge_of_a_contradiction_are_taken(config) -> None:
+    assert config.items() <= from_run_config(config).run_config().items()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_resolved_puts_the_methods_defaults_in_place_of_auto_and_zero(name) -> None:
+    method, settings = METHODS[name], Settings(method=name).resolved()
+    found = (settings.kind, settings.optimizer, settings.lr, settings.head_lr, settings.pooling)
+    assert found == (method.kind, method.optimizer, method.lr, method.head_lr, "mean")
+    assert method.lr > 0 and method.head_lr > 0
+    assert settings.resolved() == settings
+
+
+def test_resolved_leaves_alone_what_is_set() -> None:
+    chosen = Settings(kind="block", optimizer="adamw", lr=0.25, head_lr=0.125, pooling="model")
+    assert chosen.resolved() == chosen
+    assert Settings(model="some/folder").resolved().pooling == "model"  # mean pooling is the demo's alone
+
+
+def test_settings_survive_the_run_config_and_back() -> None:
+    settings = Settings(num_rounds=3, alpha=2.5, head="local", client_holdout=0.25, targets="query,value", seed=-7)
+    assert from_run_config(settings.run_config()) == settings
+    assert all(type(value) in (int, float, str) for value in settings.run_config().values())
+
+
+def test_lists_of_names_are_split_at_commas_and_stripped() -> None:
+    settings = Settings(text_columns="question, sentence", targets="q_proj , v_proj,")
+    assert settings.text_column_names == ("question", "sentence")
+    assert settings.target_names == ("q_proj", "v_proj")
+
+
+def test_settings_cannot_be_changed_once_made() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Settings().rank = 4  # type: ignore[misc]
+
+
+def test_difference_names_exactly_the_keys_that_differ() -> None:
+    assert difference({"a": 1, "b": 2}, {"b": 2, "a": 1}) == []
+    lines = difference({"a": 1, "b": 2, "gone": 3}, {"a": 1, "b": "2", "new": 4})
+    assert lines == ["b: 2 there, '2' here", "gone: 3 there, 'absent' here", "new: 'absent' there, 4 here"]

@@ -1,0 +1,207 @@
+"""Local steps are plain PyTorch: the same bits as a loop written out by hand, and nothing else moves."""
+
+import dataclasses
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fedasym import lora
+from fedasym.chance import generator
+from fedasym.data import collate, load_examples, tokenize
+from fedasym.model import build
+from fedasym.tasks import task_of
+from fedasym.train import draw_batches, evaluate, train_steps
+
+LENGTHS = np.random.default_rng(0).integers(3, 40, 37)
+
+
+@pytest.fixture
+def bench(tiny):
+    """Return a function that makes everything a training needs, for changed settings."""
+
+    def make(**more):
+        settings = dataclasses.replace(tiny, **more)
+        task = task_of(settings)
+        examples, _ = load_examples(settings)
+        built = build(settings, max(1, len(examples.class_names)))
+        tokens = tokenize(built.tokenizer, examples, settings.max_length)
+        batches = draw_batches(tokens.lengths, settings.batch_size, 6, 0, generator(1, "batches"))
+        return SimpleNamespace(settings=settings, task=task, built=built, tokens=tokens, batches=batches)
+
+    return make
+
+
+def train(b, parameters=None, batches=None):
+    parameters = lora.trainable(b.built.model) if parameters is None else parameters
+    batches = b.batches if batches is None else batches
+    return train_steps(b.built.model, parameters, b.built.tokenizer, b.tokens, batches, b.task, b.settings)
+
+
+def moving(b):
+    return {**lora.trainable(b.built.model), **lora.local_only(b.built.model)}
+
+
+def bits(b):
+    return {name: matrix.tobytes() for name, matrix in lora.read(moving(b)).items()}
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_an_epoch_shows_each_example_once_and_only_the_last_drawn_batch_is_smaller(epochs) -> None:
+    batches = draw_batches(LENGTHS, 5, 0, epochs, generator(0, "test"))
+    assert np.bincount(np.concatenate(batches), minlength=37).tolist() == [epochs] * 37
+    rest = 37 * epochs % 5
+    assert sorted(map(len, batches)) == [rest] * bool(rest) + [5] * (37 * epochs // 5)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 7, 8, 30])
+def test_steps_draw_full_batches_and_no_example_twice_more_than_another(steps) -> None:
+    batches = draw_batches(LENGTHS, 5, steps, 9, generator(0, "test"))
+    assert list(map(len, batches)) == [5] * steps
+    seen = np.bincount(np.concatenate(batches), minlength=37)
+    assert seen.max() - seen.min() <= 1 and seen.sum() == 5 * steps
+
+
+def test_batches_depend_on_the_stream_alone() -> None:
+    one, same, other = (draw_batches(LENGTHS, 5, 6, 0, generator(0, "test", k)) for k in (1, 1, 2))
+    assert [b.tobytes() for b in one] == [b.tobytes() for b in same] != [b.tobytes() for b in other]
+
+
+def test_every_example_is_drawn_equally_often_whatever_its_length() -> None:
+    trials, n = 2000, len(LENGTHS)
+    seen = sum(
+        np.bincount(np.concatenate(draw_batches(LENGTHS, 5, 3, 0, generator(k, "uniform"))), minlength=n)
+        for k in range(trials)
+    )
+    share = 15 / n
+    # Each count is binomial(2000, 15/37): within five standard deviations for all 37 but once in 40,000 seeds.
+    assert np.abs(seen - trials * share).max() < 5 * math.sqrt(trials * share * (1 - share))
+
+
+def test_a_batch_holds_examples_of_similar_length_and_batches_come_shuffled() -> None:
+    batches = draw_batches(LENGTHS, 5, 7, 0, generator(0, "test"))
+    spans = sorted((LENGTHS[batch].min(), LENGTHS[batch].max()) for batch in batches)
+    assert all(below[1] <= above[0] for below, above in zip(spans, spans[1:], strict=False))
+    means = [[LENGTHS[b].mean() for b in draw_batches(LENGTHS, 5, 7, 0, generator(k, "order"))] for k in range(20)]
+    assert len({tuple(np.argsort(each)) for each in means}) > 15  # of 7! = 5,040 orders
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"optimizer": "sgd"},
+        {"optimizer": "sgd", "clip": 0.0, "head": "full"},
+        {"optimizer": "adamw", "lr": 0.01, "head_lr": 0.03, "weight_decay": 0.1},
+        {"method": "lora", "clip": 1e-3},
+        {"task": "regression", "label_column": "score"},
+        {"dtype": "bfloat16", "pooling": "mean"},
+    ],
+    ids=lambda more: "-".join(map(str, more.values())),
+)
+def test_train_steps_gives_the_bits_of_a_plain_pytorch_loop(bench, more) -> None:
+    b, plain = bench(**more), bench(**more)
+    trained = train(b)
+    s, model, parameters = plain.settings, plain.built.model, lora.trainable(plain.built.model)
+    factors = [p for n, p in parameters.items() if n.rpartition(".")[2] in "AB"]
+    heads = [p for n, p in parameters.items() if n.rpartition(".")[2] not in "AB"]
+    groups = [{"params": factors, "lr": s.lr}, {"params": heads, "lr": s.head_lr}]
+    adamw = s.optimizer == "adamw"
+    optimizer = torch.optim.AdamW(groups, weight_decay=s.weight_decay) if adamw else torch.optim.SGD(groups)
+    losses = []
+    for batch in plain.batches:
+        inputs, labels = collate(plain.built.tokenizer, plain.tokens, batch.tolist())
+        logits = model(**inputs).logits.float()
+        loss = F.mse_loss(logits[:, 0], labels) if plain.task.regression else F.cross_entropy(logits, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        if s.clip:
+            torch.nn.utils.clip_grad_norm_([*parameters.values()], s.clip)
+        optimizer.step()
+        losses.append(loss.item())
+    assert bits(b) == bits(plain)
+    assert (trained.steps, trained.examples) == (6, 24)
+    assert trained.loss == sum(losses) / 6
+
+
+def test_only_the_given_parameters_move(bench) -> None:
+    b = bench(head="full")
+    before = {n: p.detach().clone() for n, p in b.built.model.state_dict().items()}
+    chosen = dict(list(lora.trainable(b.built.model).items())[::2])
+    train(b, chosen)
+    moved = {n for n, p in b.built.model.state_dict().items() if not torch.equal(p, before[n])}
+    assert moved == chosen.keys()
+    assert lora.fingerprint_A(b.built.model, b.settings.kind) == b.built.A
+
+
+def test_training_draws_nothing_so_two_runs_give_the_same_bits(bench) -> None:
+    one, two = bench(), bench()
+    assert one.built.model.config.hidden_dropout_prob > 0  # dropout, were it on, would draw
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    train(one)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    train(two)
+    assert bits(one) == bits(two)
+
+
+def test_the_heads_rate_moves_the_head_only_and_the_adapters_rate_the_adapters_only(bench) -> None:
+    runs = {}
+    for lr, head_lr in ((0.1, 0.1), (0.1, 0.3), (0.3, 0.1)):
+        b = bench(lr=lr, head_lr=head_lr, clip=0.0)
+        train(b, batches=b.batches[:1])
+        runs[lr, head_lr] = bits(b)
+    head = {"classifier.weight", "classifier.bias"}
+    differ = {key: {n for n in run if run[n] != runs[0.1, 0.1][n]} for key, run in runs.items()}
+    assert differ[0.1, 0.3] == head
+    assert differ[0.3, 0.1] == runs[0.1, 0.1].keys() - head
+
+
+def test_a_step_moves_no_further_than_rate_times_clip(bench) -> None:
+    b = bench(clip=1e-3, lr=0.5, head_lr=0.5, optimizer="sgd")
+    before = lora.read(moving(b))
+    train(b, batches=b.batches[:1])
+    length = math.sqrt(sum(float(((m - before[n]).astype(float) ** 2).sum()) for n, m in lora.read(moving(b)).items()))
+    # PyTorch divides by norm + 1e-6, and float32 rounds the head's weights of size 0.02 by 1e-9.
+    assert length == pytest.approx(0.5e-3, rel=1e-4)
+
+
+def test_a_loss_that_is_not_finite_is_named_with_its_step_and_moves_nothing_further(bench) -> None:
+    b = bench(lr=1e30, clip=0.0)
+    with pytest.raises(
+        FloatingPointError, match=r"the training loss is (nan|inf) at local step [2-6]; lower lr=1e\+30"
+    ):
+        train(b)
+    b = bench()
+    b.built.model.bert.embeddings.LayerNorm.weight.fill_(math.nan)
+    before = bits(b)
+    with pytest.raises(FloatingPointError, match="the training loss is nan at local step 1"):
+        train(b)
+    assert bits(b) == before
+
+
+@pytest.mark.parametrize("more", [{}, {"task": "regression", "label_column": "score"}, {"pooling": "mean"}])
+def test_evaluation_in_batches_equals_evaluation_one_by_one(bench, more) -> None:
+    b = bench(**more)
+    train(b)
+    before, first = bits(b), b.tokens.take(np.arange(20))
+    found = evaluate(b.built.model, b.built.tokenizer, first, b.task, batch_size=7)
+    losses, predictions = [], []
+    for i in range(20):
+        inputs, label = collate(b.built.tokenizer, first, [i])
+        with torch.no_grad():
+            logits = b.built.model(**inputs).logits
+        predictions.append(logits[0, 0].item() if b.task.regression else logits[0].argmax().item())
+        losses.append((F.mse_loss(logits[:, 0], label) if b.task.regression else F.cross_entropy(logits, label)).item())
+    labels = first.labels
+    # Padding changes the order of float32 sums: roundings of 1e-7 on logits of size one.
+    assert found["loss"] == pytest.approx(np.mean(losses), abs=1e-6)
+    if b.task.regression:
+        assert found["pearson"] == pytest.approx(np.corrcoef(predictions, labels)[0, 1], abs=1e-4)
+        assert found.keys() == {"pearson", "spearman", "loss"}
+    else:
+        assert found["accuracy"] == np.mean(predictions == labels) and found.keys() == {"accuracy", "f1", "loss"}
+    assert bits(b) == before
