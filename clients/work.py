@@ -1,5 +1,6 @@
 """A client's work for one message: check, load, train, reply. Plain functions of a site and a record."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,8 @@ def train_round(site: Site, content: RecordDict, keep: Path) -> tuple[RecordDict
     parameters, private = lora.trainable(model), lora.local_only(model)
     lora.load(parameters, wire.unpack(content, site.contract.schema))
     loaded = wire.digest(lora.read(parameters))
-    lora.load(private, read_local(keep, client, number) or site.private)
+    own = _own_folder(keep, str(about.get("run")), client)
+    lora.load(private, read_local(own, number) or site.private)
     train_set, kept_out = site.shares(client)
     metrics: dict[str, int | float] = {"num-examples": len(train_set), **_evaluate(site, kept_out, "before")}
     batches = draw_batches(
@@ -80,7 +82,7 @@ def train_round(site: Site, content: RecordDict, keep: Path) -> tuple[RecordDict
     )
     metrics.update(_evaluate(site, kept_out, "after"))
     if private:
-        write_local(keep, client, number, lora.read(private))
+        write_local(own, number, lora.read(private))
     particulars: wire.About = {
         "contract": site.contract.hash,
         "round": number,
@@ -93,6 +95,13 @@ def train_round(site: Site, content: RecordDict, keep: Path) -> tuple[RecordDict
     reply = wire.pack(lora.read(parameters), site.contract.schema, particulars)
     metrics.update({"loss": trained.loss, "steps": trained.steps, "examples-used": trained.examples})
     return reply, metrics
+
+
+def _own_folder(keep: Path, run: str, client: int) -> Path:
+    """Return where a client keeps what is its own in a run; the name comes from outside, so its form is checked."""
+    if not re.fullmatch("[0-9a-f]{32}", run):
+        raise Refusal(f"the run's name {run!r} is not 32 hexadecimal digits")
+    return keep / run / f"client-{client}"
 
 
 def _evaluate(site: Site, kept_out: NDArray[np.int64], when: str) -> dict[str, float]:

@@ -25,6 +25,7 @@ class State:
     """What the next round starts from.
 
     Attributes:
+        run: the run's name, 32 hexadecimal digits, drawn when it began.
         round: rounds completed.
         matrices: what the server broadcasts next.
         optimizer: the server optimizer's buffers by name.
@@ -33,6 +34,7 @@ class State:
         settings: the resolved settings as a flat run config.
     """
 
+    run: str
     round: int
     matrices: dict[str, Float32]
     optimizer: dict[str, Float32]
@@ -63,6 +65,7 @@ def save(folder: Path, state: State) -> None:
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     about = json.dumps(
         {
+            "run": state.run,
             "round": state.round,
             "record_bytes": state.record_bytes,
             "contract": state.contract,
@@ -94,6 +97,7 @@ def load(folder: Path) -> State | None:
     if _checksum(metadata["about"], tensors) != expected:
         raise ValueError(f"{path} is damaged (its checksum differs); remove the run folder to start anew")
     return State(
+        about["run"],
         about["round"],
         {k.removeprefix("matrices/"): v for k, v in tensors.items() if k.startswith("matrices/")},
         {k.removeprefix("optimizer/"): v for k, v in tensors.items() if k.startswith("optimizer/")},
@@ -106,5 +110,5 @@ def load(folder: Path) -> State | None:
 def _checksum(about: str, tensors: dict[str, Float32]) -> str:
     digest = hashlib.sha256(about.encode())
     for name in sorted(tensors):
-        digest.update(f"\0{name}\0{tensors[name].shape}\0".encode() + tensors[name].tobytes())
+        digest.update(f"\0{name}\0{tensors[name].dtype.str}{tensors[name].shape}\0".encode() + tensors[name].tobytes())
     return digest.hexdigest()

@@ -26,7 +26,6 @@ class Contract:
         method, factors, seed, kind, rank, alpha, scaling, head: as in the settings.
         base: fingerprint of all frozen weights.
         A: fingerprint of the initial A of every layer.
-        layers: paths of the adapted layers.
         schema: ``(name, shape)`` of every matrix that travels, sorted by name, float32 all.
         task, labels: what is learned, and the class names by id.
         data: digest of the split training data.
@@ -44,7 +43,6 @@ class Contract:
     head: str
     base: str
     A: str
-    layers: tuple[str, ...]
     schema: tuple[tuple[str, tuple[int, ...]], ...]
     task: str
     labels: tuple[str, ...]
@@ -56,6 +54,11 @@ class Contract:
     def hash(self) -> str:
         """SHA-256 of the canonical JSON, hexadecimal."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    @property
+    def layers(self) -> list[str]:
+        """Paths of the adapted layers, sorted."""
+        return [name.removesuffix(".B") for name, _ in self.schema if name.endswith(".B")]
 
     @property
     def values(self) -> int:
@@ -83,7 +86,7 @@ class Contract:
 
 def _flat(contract: dict[str, Any]) -> dict[str, Any]:
     """Spread the schema into one entry per matrix, so that a difference names the matrix."""
-    flat = {key: value for key, value in contract.items() if key not in ("schema", "layers")}
+    flat = {key: value for key, value in contract.items() if key != "schema"}
     flat.update({f"matrix {name}": tuple(shape) for name, shape in contract["schema"]})
     return flat
 
@@ -102,7 +105,7 @@ def contract_of(settings: Settings, built: Built, labels: tuple[str, ...], data:
     return Contract(
         settings.method, METHODS[settings.method].factors, settings.seed, settings.kind, settings.rank,
         settings.alpha, settings.scaling, settings.head,
-        built.base, built.A, built.layers, schema, settings.task, labels, data,
+        built.base, built.A, schema, settings.task, labels, data,
         " ".join(f"{key}={value}" for key, value in local.items()),
         " ".join(f"{key}={value}" for key, value in versions.items()),
     )  # fmt: skip

@@ -1,6 +1,8 @@
 """Examples from the hub, a local folder or the packaged demo; their tokens; padded batches."""
 
+import csv
 import importlib.util
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,14 @@ from fedasym.chance import generator
 from fedasym.settings import Settings
 from fedasym.tasks import Task, task_of
 
-_READERS = {".parquet": "read_parquet", ".csv": "read_csv", ".tsv": "read_csv", ".jsonl": "read_json"}
+# Text stays as it is written: no cell but an empty one is missing, no word becomes a number or a date.
+_CELLS = {"dtype": str, "keep_default_na": False, "na_values": [""]}
+_READERS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".parquet": ("read_parquet", {}),
+    ".csv": ("read_csv", _CELLS),
+    ".tsv": ("read_csv", {**_CELLS, "sep": "\t", "quoting": csv.QUOTE_NONE}),
+    ".jsonl": ("read_json", {"lines": True, "dtype": False, "convert_dates": False}),
+}
 _DEMO_TEST = 1000  # examples
 
 
@@ -82,16 +91,29 @@ def load_examples(settings: Settings) -> tuple[Examples, Examples]:
         train = train.iloc[np.sort(order[settings.validation_cut :])]
     else:
         held = _frame(settings, settings.test_split)
-    names: tuple[str, ...] = ()
-    if not task.regression:
-        for frame, part in ((train, settings.train_split), (held, settings.test_split)):
-            _require_columns(frame, task, part)
-        values = set(train[task.label_column].dropna().tolist()) | set(held[task.label_column].dropna().tolist())
-        ordered = sorted(values, key=lambda v: (isinstance(v, str), v))
-        names = tuple(str(value) for value in ordered)
-        if len(names) < 2:
-            raise ValueError(f"column {task.label_column!r} of {settings.data!r} holds {len(names)} classes; need 2")
-    return _examples(train, task, names, settings.train_split), _examples(held, task, names, settings.test_split)
+    held_split = settings.train_split if settings.validation_cut else settings.test_split
+    for frame, split in ((train, settings.train_split), (held, held_split)):
+        _require_cells(frame, task, split)
+    names = () if task.regression else _class_names(train[task.label_column])
+    if not task.regression and len(names) < 2:
+        raise ValueError(f"column {task.label_column!r} of {settings.data!r} holds {len(names)} classes; need 2")
+    return _examples(train, task, names, settings.train_split), _examples(held, task, names, held_split)
+
+
+def _class_names(column: Any) -> tuple[str, ...]:
+    """Return the class names of a label column: numbers in the order of numbers, else words in the order of words."""
+    names = {_class_name(value) for value in column.tolist()}
+    try:
+        return tuple(sorted(names, key=float))
+    except ValueError:
+        return tuple(sorted(names))
+
+
+def _class_name(value: Any) -> str:
+    """Write a label as text: 1, 1.0 and True are one class."""
+    if isinstance(value, bool):
+        return str(int(value))
+    return re.sub(r"(?<=\d)\.0+$", "", str(value))
 
 
 def _frame(settings: Settings, split: str) -> Any:
@@ -118,8 +140,8 @@ def _frame(settings: Settings, split: str) -> Any:
         raise FileNotFoundError(
             f"{folder} holds no {split}.parquet, .csv, .tsv or .jsonl for the split {split!r}; it holds {found}"
         )
-    options: dict[str, dict[str, Any]] = {".tsv": {"sep": "\t"}, ".jsonl": {"lines": True}}
-    frames = [getattr(pd, _READERS[f.suffix])(f, **options.get(f.suffix, {})) for f in files]
+    readers = [_READERS[file.suffix] for file in files]
+    frames = [getattr(pd, name)(file, **options) for file, (name, options) in zip(files, readers, strict=True)]
     return pd.concat(frames, ignore_index=True)
 
 
@@ -140,23 +162,24 @@ def _demo_frame(split: str) -> Any:
     return frame.iloc[np.sort(chosen)].reset_index(drop=True)
 
 
-def _require_columns(frame: Any, task: Task, split: str) -> None:
+def _require_cells(frame: Any, task: Task, split: str) -> None:
+    """Require the task's columns, at least one row, and no empty cell."""
     missing = [name for name in (*task.text_columns, task.label_column) if name not in frame.columns]
     if missing:
         raise ValueError(
             f"split {split!r} has no column {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}; "
             "set text-columns and label-column"
         )
-
-
-def _examples(frame: Any, task: Task, names: tuple[str, ...], split: str) -> Examples:
-    _require_columns(frame, task, split)
+    if not len(frame):
+        raise ValueError(f"split {split!r} holds no examples")
     for column in (*task.text_columns, task.label_column):
         empty = np.flatnonzero(frame[column].isna().to_numpy())
         if empty.size:
-            raise ValueError(f"split {split!r}, row {int(empty[0])}: column {column!r} is empty; fill or drop it")
-    if not len(frame):
-        raise ValueError(f"split {split!r} holds no examples")
+            row = frame.index[int(empty[0])]
+            raise ValueError(f"split {split!r}, row {row}: column {column!r} is empty; fill or drop it")
+
+
+def _examples(frame: Any, task: Task, names: tuple[str, ...], split: str) -> Examples:
     texts = tuple(frame[column].astype(str).tolist() for column in task.text_columns)
     raw = frame[task.label_column].tolist()
     labels: NDArray[Any]
@@ -167,10 +190,15 @@ def _examples(frame: Any, task: Task, names: tuple[str, ...], split: str) -> Exa
             raise ValueError(f"split {split!r}: column {task.label_column!r} must hold numbers ({error})") from None
         if not np.isfinite(labels).all():
             raise ValueError(f"split {split!r}: column {task.label_column!r} holds values that are not finite")
-    else:
-        ids = {name: i for i, name in enumerate(names)}
-        labels = np.asarray([ids[str(value)] for value in raw], np.int64)
-    return Examples(texts, labels, names)
+        return Examples(texts, labels, names)
+    ids = {name: i for i, name in enumerate(names)}
+    unknown = sorted({_class_name(value) for value in raw} - ids.keys())
+    if unknown:
+        raise ValueError(
+            f"split {split!r} holds the classes {', '.join(unknown)}, which the training data do not have "
+            f"({', '.join(names)}); a hub's test split may be unlabelled: set test-split, e.g. to 'validation'"
+        )
+    return Examples(texts, np.asarray([ids[_class_name(value)] for value in raw], np.int64), names)
 
 
 def tokenize(tokenizer: Any, examples: Examples, max_length: int) -> Tokens:

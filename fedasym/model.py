@@ -1,17 +1,18 @@
 """Build what trains: base model, head and adapters, from the settings alone.
 
-Head policies (setting ``head``). A head is every linear layer outside the base model that the checkpoint does not
-hold; its last layer with as many outputs as labels is the *output layer*.
+Head policies (setting ``head``). A head is every linear layer outside the base model; what the checkpoint lacks of it
+is drawn from the seed. Its last layer with as many outputs as labels is the *output layer*.
 
-* ``output`` (default): hidden head layers are drawn from the seed, frozen and adapted like every other layer; the
-  output layer trains in full and travels.
-* ``frozen``: the output layer too is drawn from the seed and stays; no byte of the head travels.
+* ``output`` (default): hidden head layers are frozen and adapted like every other layer; the output layer trains in
+  full and travels.
+* ``frozen``: the output layer is frozen too; no byte of the head travels.
 * ``full``: every head layer trains in full and travels (what PEFT's SEQ_CLS does).
 * ``local``: the output layer trains but never leaves its client.
 """
 
 import hashlib
 import importlib.util
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from logging import ERROR
@@ -26,6 +27,7 @@ from fedasym.methods import METHODS
 from fedasym.projection import seeded_normal
 from fedasym.settings import Settings
 
+_loading = threading.Lock()  # transformers sets process-wide state (default dtype, generator) while it loads
 DEMO_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of model.safetensors
 
 
@@ -104,7 +106,8 @@ def build(settings: Settings, num_labels: int) -> Built:
         ValueError: no output layer with ``num_labels`` outputs, or targets that match nothing.
         OSError: transformers cannot find or download the model.
     """
-    model, tokenizer, missing = _load(settings, num_labels)
+    with _loading:
+        model, tokenizer, missing = _load(settings, num_labels)
     _draw_missing(model, missing, settings.seed)
     head = _head_linears(model)
     output = next((name for name, m in reversed(head.items()) if m.out_features == num_labels), None)

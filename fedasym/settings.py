@@ -6,6 +6,7 @@ The names are Flower's run-config keys with ``-`` for ``_``; the defaults are th
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -75,6 +76,12 @@ class Settings:
     def __post_init__(self) -> None:
         for knob in dataclasses.fields(self):
             _check(knob, getattr(self, knob.name))
+        if self.alpha == 0.0:
+            raise ValueError("alpha=0.0 makes every adapter zero; use a positive alpha")
+        if self.server_momentum >= 1.0:
+            raise ValueError(f"server-momentum={self.server_momentum} does not decay; use less than 1")
+        if self.server_optimizer != "none" and self.server_lr == 0.0:
+            raise ValueError("server-lr=0.0 never moves the global matrices; use a positive rate")
         if self.local_steps == 0 and self.local_epochs == 0:
             raise ValueError("local-steps and local-epochs are both 0: nothing would train; set one of them")
         if self.client_holdout >= 1.0:
@@ -142,6 +149,8 @@ def _check(knob: "dataclasses.Field[Any]", value: Any) -> None:
     if type(value) is not knob.type:
         wanted = getattr(knob.type, "__name__", knob.type)
         raise ValueError(f"setting {key}={value!r} is a {type(value).__name__}; give a {wanted}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"setting {key}={value!r} is not a finite number")
     choices, least = knob.metadata["choices"], knob.metadata["least"]
     if choices and value not in choices:
         raise ValueError(f"setting {key}={value!r} is not one of {', '.join(choices)}")

@@ -7,6 +7,7 @@ digests. Packing matters: Flower moves each array as an object of its own, with 
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -50,17 +51,31 @@ def unpack(content: RecordDict, schema: Schema) -> dict[str, Float32]:
     extra = sorted((set(arrays) - {PACKED}) | (set(content.array_records) - {"matrices"}))
     if extra or PACKED not in arrays:
         raise ValueError(f"the message carries the arrays {extra or 'none'}; it must carry {PACKED!r} and no other")
-    flat = arrays[PACKED].numpy()
     sizes = [int(np.prod(shape)) for _, shape in schema]
-    if flat.dtype != np.float32 or flat.shape != (sum(sizes),):
-        raise ValueError(
-            f"the packed array is {flat.dtype} {flat.shape}; the contract's {len(schema)} matrices need "
-            f"float32 ({sum(sizes)},)"
-        )
+    flat = _read(arrays[PACKED], sum(sizes))
     parts = np.split(flat, np.cumsum(sizes)[:-1]) if schema else []
     matrices = {name: part.reshape(shape) for (name, shape), part in zip(schema, parts, strict=True)}
     check(matrices, schema)
     return matrices
+
+
+def _read(array: Array, values: int) -> Float32:
+    """Read a packed array, trusting neither its declared shape nor its bytes; allocate only after the checks."""
+    raw = BytesIO(array.data)
+    try:
+        np.lib.format.read_magic(raw)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(raw)
+    except Exception as error:  # bytes from outside: whatever is wrong with them is one refusal
+        raise ValueError(f"the packed array cannot be read ({type(error).__name__}: {error})") from error
+    if dtype != np.float32 or shape != (values,) or array.shape != shape:
+        raise ValueError(
+            f"the packed array is {dtype} {shape}, declared {array.shape}; the contract's matrices need "
+            f"float32 ({values},)"
+        )
+    body = len(array.data) - raw.tell()
+    if array.stype != "numpy.ndarray" or body != 4 * values:
+        raise ValueError(f"the packed array is {array.stype!r} with {body} bytes of values, expected {4 * values}")
+    return np.frombuffer(array.data, "<f4", offset=raw.tell()).astype(np.float32)
 
 
 def check(matrices: Mapping[str, Float32], schema: Schema) -> None:

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -115,7 +116,7 @@ def _next_round(
 ) -> checkpoint.State:
     started = time.perf_counter()
     settings = bench.settings
-    result = run_round(grid, nodes, bench.contract, A, state.matrices, state.round + 1, settings)
+    result = run_round(grid, nodes, bench.contract, A, state.matrices, state.round + 1, state.run, settings)
     for client, reason in sorted(result.rejected.items()):
         log.warning("round %d: client %d rejected: %s", result.number, client, reason)
     for warning in result.warnings:
@@ -177,7 +178,7 @@ def _resume(folder: Path, bench: Bench) -> checkpoint.State:
     if state is None:
         record.cut_rounds(folder, 0)
         matrices = lora.read(lora.trainable(bench.built.model))
-        return checkpoint.State(0, matrices, {}, 0, bench.contract.to_json(), settings)
+        return checkpoint.State(uuid.uuid4().hex, 0, matrices, {}, 0, bench.contract.to_json(), settings)
     kept = {key: value for key, value in state.settings.items() if key not in _FREE}
     here = {key: value for key, value in settings.items() if key not in _FREE}
     reasons = difference(kept, here)

@@ -73,7 +73,7 @@ def _query(grid: Grid, nodes: list[int], contract: Contract, deadline: float) ->
             if reply.has_error():
                 refusals.setdefault(f"its process failed: {reply.error.reason}", []).append(node)
             elif "refusal" in reply.content.config_records:
-                reason = str(reply.content.config_records["refusal"]["reason"])
+                reason = str(reply.content.config_records["refusal"].get("reason", "no reason given"))
                 refusals.setdefault(reason, []).append(node)
             else:
                 answers[node] = wire.about(reply.content)

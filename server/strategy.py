@@ -76,6 +76,7 @@ def run_round(
     A: Matrices,
     matrices: Mapping[str, wire.Float32],
     number: int,
+    run: str,
     settings: Settings,
 ) -> Round:
     """Ask the sampled clients to train and average what they return.
@@ -87,6 +88,7 @@ def run_round(
         A: the common A by layer, for the exactness meter; empty where A trains.
         matrices: what is broadcast.
         number: the round, from 1.
+        run: the run's name, under which clients keep what is theirs.
         settings: sampling, timeout, quorum.
 
     Raises:
@@ -95,7 +97,7 @@ def run_round(
     asked = sample_clients(settings, number)
     sent = wire.digest(matrices)
     result = Round(number, asked)
-    pending = _send(grid, nodes, contract, matrices, sent, result)
+    pending = _send(grid, nodes, contract, matrices, {"run": run, "digest": sent}, result)
     total = ExactMean()
     kept: dict[int, tuple[int, Matrices]] = {}  # only where A trains: the meter needs every pair
     for client, reply in _replies(grid, pending, settings.round_timeout):
@@ -105,11 +107,11 @@ def run_round(
         try:
             result.message_up += wire.message_bytes(reply)
             weight, update, metrics = check_reply(reply, client, number, contract, sent)
-        except Rejection as error:
+            total.add(weight, update)
+        except ValueError as error:  # a Rejection, or a weight beyond what the mean can hold
             result.rejected[client] = str(error)
             continue
-        result.payload_up += wire.payload_bytes(reply.content)
-        total.add(weight, update)
+        result.payload_up += sum(matrix.nbytes for matrix in update.values())
         result.metrics[client] = metrics
         if not A:
             kept[client] = (weight, update)
@@ -135,14 +137,14 @@ def _send(
     nodes: Mapping[int, int],
     contract: Contract,
     matrices: Mapping[str, wire.Float32],
-    sent: str,
+    common: wire.About,
     result: Round,
 ) -> dict[str, int]:
     """Push one message per asked client; return the clients by message id."""
     packed: ArrayRecord = wire.pack(matrices, contract.schema, {}).array_records["matrices"]
     messages = []
     for client in result.asked:
-        about: wire.About = {"contract": contract.hash, "round": result.number, "client": client, "digest": sent}
+        about: wire.About = {"contract": contract.hash, "round": result.number, "client": client, **common}
         content = RecordDict({"matrices": packed, "about": ConfigRecord({**about})})
         message = Message(content, nodes[client], MessageType.TRAIN, group_id=str(result.number))
         result.payload_down += wire.payload_bytes(content)
@@ -188,7 +190,7 @@ def check_reply(
         raise Rejection(f"its process failed: {reply.error.reason}")
     content = reply.content
     if "refusal" in content.config_records:
-        raise Rejection(f"it refused: {content.config_records['refusal']['reason']!s}")
+        raise Rejection(f"it refused: {content.config_records['refusal'].get('reason', 'no reason given')!s}")
     about = wire.about(content)
     expected: dict[str, tuple[Any, str]] = {
         "contract": (contract.hash, "it trained under another contract"),
@@ -207,12 +209,18 @@ def check_reply(
     except ValueError as error:
         raise Rejection(str(error)) from error
     metrics = dict(content.metric_records.get("metrics", {}))
+    for name, value in metrics.items():
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise Rejection(f"its metric {name} is {value!r}, not a finite number")
     weight = metrics.get("num-examples")
     if type(weight) is not int or weight < 1:
         raise Rejection(f"its weight num-examples={weight!r} is not a positive integer of examples")
     loss = metrics.get("loss")
-    if not isinstance(loss, float) or not math.isfinite(loss):
-        raise Rejection(f"its training loss is {loss!r}, not a finite number")
+    if not isinstance(loss, float):
+        raise Rejection(f"its training loss is {loss!r}, not a number")
+    kept_out = metrics.get("kept-out")
+    if any(name.endswith(("-before", "-after")) for name in metrics) and (type(kept_out) is not int or kept_out < 1):
+        raise Rejection(f"it reports an evaluation on kept-out={kept_out!r} examples; expected a positive integer")
     if wire.digest(matrices) == sent:
         raise Rejection("its matrices equal what was sent: nothing trained; check lr, head-lr and the client's data")
     still_zero = [name for name, matrix in matrices.items() if name.endswith(".B") and not np.any(matrix)]

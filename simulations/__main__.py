@@ -1,7 +1,8 @@
-"""The command line: ``python -m simulations run | demo | tune | settings``."""
+"""The command line: ``python -m simulations run | demo | tune | record | settings``."""
 
 import argparse
 import dataclasses
+import json
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from fedasym.settings import Settings
 from server.strategy import FederationError
 from simulations.demo import demo
 from simulations.flower import FlowerError
+from simulations.results import result_lines
 from simulations.run import ENGINES, read_settings, run
 from simulations.tune import tune
 
@@ -25,6 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.command == "settings":
             console.print(_settings_table())
+        elif options.command == "record":
+            for line in result_lines(options.folders):
+                print(json.dumps(line))
         elif options.command == "tune":
             tune(options.work, options.workers, console, options.shard, options.shards)
         elif options.command == "demo":
@@ -65,6 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     grid.add_argument("--workers", type=int, default=1, help="clients at the same time (default: %(default)s)")
     grid.add_argument("--shard", type=int, default=0, help="which part of the grid this process runs")
     grid.add_argument("--shards", type=int, default=1, help="how many processes share the grid")
+    lines = commands.add_parser("record", help="print finished runs as raw result lines (JSON)")
+    lines.add_argument("folders", nargs="+", type=Path, metavar="RUN_FOLDER")
     commands.add_parser("settings", help="every setting with its default")
     return parser
 

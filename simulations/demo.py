@@ -6,7 +6,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fedasym.report import comparison_rows, comparison_table, write_report
+from fedasym.comparison import comparison_rows, comparison_table
+from fedasym.report import write_report
 from simulations.run import read_settings, run
 
 CONFIGS = Path(__file__).parent / "configs"

@@ -16,9 +16,10 @@ from rich.table import Table
 from fedasym.record import read_rounds, versions
 from fedasym.settings import Settings
 from simulations.local import run_local
+from simulations.results import RESULTS, read_lines
 from simulations.run import read_settings
 
-RESULTS = Path(__file__).parent / "results" / "tuning.jsonl"
+TUNING = RESULTS / "tuning.jsonl"
 METHODS = ("asymmetric", "lora")
 GRID = [
     *({"optimizer": "sgd", "lr": lr, "head-lr": 0.5} for lr in (0.1, 0.3, 1.0, 3.0)),
@@ -39,7 +40,7 @@ def tune(work: Path, workers: int, console: Console, shard: int, shards: int) ->
     """
     cells = [{"method": method, **cell} for cell in GRID for method in METHODS]
     for cell in cells[shard::shards]:
-        if _key(cell) in {_key(line["cell"]) for line in read_lines(RESULTS)}:
+        if _key(cell) in {_key(line["cell"]) for line in read_lines(TUNING)}:
             continue
         name = "-".join(str(value) for value in cell.values())
         folder = (work / name).absolute()
@@ -48,11 +49,11 @@ def tune(work: Path, workers: int, console: Console, shard: int, shards: int) ->
         )
         run_local(settings, workers)
         line = result_line(cell, folder, settings)
-        with RESULTS.open("a") as file:
+        with TUNING.open("a") as file:
             file.write(json.dumps(line) + "\n")
         shutil.rmtree(folder)
         console.print(f"{name}: {line['score']:.4f}")
-    console.print(_table(read_lines(RESULTS)))
+    console.print(_table(read_lines(TUNING)))
 
 
 def result_line(cell: dict[str, Any], folder: Path, settings: Settings) -> dict[str, Any]:
@@ -70,11 +71,6 @@ def result_line(cell: dict[str, Any], folder: Path, settings: Settings) -> dict[
         "settings": {**settings.resolved().run_config(), "out": ""},
         "versions": versions(),
     }
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a results file; none if it does not exist."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def _key(cell: dict[str, Any]) -> str:

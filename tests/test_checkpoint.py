@@ -19,7 +19,7 @@ from pathlib import Path
 from fedasym.checkpoint import State, save
 for k in itertools.count(1):
     same = np.full((200, 100), k, np.float32)
-    save(Path(sys.argv[1]), State(k, {"x.B": same}, {"first/x.B": -same}, k, "{}", {"seed": k}))
+    save(Path(sys.argv[1]), State("0" * 32, k, {"x.B": same}, {"first/x.B": -same}, k, "{}", {"seed": k}))
     print(k, flush=True)
 """
 
@@ -30,7 +30,7 @@ def state() -> State:
     matrices = {f"{n}.B": chance.standard_normal((5, 3), np.float32) for n in ("a", "b/c", "d")}
     matrices["a.B"][0] = [-0.0, 1e-45, 3e38]
     settings = {"num-rounds": 3, "lr": 0.1, "method": "asymmetric", "é": "ü\n"}
-    return State(7, matrices, {"first/a.B": matrices["a.B"] * 0}, 1234, '{"rank": 3}', settings)
+    return State("0" * 32, 7, matrices, {"first/a.B": matrices["a.B"] * 0}, 1234, '{"rank": 3}', settings)
 
 
 def parts(state: State):
@@ -57,7 +57,7 @@ def test_matrices_in_another_memory_order_are_kept_as_they_read(tmp_path, state)
 
 def test_the_next_save_replaces_the_last_as_a_whole(tmp_path, state) -> None:
     save(tmp_path, state)
-    later = State(8, {"z": np.ones(2, np.float32)}, {}, 2000, "{}", {})
+    later = State("0" * 32, 8, {"z": np.ones(2, np.float32)}, {}, 2000, "{}", {})
     save(tmp_path, later)
     assert parts(load(tmp_path)) == parts(later)
 

@@ -64,10 +64,15 @@ def test_a_score_is_read_as_float32_and_has_no_classes(tiny, frames) -> None:
     assert _same_bits(train.labels, frames["train"]["score"].to_numpy(np.float32)) and train.class_names == ()
 
 
-def test_numbers_as_labels_are_ordered_as_numbers_and_classes_of_both_splits_count(write) -> None:
-    train, test = load_examples(write(rows([10, 9, 2]), rows([2, 11])))
+def test_numbers_as_labels_are_ordered_as_numbers(write) -> None:
+    train, test = load_examples(write(rows([10, 9, 2, 11]), rows([2, 11])))
     assert train.class_names == test.class_names == ("2", "9", "10", "11")
-    assert train.labels.tolist() == [2, 1, 0] and test.labels.tolist() == [0, 3]
+    assert train.labels.tolist() == [2, 1, 0, 3] and test.labels.tolist() == [0, 3]
+
+
+def test_a_class_that_only_the_held_out_examples_have_is_refused_by_name(write) -> None:
+    with pytest.raises(ValueError, match=r"split 'test' holds the classes -1, which the training data do not have"):
+        load_examples(write(rows([0, 1]), rows([-1, 0])))
 
 
 @pytest.mark.parametrize(
@@ -102,6 +107,24 @@ def test_a_missing_file_is_named_with_what_lies_there_instead(write, tiny, tmp_p
 def test_a_text_that_is_a_word_for_nothing_is_still_a_text(write, word) -> None:
     train, _ = load_examples(write({"text": ["a", word], "label": [0, 1]}, rows([0])))
     assert train.texts == (["a", word],)
+
+
+def test_a_text_or_label_that_looks_like_a_number_is_kept_as_it_is_in_every_format(tmp_path, tiny) -> None:
+    frame = pd.DataFrame({"text": ["007", "1e3"], "label": ["01", "2"]})
+    for split in ("train", "test"):
+        frame.to_csv(tmp_path / f"{split}-csv.csv", index=False)
+        frame.to_csv(tmp_path / f"{split}-tsv.tsv", index=False, sep="\t")
+        frame.to_json(tmp_path / f"{split}-jsonl.jsonl", orient="records", lines=True)
+        frame.to_parquet(tmp_path / f"{split}-parquet.parquet")
+    train, _ = load_examples(dataclasses.replace(tiny, data=str(tmp_path), data_config=""))
+    assert train.texts == (["007", "1e3"] * 4,)  # the files of a split are joined
+    assert train.class_names == ("01", "2")
+
+
+def test_a_class_written_as_another_type_in_another_file_is_the_same_class(write) -> None:
+    train, test = load_examples(write(rows([0, 1]), rows([1.0, 0.0])))
+    assert train.class_names == test.class_names == ("0", "1")
+    assert train.labels.tolist() == [0, 1] and test.labels.tolist() == [1, 0]
 
 
 def test_the_validation_cut_is_disjoint_from_training_and_needs_no_test_split(tmp_path, tiny, frames) -> None:

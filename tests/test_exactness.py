@@ -48,7 +48,7 @@ def replies():
 @pytest.fixture
 def common():
     """The frozen A of each layer, and replies that hold B (and a head, which is no product) alone."""
-    A = {layer: frozen_A(0, layer, r, d_in) for layer, (_, r, d_in) in SHAPES.items()}
+    A = {layer: frozen_A(0, layer, r, d_in, "kaiming") for layer, (_, r, d_in) in SHAPES.items()}
     more = {"head.bias": np.ones(3, np.float32)}
     return A, [
         (weight, {n: m for n, m in draw(k).items() if n.endswith(".B")} | more) for k, weight in enumerate(WEIGHTS)
@@ -74,7 +74,9 @@ def test_B_only_differs_from_the_mean_of_the_updates_by_the_rounding_of_float32_
 
 def test_B_only_with_exact_values_has_no_mismatch_at_all(common) -> None:
     A, _ = common
-    replies = [(1, {f"{layer}.B": np.full(shape[:2], k, np.float32) for layer, shape in SHAPES.items()}) for k in (1, 2)]
+    replies = [
+        (1, {f"{layer}.B": np.full(shape[:2], k, np.float32) for layer, shape in SHAPES.items()}) for k in (1, 2)
+    ]
     total = averaged(replies)  # the mean 1.5 is a float32
     assert mismatch_common_A(total.mean(), total.mean64(), A) == 0.0
 

@@ -20,7 +20,7 @@ FAMILIES = ("bert", "roberta", "distilbert", "bart", "llama")
 
 @pytest.fixture
 def case(models, tiny):
-    """Return a function that builds a family with random values in all that trains; it gives settings, model, inputs."""
+    """Return a function that fills a family's model with random values; it gives settings, model, inputs."""
 
     def make(family: str, num_labels: int = 3, **more):
         settings = dataclasses.replace(tiny, model=str(models[family]), **more)

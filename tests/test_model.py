@@ -10,7 +10,7 @@ import transformers
 
 from fedasym import lora
 from fedasym.data import collate, load_examples, tokenize
-from fedasym.model import build, demo_model_folder
+from fedasym.model import build
 from fedasym.projection import frozen_A, seeded_normal
 from fedasym.settings import Settings
 from fedasym.tasks import task_of
@@ -121,7 +121,7 @@ def test_every_adapted_layer_learns_so_nothing_adapted_is_unused(of, family, hea
     assert (lora.fingerprint_base(built.model), lora.fingerprint_A(built.model, settings.kind)) == (built.base, built.A)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["roberta", "llama", "mean"])
 def test_in_bfloat16_the_frozen_weights_are_halved_and_what_trains_stays_float32(of, family) -> None:
     settings = of(family, dtype="bfloat16")
     built, full = build(settings, 3), build(of(family), 3)
@@ -183,8 +183,6 @@ def test_a_head_that_the_checkpoint_holds_is_taken_from_it_and_not_drawn(tmp_pat
     assert built.seeded == () and "classifier.dense" in built.layers
     assert torch.equal(built.model.classifier.out_proj.weight, stored.classifier.out_proj.weight)
     assert torch.equal(built.model.classifier.dense.base.weight, stored.classifier.dense.weight)
-    frozen = build(dataclasses.replace(settings, head="frozen"), 3)
-    assert torch.equal(frozen.model.classifier.out_proj.weight, stored.classifier.out_proj.weight)
     assert build(dataclasses.replace(settings, targets="query"), 3).layers == tuple(
         f"roberta.encoder.layer.{i}.attention.self.query" for i in (0, 1)
     )
@@ -199,7 +197,3 @@ def test_a_model_without_an_output_layer_outside_its_base_is_refused(tmp_path, m
     transformers.AutoTokenizer.from_pretrained(models["bert"]).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="has no output layer with 3 outputs outside its base"):
         build(dataclasses.replace(of("bert"), model=str(tmp_path)), 3)
-
-
-def test_the_packaged_minilm_is_the_published_one() -> None:
-    assert (demo_model_folder() / "config.json").exists()  # its weights' SHA-256 is checked within

@@ -70,9 +70,7 @@ def test_every_element_follows_the_scalar_loop(kind, lr, momentum) -> None:
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 def test_momentum_zero_at_rate_one_is_the_plain_mean_to_rounding(scale) -> None:
     current, mean = draw(0), draw(1, scale)
-    after, _ = server_step(
-        current, mean, {}, Settings(server_optimizer="momentum", server_lr=1.0, server_momentum=0.0)
-    )
+    after, _ = server_step(current, mean, {}, Settings(server_optimizer="momentum", server_lr=1.0, server_momentum=0.0))
     for name in SHAPES:
         # old + (mean - old) rounds twice in float64, at the size of the larger, and once in float32.
         slack = 2.0**-51 * np.maximum(abs(current[name]), abs(mean[name]).astype(float)) + 2.0**-24 * abs(mean[name])

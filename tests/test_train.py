@@ -1,6 +1,7 @@
 """Local steps are plain PyTorch: the same bits as a loop written out by hand, and nothing else moves."""
 
 import dataclasses
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -36,13 +37,12 @@ def bench(tiny):
 
 
 def train(b, parameters=None, batches=None):
-    parameters = lora.trainable(b.built.model) if parameters is None else parameters
-    batches = b.batches if batches is None else batches
+    parameters, batches = parameters or moving(b), batches or b.batches
     return train_steps(b.built.model, parameters, b.built.tokenizer, b.tokens, batches, b.task, b.settings)
 
 
 def moving(b):
-    return {**lora.trainable(b.built.model), **lora.local_only(b.built.model)}
+    return lora.trainable(b.built.model)
 
 
 def bits(b):
@@ -53,8 +53,7 @@ def bits(b):
 def test_an_epoch_shows_each_example_once_and_only_the_last_drawn_batch_is_smaller(epochs) -> None:
     batches = draw_batches(LENGTHS, 5, 0, epochs, generator(0, "test"))
     assert np.bincount(np.concatenate(batches), minlength=37).tolist() == [epochs] * 37
-    rest = 37 * epochs % 5
-    assert sorted(map(len, batches)) == [rest] * bool(rest) + [5] * (37 * epochs // 5)
+    assert sorted(map(len, batches)) == [37 * epochs % 5] + [5] * (37 * epochs // 5)
 
 
 @pytest.mark.parametrize("steps", [1, 4, 7, 8, 30])
@@ -66,25 +65,21 @@ def test_steps_draw_full_batches_and_no_example_twice_more_than_another(steps) -
 
 
 def test_batches_depend_on_the_stream_alone() -> None:
-    one, same, other = (draw_batches(LENGTHS, 5, 6, 0, generator(0, "test", k)) for k in (1, 1, 2))
-    assert [b.tobytes() for b in one] == [b.tobytes() for b in same] != [b.tobytes() for b in other]
+    one, same, other = (np.concatenate(draw_batches(LENGTHS, 5, 6, 0, generator(0, "test", k))) for k in (1, 1, 2))
+    assert one.tobytes() == same.tobytes() != other.tobytes()
 
 
 def test_every_example_is_drawn_equally_often_whatever_its_length() -> None:
-    trials, n = 2000, len(LENGTHS)
-    seen = sum(
-        np.bincount(np.concatenate(draw_batches(LENGTHS, 5, 3, 0, generator(k, "uniform"))), minlength=n)
-        for k in range(trials)
-    )
-    share = 15 / n
-    # Each count is binomial(2000, 15/37): within five standard deviations for all 37 but once in 40,000 seeds.
-    assert np.abs(seen - trials * share).max() < 5 * math.sqrt(trials * share * (1 - share))
+    drawn = [b for k in range(2000) for b in draw_batches(LENGTHS, 5, 3, 0, generator(k, "uniform"))]
+    seen, share = np.bincount(np.concatenate(drawn)), 15 / 37
+    # Binomial counts, so within five standard deviations for all 37 examples but once in 40,000 seeds.
+    assert np.abs(seen - 2000 * share).max() < 5 * math.sqrt(2000 * share * (1 - share))
 
 
 def test_a_batch_holds_examples_of_similar_length_and_batches_come_shuffled() -> None:
     batches = draw_batches(LENGTHS, 5, 7, 0, generator(0, "test"))
     spans = sorted((LENGTHS[batch].min(), LENGTHS[batch].max()) for batch in batches)
-    assert all(below[1] <= above[0] for below, above in zip(spans, spans[1:], strict=False))
+    assert all(below[1] <= above[0] for below, above in itertools.pairwise(spans))
     means = [[LENGTHS[b].mean() for b in draw_batches(LENGTHS, 5, 7, 0, generator(k, "order"))] for k in range(20)]
     assert len({tuple(np.argsort(each)) for each in means}) > 15  # of 7! = 5,040 orders
 
@@ -104,15 +99,15 @@ def test_a_batch_holds_examples_of_similar_length_and_batches_come_shuffled() ->
 def test_train_steps_gives_the_bits_of_a_plain_pytorch_loop(bench, more) -> None:
     b, plain = bench(**more), bench(**more)
     trained = train(b)
-    s, model, parameters = plain.settings, plain.built.model, lora.trainable(plain.built.model)
-    factors = [p for n, p in parameters.items() if n.rpartition(".")[2] in "AB"]
-    heads = [p for n, p in parameters.items() if n.rpartition(".")[2] not in "AB"]
-    groups = [{"params": factors, "lr": s.lr}, {"params": heads, "lr": s.head_lr}]
-    adamw = s.optimizer == "adamw"
-    optimizer = torch.optim.AdamW(groups, weight_decay=s.weight_decay) if adamw else torch.optim.SGD(groups)
+    s, model, parameters = plain.settings, plain.built.model, moving(plain)
+    factors = [name for name in parameters if name.endswith((".A", ".B"))]
+    rates = [s.lr if name in factors else s.head_lr for name in parameters]
+    groups = [{"params": [p], "lr": lr} for p, lr in zip(parameters.values(), rates, strict=True)]
+    more = {"weight_decay": s.weight_decay} if s.optimizer == "adamw" else {}
+    optimizer = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[s.optimizer](groups, **more)
     losses = []
     for batch in plain.batches:
-        inputs, labels = collate(plain.built.tokenizer, plain.tokens, batch.tolist())
+        inputs, labels = collate(plain.built.tokenizer, plain.tokens, batch)
         logits = model(**inputs).logits.float()
         loss = F.mse_loss(logits[:, 0], labels) if plain.task.regression else F.cross_entropy(logits, labels)
         optimizer.zero_grad()
@@ -122,8 +117,7 @@ def test_train_steps_gives_the_bits_of_a_plain_pytorch_loop(bench, more) -> None
         optimizer.step()
         losses.append(loss.item())
     assert bits(b) == bits(plain)
-    assert (trained.steps, trained.examples) == (6, 24)
-    assert trained.loss == sum(losses) / 6
+    assert (trained.steps, trained.examples, trained.loss) == (6, 24, sum(losses) / 6)
 
 
 def test_only_the_given_parameters_move(bench) -> None:
@@ -139,8 +133,7 @@ def test_only_the_given_parameters_move(bench) -> None:
 def test_training_draws_nothing_so_two_runs_give_the_same_bits(bench) -> None:
     one, two = bench(), bench()
     assert one.built.model.config.hidden_dropout_prob > 0  # dropout, were it on, would draw
-    torch.manual_seed(1)
-    state = torch.get_rng_state()
+    state = torch.manual_seed(1).get_state()
     train(one)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(2)
@@ -149,22 +142,21 @@ def test_training_draws_nothing_so_two_runs_give_the_same_bits(bench) -> None:
 
 
 def test_the_heads_rate_moves_the_head_only_and_the_adapters_rate_the_adapters_only(bench) -> None:
-    runs = {}
-    for lr, head_lr in ((0.1, 0.1), (0.1, 0.3), (0.3, 0.1)):
+    def one_step(lr, head_lr):
         b = bench(lr=lr, head_lr=head_lr, clip=0.0)
         train(b, batches=b.batches[:1])
-        runs[lr, head_lr] = bits(b)
-    head = {"classifier.weight", "classifier.bias"}
-    differ = {key: {n for n in run if run[n] != runs[0.1, 0.1][n]} for key, run in runs.items()}
-    assert differ[0.1, 0.3] == head
-    assert differ[0.3, 0.1] == runs[0.1, 0.1].keys() - head
+        return bits(b)
+
+    base, head = one_step(0.1, 0.1), {"classifier.weight", "classifier.bias"}
+    assert {n for n, raw in one_step(0.1, 0.3).items() if raw != base[n]} == head
+    assert {n for n, raw in one_step(0.3, 0.1).items() if raw != base[n]} == base.keys() - head
 
 
 def test_a_step_moves_no_further_than_rate_times_clip(bench) -> None:
     b = bench(clip=1e-3, lr=0.5, head_lr=0.5, optimizer="sgd")
     before = lora.read(moving(b))
     train(b, batches=b.batches[:1])
-    length = math.sqrt(sum(float(((m - before[n]).astype(float) ** 2).sum()) for n, m in lora.read(moving(b)).items()))
+    length = math.sqrt(sum(((m.astype(float) - before[n]) ** 2).sum() for n, m in lora.read(moving(b)).items()))
     # PyTorch divides by norm + 1e-6, and float32 rounds the head's weights of size 0.02 by 1e-9.
     assert length == pytest.approx(0.5e-3, rel=1e-4)
 
@@ -178,7 +170,7 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step_and_moves_nothing_furt
     b = bench()
     b.built.model.bert.embeddings.LayerNorm.weight.fill_(math.nan)
     before = bits(b)
-    with pytest.raises(FloatingPointError, match="the training loss is nan at local step 1"):
+    with pytest.raises(FloatingPointError, match="is nan at local step 1"):
         train(b)
     assert bits(b) == before
 

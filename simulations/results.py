@@ -1,0 +1,54 @@
+"""Raw result lines of finished runs, and tables made from them."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedasym.comparison import percent, read_runs, rows_of
+from fedasym.methods import METHODS
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def result_lines(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return one plain line per run folder: summary, values by round, savings, settings and versions."""
+    runs = read_runs(folders)
+    lines = []
+    for run, row in zip(runs, rows_of(runs), strict=True):
+        by_round = {
+            "metric_by_round": [each["metrics"][run.metric] for each in run.rounds],
+            "train_loss_by_round": [each["train_loss"] for each in run.rounds],
+            "mismatch_by_round": [each["mismatch"] for each in run.rounds],
+            "seconds_by_round": [each["seconds"] for each in run.rounds],
+        }
+        shares = {key: row[key] for key in ("saving", "saving_adapter")}
+        lines.append(
+            {**run.summary, **shares, **by_round, "settings": run.settings, "versions": run.config["versions"]}
+        )
+    return lines
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a results file; none if it does not exist."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def markdown_table(lines: Sequence[dict[str, Any]]) -> str:
+    """Return the side-by-side table of result lines in Markdown; bytes are float32 values, 1 kB = 1000 bytes."""
+    head = ("", "final", "up / client / round", "down / client / round", "whole run", "saved", "saved, adapter only")
+    rows = [(*head, "mismatch"), ("---",) * (len(head) + 1)]
+    for line in lines:
+        rows.append(
+            (
+                METHODS[line["method"]].label,
+                f"{line['metric']} {line['final']:.3f}",
+                f"{line['payload_up_per_client_round']:,.0f} B",
+                f"{line['payload_down_per_client_round']:,.0f} B",
+                f"{line['payload_total'] / 1e6:.1f} MB",
+                percent(line["saving"]),
+                percent(line["saving_adapter"]),
+                f"{line['mismatch']:.1e}",
+            )
+        )
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

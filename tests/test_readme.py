@@ -1,0 +1,124 @@
+"""The README is true: its table is the committed result, its commands and its library example run."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from world import make_data, make_model
+
+from fedasym.record import read_json
+from simulations.flower import QUIET
+from simulations.results import RESULTS, markdown_table, read_lines
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[str]:
+    return [line for block in blocks("bash") for line in block.splitlines() if line]
+
+
+def test_the_table_is_the_committed_result() -> None:
+    marked = README.split("<!-- table: simulations/results/demo.jsonl -->\n\n")[1].split("\n\n")[0]
+    assert marked == markdown_table(read_lines(RESULTS / "demo.jsonl"))
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Make what stands behind the README's /path/to names."""
+    root = tmp_path_factory.mktemp("readme")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
+        )
+        LlamaForCausalLM(config).save_pretrained(root / "causal-lm")
+    return {
+        "/path/to/model": str(make_model(root / "model")),
+        "/path/to/data": str(make_data(root / "data")),
+        "/path/to/run": str(root / "run"),
+        "/path/to/causal-lm": str(root / "causal-lm"),
+    }
+
+
+def filled(text: str, places: dict[str, str]) -> str:
+    for name in sorted(places, key=len, reverse=True):
+        text = text.replace(name, places[name])
+    return text
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory):
+    """Yield an environment for `flwr` with a home and port of its own; end the SuperLink that it leaves behind."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    home = tmp_path_factory.mktemp("flower")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    yield {**os.environ, **QUIET, "FLWR_HOME": str(home), "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": port, "PATH": path}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes().decode().split("\0")
+            except OSError:
+                continue
+            if port in words and any(word.endswith("flower-superlink") for word in words):
+                os.killpg(int(entry.name), signal.SIGTERM)
+
+
+def final_status(shell: dict[str, str]) -> str:
+    """Return the last run's status once it is finished; the log stream may end a moment earlier."""
+    while True:
+        command = ["flwr", "list", "--limit", "1", "--format", "json"]
+        listed = subprocess.run(command, cwd=ROOT, env=shell, capture_output=True, text=True, check=True).stdout
+        status = str(json.loads(listed[listed.index("{") :])["runs"][0]["status"])
+        if status.startswith("finished"):
+            return status
+
+
+@pytest.mark.parametrize("command", [line for line in commands() if line.startswith("flwr run . --stream -c")])
+def test_a_flwr_run_command_of_the_readme_completes(
+    command: str, places: dict[str, str], shell: dict[str, str]
+) -> None:
+    run = subprocess.run(["bash", "-c", filled(command, places)], cwd=ROOT, env=shell, capture_output=True, text=True)
+    assert "report " in run.stdout, run.stdout + run.stderr
+    assert final_status(shell) == "finished:completed"
+    report = re.search(r"report (\S+report\.html)", run.stdout)
+    assert report and Path(report[1]).exists()
+    assert read_json(Path(report[1]).with_name("summary.json"))["rounds"] >= 1
+
+
+@pytest.mark.parametrize("command", [line for line in commands() if line.startswith("python")])
+def test_an_in_process_command_of_the_readme_completes(command: str, shell: dict[str, str], tmp_path: Path) -> None:
+    run = subprocess.run(
+        ["bash", "-c", f"{command} --out {tmp_path / 'run'}"], cwd=ROOT, env=shell, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_the_library_example_runs_and_moves_only_B(places: dict[str, str]) -> None:
+    (code,) = blocks("python")
+    chance = torch.Generator().manual_seed(1)
+    clients = [torch.randint(0, 50, (n, 12), generator=chance) for n in (16, 24)]
+    names: dict[str, object] = {"clients": clients}
+    exec(filled(code, places), names)
+    from fedasym import lora
+
+    server = names["server"]
+    assert all(parameter.abs().max() > 0 for parameter in lora.trainable(server).values())
+    fresh = names["adapted"]()
+    assert lora.fingerprint_base(server) == lora.fingerprint_base(fresh)
+    assert lora.fingerprint_A(server, "orthonormal") == lora.fingerprint_A(fresh, "orthonormal")
