@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Context, Message, MessageType, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from world import make_model, tiny_settings, tiny_values
 
@@ -164,6 +164,26 @@ def infinite_loss(_: Message, reply: Message) -> None:
     reply.content.metric_records["metrics"]["loss"] = float("inf")
 
 
+def set_metrics(**values: int | float) -> Tamper:
+    def tamper(_: Message, reply: Message) -> None:
+        for name, value in values.items():
+            reply.content.metric_records["metrics"][name.replace("_", "-")] = value
+
+    return tamper
+
+
+def huge_shape(_: Message, reply: Message) -> None:
+    reply.content.array_records["matrices"][wire.PACKED].shape = (10**12,)
+
+
+def no_bytes(_: Message, reply: Message) -> None:
+    reply.content.array_records["matrices"][wire.PACKED].data = b""
+
+
+def speechless_refusal(_: Message, reply: Message) -> None:
+    reply.content["refusal"] = ConfigRecord({})
+
+
 def crash(_: Message, reply: Message) -> None:
     raise ZeroDivisionError("a bug of the client")
 
@@ -181,13 +201,20 @@ def crash(_: Message, reply: Message) -> None:
         (set_weight(0), "num-examples=0 is not a positive integer"),
         (set_weight(-3), "num-examples=-3"),
         (set_weight(2.0), "num-examples=2.0"),
-        (infinite_loss, "its training loss is inf"),
+        (infinite_loss, "its metric loss is inf, not a finite number"),
         (set_about("base", "0" * 64), "its base model W changed"),
         (set_about("A", "0" * 64), "its A changed"),
         (set_about("loaded", "0" * 64), "it did not load what was broadcast"),
         (set_about("contract", "0" * 64), "another contract"),
         (set_about("round", 7), "of another round"),
         (set_about("client", 0), "answered as another client"),
+        (set_weight(2**53), "keep their sum below 2**53"),
+        (set_metrics(accuracy_after=0.5), "an evaluation on kept-out=None examples"),
+        (set_metrics(accuracy_after=0.5, kept_out=0), "an evaluation on kept-out=0 examples"),
+        (set_metrics(accuracy_after=float("nan"), kept_out=5), "its metric accuracy-after is nan"),
+        (huge_shape, "declared (1000000000000,)"),
+        (no_bytes, "the packed array cannot be read"),
+        (speechless_refusal, "it refused: no reason given"),
         (crash, "a bug of the client"),
     ],
 )

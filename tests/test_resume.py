@@ -106,6 +106,16 @@ def test_a_finished_run_started_again_changes_nothing(world: Path, tmp_path: Pat
     assert what_is_left(run_local(settings, workers=1)) == before
 
 
+def test_a_new_run_does_not_take_over_what_clients_kept_of_an_old_one(world: Path, tmp_path: Path) -> None:
+    more = {"head": "local", "client_holdout": 0.25, "num_rounds": 2}
+    fresh = run_local(tiny_settings(world, out=str(tmp_path / "fresh"), **more), workers=1)
+    used = run_local(tiny_settings(world, out=str(tmp_path / "used"), **{**more, "seed": 1}), workers=1)
+    for name in ("checkpoint.safetensors", "rounds.jsonl"):
+        (used / name).unlink()
+    again = run_local(tiny_settings(world, out=str(used), **more), workers=1)
+    assert what_is_left(again) == what_is_left(fresh)
+
+
 def test_a_longer_run_continues_a_shorter_one_to_the_same_bits(world: Path, tmp_path: Path) -> None:
     whole = run_local(tiny_settings(world, out=str(tmp_path / "whole"), num_rounds=4), workers=1)
     run_local(tiny_settings(world, out=str(tmp_path / "short"), num_rounds=2), workers=1)

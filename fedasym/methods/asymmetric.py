@@ -12,6 +12,6 @@ asymmetric = Method(
     factors="B",
     kind="orthonormal",
     optimizer="sgd",
-    lr=0.5,
+    lr=0.3,
     head_lr=0.5,
 )

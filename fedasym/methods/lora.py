@@ -14,6 +14,6 @@ lora = Method(
     factors="AB",
     kind="kaiming",
     optimizer="sgd",
-    lr=0.5,
+    lr=0.3,
     head_lr=0.5,
 )
