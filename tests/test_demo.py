@@ -1,0 +1,72 @@
+"""The demo's promises, on the committed result and, slowly, on a new run."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedasym.methods import METHODS
+from fedasym.settings import Settings
+from simulations.results import RESULTS, read_lines, result_lines
+from simulations.tune import METHODS as TUNED
+from simulations.tune import TUNING
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def keeps_its_promises(lines: list[dict[str, Any]]) -> None:
+    """Assert what the demo promises of B only beside standard LoRA."""
+    ours, lora = lines
+    assert (ours["method"], lora["method"]) == ("asymmetric", "lora")
+    assert ours["final"] >= 0.76
+    assert ours["final"] >= lora["final"] - 0.005
+    last = ours["metric_by_round"][-3:]
+    assert max(last) - min(last) <= 0.03
+    for way in ("up", "down"):
+        key = f"payload_{way}_per_client_round"
+        assert ours[key] <= 0.51 * lora[key]
+    assert ours["mismatch"] <= 1e-7 < 1e-3 < lora["mismatch"]
+
+
+def test_the_committed_demo_keeps_its_promises() -> None:
+    keeps_its_promises(read_lines(RESULTS / "demo.jsonl"))
+
+
+def test_the_demo_is_within_four_points_of_central_training_on_as_many_examples() -> None:
+    ours = read_lines(RESULTS / "demo.jsonl")[0]
+    (central,) = read_lines(RESULTS / "central.jsonl")
+    for line, clients in ((ours, 10), (central, 1)):
+        settings = line["settings"]
+        assert settings["num_rounds"] * clients * settings["local_steps"] * settings["batch_size"] == 12_800
+    assert ours["final"] >= central["final"] - 0.04
+
+
+@pytest.mark.parametrize("method", TUNED)
+def test_the_defaults_are_the_winners_of_the_committed_grid(method: str) -> None:
+    lines = [line for line in read_lines(TUNING) if line["cell"]["method"] == method]
+    best = max(lines, key=lambda line: line["score"])["cell"]
+    chosen = METHODS[method]
+    assert (chosen.optimizer, chosen.lr, chosen.head_lr) == (best["optimizer"], best["lr"], best["head-lr"])
+
+
+def test_both_methods_were_tuned_on_the_same_grid_and_never_on_the_test_set() -> None:
+    lines = read_lines(TUNING)
+    cells = {method: [line["cell"] for line in lines if line["cell"]["method"] == method] for method in TUNED}
+    grids = [{tuple(v for k, v in sorted(cell.items()) if k != "method") for cell in group} for group in cells.values()]
+    assert grids[0] == grids[1] and len(grids[0]) == len(cells["lora"])
+    assert all(line["settings"]["validation-cut"] > 0 for line in lines)
+
+
+def test_the_demos_configs_differ_from_the_defaults_in_the_method_alone() -> None:
+    ours, lora = (line["settings"] for line in read_lines(RESULTS / "demo.jsonl"))
+    assert {key for key in ours if ours[key] != lora[key]} <= {"method", "kind", "optimizer", "lr", "head_lr"}
+    assert ours["num_clients"] == 10 and ours["split"] == "dirichlet:0.5" == Settings().split
+
+
+@pytest.mark.slow
+def test_a_new_demo_keeps_its_promises(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "simulations", "demo", "--out", str(tmp_path)], cwd=ROOT, check=True)
+    lines = result_lines([tmp_path / "asymmetric", tmp_path / "lora"])
+    keeps_its_promises(lines)
