@@ -6,6 +6,7 @@ SuperLink is a child with a port and a home of its own, the status is polled, an
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -67,9 +68,27 @@ def run_flower(settings: Settings, workers: int) -> Path:
                 f"init-args-num-cpus={max(workers, cores)}"
             )
             run = _flwr(
-                ["run", str(PROJECT), _CONNECTION, "-c", str(config), "--federation-config", federation], environment
+                [
+                    "run",
+                    str(_stage(Path(home) / "fedasym")),
+                    _CONNECTION,
+                    "-c",
+                    str(config),
+                    "--federation-config",
+                    federation,
+                ],
+                environment,
             )
             _wait(str(run["run-id"]), environment, log_file, folder / "summary.json")
+    return folder
+
+
+def _stage(folder: Path) -> Path:
+    """Copy what the app bundle is made of, so that Flower does not walk through a virtual environment to find it."""
+    for name in ("fedasym", "server", "clients"):
+        shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(PROJECT / name, folder / name)
     return folder
 
 
@@ -84,9 +103,8 @@ def _wait(run_id: str, environment: dict[str, str], log_file: Path, summary: Pat
     try:
         while True:
             deadline = time.monotonic() + POLL_SECONDS
-            while time.monotonic() < deadline and _written(summary) == before:
+            while time.monotonic() < deadline and _written(summary) == before:  # once written, the end is near
                 time.sleep(0.2)
-            before = _written(summary)
             status = str(_flwr(["list", _CONNECTION, "--run-id", run_id], environment)["runs"][0]["status"])
             if status == "finished:completed":
                 return
