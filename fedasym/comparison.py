@@ -61,20 +61,20 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        padding=(0, 1),
         caption="Bytes are payload (float32 values), up and down per client and round; 1 MB = 10⁶ B. "
         "Saving against standard LoRA, per client and round.",
         caption_justify="left",
     )
     metrics = {row["metric"] for row in rows}
-    table.add_column("run", overflow="fold")
+    table.add_column("run", overflow="fold", min_width=12)
     metric = metrics.pop() if len(metrics) == 1 else "metric"
-    for heading in (metric, "best", "up", "down", "total", "saving", "adapters\nonly", "mismatch"):
+    for heading in (metric, "up", "down", "total", "saved", "saved,\nno head", "mismatch"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
             Text(row["name"]),
             f"{row['final']:.4f}",
-            f"{row['best']:.4f}",
             human_bytes(row["payload_up_per_client_round"]),
             human_bytes(row["payload_down_per_client_round"]),
             human_bytes(row["payload_total"]),

@@ -25,7 +25,7 @@ class Settings:
     """The settings of one run. ``auto`` and 0 where so documented mean the method's tuned default."""
 
     method: str = _knob("asymmetric", "federated-LoRA method", choices=tuple(METHODS))
-    num_rounds: int = _knob(6, "rounds", least=1)
+    num_rounds: int = _knob(5, "rounds", least=1)
     num_clients: int = _knob(10, "clients the data is split over", least=1)
     clients_per_round: int = _knob(0, "clients asked each round; 0 asks all", least=0)
     min_valid: int = _knob(1, "valid replies without which a round fails", least=1)
