@@ -57,17 +57,18 @@ def comparison_rows(folders: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Lay out the rows of `comparison_rows` for a terminal of 100 columns."""
+    """Lay out the rows of `comparison_rows` for a terminal of 80 columns."""
     table = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
-        padding=(0, 1),
+        padding=(0, 0, 0, 1),
+        show_edge=False,
         caption="Bytes are payload (float32 values), up and down per client and round; 1 MB = 10⁶ B. "
         "Saving against standard LoRA, per client and round.",
         caption_justify="left",
     )
     metrics = {row["metric"] for row in rows}
-    table.add_column("run", overflow="fold", min_width=12)
+    table.add_column("run", overflow="fold", min_width=min(24, max(len(row["name"]) for row in rows)))
     metric = metrics.pop() if len(metrics) == 1 else "metric"
     for heading in (metric, "up", "down", "total", "saved", "saved,\nno head", "mismatch"):
         table.add_column(heading, justify="right", no_wrap=True)

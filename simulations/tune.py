@@ -77,22 +77,31 @@ def _key(cell: dict[str, Any]) -> str:
     return json.dumps(cell, sort_keys=True)
 
 
-def _table(lines: list[dict[str, Any]]) -> Table:
-    table = Table(title="accuracy on the cut, mean of the last three rounds")
-    for name in ("method", "optimizer", "lr", "head lr", "score", "last rounds"):
-        table.add_column(name)
+def tuning_rows(lines: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Return the grid as rows of text, best first for each method; the winner's score is marked with a star."""
     best = {m: max((x["score"] for x in lines if x["cell"]["method"] == m), default=0.0) for m in METHODS}
+    rows: list[tuple[str, ...]] = []
     for line in sorted(lines, key=lambda x: (x["cell"]["method"], -x["score"])):
         cell = line["cell"]
         mark = " *" if line["score"] == best[cell["method"]] else ""
         last = " ".join(f"{value:.3f}" for value in line["accuracy"][-3:])
-        row = (
-            cell["method"],
-            cell["optimizer"],
-            f"{cell['lr']:g}",
-            f"{cell['head-lr']:g}",
-            f"{line['score']:.4f}{mark}",
-            last,
-        )
+        rates = (f"{cell['lr']:g}", f"{cell['head-lr']:g}")
+        rows.append((cell["method"], cell["optimizer"], *rates, f"{line['score']:.4f}{mark}", last))
+    return rows
+
+
+COLUMNS = ("method", "optimizer", "lr", "head lr", "score", "last rounds")
+
+
+def tuning_markdown(lines: list[dict[str, Any]]) -> str:
+    """Return the grid as a Markdown table."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (COLUMNS, ("---",) * len(COLUMNS), *tuning_rows(lines)))
+
+
+def _table(lines: list[dict[str, Any]]) -> Table:
+    table = Table(title="accuracy on the cut, mean of the last three rounds")
+    for name in COLUMNS:
+        table.add_column(name)
+    for row in tuning_rows(lines):
         table.add_row(*row)
     return table
