@@ -3,6 +3,7 @@
 A refusal that we can name travels back as a reply of its own, so that the server can say which client refused and why.
 """
 
+from contextlib import suppress
 from pathlib import Path
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -25,6 +26,14 @@ def query(message: Message, context: Context) -> Message:
         return Message(_refused(error), reply_to=message)
     node = {key: int(value) for key, value in context.node_config.items() if key in ("partition-id", "num-partitions")}
     return Message(RecordDict({"about": ConfigRecord({**about, **node})}), reply_to=message)
+
+
+@app.query("warm")
+def warm(message: Message, context: Context) -> Message:
+    """Load model and data ahead of the handshake, while the server loads its own; what fails is said there."""
+    with suppress(ValueError, OSError):
+        site_of(from_run_config(context.run_config).resolved())
+    return Message(RecordDict(), reply_to=message)
 
 
 @app.train()

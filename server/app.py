@@ -29,7 +29,7 @@ from fedasym.report import write_report
 from fedasym.settings import Settings, difference, from_run_config
 from fedasym.tasks import Task, task_of
 from fedasym.train import evaluate
-from server.nodes import meet
+from server.nodes import meet, warm
 from server.optimizer import server_step
 from server.strategy import FederationError, Round, run_round
 
@@ -60,6 +60,7 @@ def main(grid: Grid, context: Context) -> None:
     folder = Path(settings.out).expanduser() if settings.out else Path("runs") / name
     folder = folder.absolute()
     with _only_user(folder):
+        warm(grid)
         federate(grid, settings, folder)
 
 

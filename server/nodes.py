@@ -20,6 +20,12 @@ from server.strategy import POLL_SECONDS, FederationError
 log = logging.getLogger("fedasym")
 
 
+def warm(grid: Grid) -> None:
+    """Let the nodes that are there load model and data while the server does; nobody waits for their answers."""
+    nodes = list(grid.get_node_ids())
+    grid.push_messages([Message(RecordDict(), node, f"{MessageType.QUERY}.warm", group_id="warm") for node in nodes])
+
+
 def meet(grid: Grid, contract: Contract, settings: Settings) -> dict[int, int]:
     """Hand the contract to every node and return the node id that serves each client.
 
