@@ -18,7 +18,7 @@ setup: $(STAMP)  ## create .venv with the tested versions
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "fedasym needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12"; exit 1; }
+		|| { echo "fedasym needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make setup PYTHON=python3.12"; exit 1; }
 	@echo "setting up .venv (once; torch and ray are large)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]' \
@@ -33,11 +33,11 @@ test: $(STAMP)  ## lint, types and all tests but the slow ones
 	@$(BIN)/mypy
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow"
 
-check-slow: $(STAMP)  ## the slow tests: killed and resumed through Flower, long runs
+check-slow: $(STAMP)  ## the slow tests: a whole new demo against its promises
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
 
 benchmarks: $(STAMP)  ## measure speed; raw lines go to benchmarks/results/
-	@for script in benchmarks/*.py; do echo "$$script"; $(BIN)/python $$script || exit 1; done
+	@for script in benchmarks/*.py; do echo "$$script"; $(BIN)/python $$script --out benchmarks/results/$$(basename $$script .py).jsonl || exit 1; done
 
 clean:  ## remove runs, caches and .venv
 	rm -rf .venv runs dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

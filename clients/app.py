@@ -11,6 +11,7 @@ from flwr.clientapp import ClientApp
 
 from clients.site import site_of
 from clients.work import Refusal, handshake, train_round
+from fedasym.record import run_folder
 from fedasym.settings import Settings, from_run_config
 
 app = ClientApp()
@@ -51,7 +52,7 @@ def train(message: Message, context: Context) -> Message:
 def _folder(settings: Settings, context: Context) -> Path:
     """Return where this site keeps what never leaves it: its node config's ``state-dir``, or the run folder."""
     own = context.node_config.get("state-dir")
-    return Path(str(own)) if own else Path(settings.out or f"runs/{context.run_id}") / "clients"
+    return Path(str(own)) if own else run_folder(settings, context.run_id) / "clients"
 
 
 def _refused(error: Exception) -> RecordDict:

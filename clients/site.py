@@ -38,7 +38,8 @@ class Site:
     def shares(self, client: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the places of a client's training and kept-out examples (disjoint; drawn from the seed)."""
         own = self.split.indices[client]
-        kept = min(round(self.settings.client_holdout * len(own)), len(own) - 1)
+        wanted = round(self.settings.client_holdout * len(own))
+        kept = min(max(wanted, self.settings.client_holdout > 0), len(own) - 1)  # at least one each, where asked for
         order = generator(self.settings.seed, "holdout", client).permutation(len(own))
         return own[np.sort(order[kept:])], own[np.sort(order[:kept])]
 

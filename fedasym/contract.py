@@ -25,6 +25,7 @@ class Contract:
     Attributes:
         method, factors, seed, kind, rank, alpha, scaling, head: as in the settings.
         base: fingerprint of all frozen weights.
+        config: digest of the model's configuration and tokenizer.
         A: fingerprint of the initial A of every layer.
         schema: ``(name, shape)`` of every matrix that travels, sorted by name, float32 all.
         task, labels: what is learned, and the class names by id.
@@ -42,6 +43,7 @@ class Contract:
     scaling: str
     head: str
     base: str
+    config: str
     A: str
     schema: tuple[tuple[str, tuple[int, ...]], ...]
     task: str
@@ -75,13 +77,13 @@ class Contract:
         """Return the canonical JSON text."""
         return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
 
-    def refusal(self, stated: str) -> str:
+    def refusal(self, stated: str, sides: str = "server there, client here") -> str:
         """Compare with the JSON of a stated contract; name every difference, or return "" if there is none."""
         if stated == self.to_json():
             return ""
         theirs = json.loads(stated)
         lines = difference(_flat(theirs), _flat(json.loads(self.to_json())))
-        return "the contract differs (server there, client here): " + "; ".join(lines)
+        return f"the contract differs ({sides}): " + "; ".join(lines)
 
 
 def _flat(contract: dict[str, Any]) -> dict[str, Any]:
@@ -98,14 +100,14 @@ def contract_of(settings: Settings, built: Built, labels: tuple[str, ...], data:
         key: getattr(settings, key)
         for key in (
             "optimizer", "lr", "head_lr", "weight_decay", "clip", "batch_size", "local_steps", "local_epochs",
-            "max_length", "client_holdout", "threads",
+            "max_length", "attention", "client_holdout", "threads",
         )
     }  # fmt: skip
     versions = {"fedasym": __version__, **{name: metadata.version(name) for name in _VERSIONS}}
     return Contract(
         settings.method, METHODS[settings.method].factors, settings.seed, settings.kind, settings.rank,
         settings.alpha, settings.scaling, settings.head,
-        built.base, built.A, schema, settings.task, labels, data,
+        built.base, built.config, built.A, schema, settings.task, labels, data,
         " ".join(f"{key}={value}" for key, value in local.items()),
         " ".join(f"{key}={value}" for key, value in versions.items()),
     )  # fmt: skip

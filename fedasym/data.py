@@ -104,7 +104,7 @@ def _class_names(column: Any) -> tuple[str, ...]:
     """Return the class names of a label column: numbers in the order of numbers, else words in the order of words."""
     names = {_class_name(value) for value in column.tolist()}
     try:
-        return tuple(sorted(names, key=float))
+        return tuple(sorted(names, key=lambda name: (float(name), name)))
     except ValueError:
         return tuple(sorted(names))
 

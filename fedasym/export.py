@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedasym import lora
 from fedasym.checkpoint import write_atomic
+from fedasym.layers import AdaptedLinear, TrainedLinear
 from fedasym.model import Built, MeanPooledClassifier
 from fedasym.settings import Settings
 
@@ -25,6 +26,8 @@ def write_adapter(folder: Path, built: Built, settings: Settings) -> None:
     layer lies beside it in ``output.safetensors`` (``weight``, ``bias``): logits = mean-pooled hidden states
     times weight, plus bias.
 
+    Under the head policy ``local`` the output layer is the initial one; the trained ones stay with their clients.
+
     Args:
         folder: made if missing.
         built: an adapted model.
@@ -32,7 +35,7 @@ def write_adapter(folder: Path, built: Built, settings: Settings) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     seeded = {name.rpartition(".")[0] for name in built.seeded}
-    trained = {name for name, m in built.model.named_modules() if isinstance(m, lora.TrainedLinear)}
+    trained = {name for name, m in built.model.named_modules() if isinstance(m, TrainedLinear)}
     whole = sorted(seeded | trained)
     pooled = isinstance(built.model, MeanPooledClassifier)
     if pooled:
@@ -69,7 +72,7 @@ def write_adapter(folder: Path, built: Built, settings: Settings) -> None:
 def _whole(model: torch.nn.Module, name: str) -> dict[str, Tensor]:
     """Return a layer's weight and bias in float32, its adapter merged."""
     module = model.get_submodule(name)
-    if isinstance(module, lora.AdaptedLinear):
+    if isinstance(module, AdaptedLinear):
         tensors = {**module.base.state_dict(), "weight": lora.merged_weight(module)}
     else:
         tensors = dict(module.state_dict())

@@ -1,4 +1,4 @@
-"""Low-rank adapters whose A is frozen: ``y = W x + s · B A x``.
+"""Adapt a model: wrap its linear layers with low-rank adapters whose A is frozen, ``y = W x + s · B A x``.
 
 W is the pretrained layer and stays as it is; A (r, d_in) is drawn from a seed and never trained; B
 (d_out, r) starts at zero, trains, travels and is averaged. With ``factors="AB"`` the same code path
@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from fedasym.layers import AdaptedLinear, TrainedLinear
 from fedasym.projection import fingerprint, frozen_A
 
 Float32 = NDArray[np.float32]
@@ -26,59 +26,7 @@ Float32 = NDArray[np.float32]
 SCALINGS = ("alpha/r", "alpha/sqrt(r)")
 FACTORS = ("B", "AB")
 
-
-class AdaptedLinear(nn.Module):
-    """A linear layer and its low-rank update, by composition: the base module stays itself.
-
-    For backward it keeps ``A x`` (r wide), never x: with A frozen nothing else is needed for B's gradient.
-
-    Attributes:
-        base: the frozen layer with ``in_features`` d_in and ``out_features`` d_out.
-        A: float32 ``(r, d_in)``, a non-persistent buffer; a parameter if ``train_A``.
-        B: float32 parameter ``(d_out, r)``, zero at the start.
-        scale: s, usually alpha / r.
-    """
-
-    A: Tensor
-
-    def __init__(self, base: nn.Module, A: Tensor, scale: float, train_A: bool) -> None:
-        super().__init__()
-        self.base = base
-        self.scale = scale
-        if train_A:
-            self.A = nn.Parameter(A)
-        else:
-            self.register_buffer("A", A, persistent=False)
-        d_out = int(base.out_features)  # type: ignore[arg-type]
-        self.B = nn.Parameter(torch.zeros(d_out, A.shape[0], device=A.device))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(..., d_in)`` to ``(..., d_out)`` in the dtype of x."""
-        Ax = F.linear(x, self.A.to(x.dtype)) * self.scale
-        update: Tensor = F.linear(Ax, self.B.to(x.dtype))
-        out: Tensor = self.base(x) + update
-        return out
-
-
-class TrainedLinear(nn.Module):
-    """A linear layer that trains in full, in float32: a task's output layer.
-
-    Attributes:
-        weight: float32 ``(d_out, d_in)``.
-        bias: float32 ``(d_out,)`` or None.
-        travels: False for a layer that trains but never leaves its client.
-    """
-
-    def __init__(self, base: nn.Linear, travels: bool) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(base.weight.detach().float().clone())
-        self.bias = None if base.bias is None else nn.Parameter(base.bias.detach().float().clone())
-        self.travels = travels
-        self.base_dtype = base.weight.dtype  # of the layer it stands for
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(..., d_in)`` to float32 ``(..., d_out)``."""
-        return F.linear(x.float(), self.weight, self.bias)
+_FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 
 
 def adapt(
@@ -127,6 +75,13 @@ def adapt(
         if linears.pop(name, None) is None:
             raise ValueError(f"exclude names {name!r}, which is no linear layer of the model; give full paths")
     chosen = _match(linears, targets)
+    owners = [f"{name}." if name else "" for name, m in model.named_modules() if isinstance(m, _FUSED)]
+    fused = [owner.rstrip(".") for owner in owners for name in chosen if name.startswith(owner)]
+    if fused:
+        raise ValueError(
+            f"{fused[0] or 'the model'} is PyTorch's own attention or transformer layer, which reads its weights past "
+            "an adapter; exclude its linear layers or use a model that calls them"
+        )
     drawn = {name: torch.from_numpy(frozen_A(seed, name, rank, linears[name].in_features, kind)) for name in chosen}
     scale = alpha / rank if scaling == "alpha/r" else alpha / math.sqrt(rank)
     model.requires_grad_(False)
@@ -265,7 +220,7 @@ def merged_copy(model: nn.Module) -> nn.Module:
 
 def merged_weight(layer: AdaptedLinear) -> Tensor:
     """Return ``W + s · B A`` in float64, shape ``(d_out, d_in)``."""
-    base: Tensor = layer.base.weight  # type: ignore[assignment]
+    base: Tensor = layer.base.weight
     return base.detach().double() + layer.scale * (layer.B.detach().double() @ layer.A.detach().double())
 
 

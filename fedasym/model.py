@@ -12,6 +12,7 @@ is drawn from the seed. Its last layer with as many outputs as labels is the *ou
 
 import hashlib
 import importlib.util
+import json
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from fedasym import lora
+from fedasym.layers import TrainedLinear
 from fedasym.methods import METHODS
 from fedasym.projection import seeded_normal
 from fedasym.settings import Settings
@@ -42,6 +44,7 @@ class Built:
         seeded: paths of parameters that were drawn from the seed because the checkpoint lacks them.
         output: path of the output layer.
         base: fingerprint of all that is frozen.
+        config: digest of the model's configuration and of its tokenizer.
         A: fingerprint of the initial A.
     """
 
@@ -51,6 +54,7 @@ class Built:
     seeded: tuple[str, ...]
     output: str
     base: str
+    config: str
     A: str
 
 
@@ -108,6 +112,7 @@ def build(settings: Settings, num_labels: int) -> Built:
     """
     with _loading:
         model, tokenizer, missing = _load(settings, num_labels)
+    config = _digest_config(model.config, tokenizer)
     _draw_missing(model, missing, settings.seed)
     head = _head_linears(model)
     output = next((name for name, m in reversed(head.items()) if m.out_features == num_labels), None)
@@ -131,7 +136,7 @@ def build(settings: Settings, num_labels: int) -> Built:
         exclude=excluded,
     )
     for name in whole:
-        lora.place(model, name, lora.TrainedLinear(head[name], travels=settings.head != "local"))
+        lora.place(model, name, TrainedLinear(head[name], travels=settings.head != "local"))
     model.eval()
     return Built(
         model,
@@ -140,8 +145,17 @@ def build(settings: Settings, num_labels: int) -> Built:
         tuple(sorted(missing)),
         output,
         lora.fingerprint_base(model),
+        config,
         lora.fingerprint_A(model, settings.kind),
     )
+
+
+def _digest_config(config: Any, tokenizer: Any) -> str:
+    """SHA-256 of what weights do not say: heads, activations, positions, and how text becomes ids."""
+    plain = {k: v for k, v in config.to_diff_dict().items() if k not in ("_name_or_path", "transformers_version")}
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    words = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return hashlib.sha256((json.dumps(plain, sort_keys=True, default=str) + words).encode()).hexdigest()
 
 
 def _load(settings: Settings, num_labels: int) -> tuple[Any, Any, set[str]]:

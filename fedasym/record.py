@@ -9,6 +9,7 @@ from typing import Any
 
 from fedasym import __version__
 from fedasym.checkpoint import write_atomic
+from fedasym.settings import Settings
 
 _PACKAGES = ("flwr", "flwr-datasets", "torch", "transformers", "datasets", "numpy", "safetensors")
 
@@ -17,6 +18,12 @@ def versions() -> dict[str, str]:
     """Return the versions that a result depends on, and the platform."""
     found = {name: metadata.version(name) for name in _PACKAGES}
     return {"fedasym": __version__, "python": platform.python_version(), "machine": platform.platform(), **found}
+
+
+def run_folder(settings: Settings, run_id: int) -> Path:
+    """Return a run's absolute folder: the setting ``out``, or a new one under ``runs/`` in the working directory."""
+    name = settings.out or f"runs/{settings.task}-{settings.method}-{run_id}"
+    return Path(name).expanduser().absolute()
 
 
 def write_json(path: Path, value: Any) -> None:

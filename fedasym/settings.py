@@ -84,6 +84,12 @@ class Settings:
             raise ValueError("server-lr=0.0 never moves the global matrices; use a positive rate")
         if self.local_steps == 0 and self.local_epochs == 0:
             raise ValueError("local-steps and local-epochs are both 0: nothing would train; set one of them")
+        if self.local_steps and self.local_epochs:
+            raise ValueError(
+                f"local-steps={self.local_steps} and local-epochs={self.local_epochs} are both set; set one to 0"
+            )
+        if self.server_optimizer == "none" and (self.server_lr, self.server_momentum) != (1.0, 0.9):
+            raise ValueError("server-lr and server-momentum do nothing with server-optimizer='none'; choose one")
         if self.client_holdout >= 1.0:
             raise ValueError(f"client-holdout={self.client_holdout} leaves nothing to train on; use less than 1")
         if self.head == "local" and self.client_holdout == 0.0:
@@ -98,6 +104,13 @@ class Settings:
     def resolved(self) -> "Settings":
         """Return settings with the method's tuned defaults in place of ``auto`` and 0."""
         method = METHODS[self.method]
+        if self.optimizer not in ("auto", method.optimizer) and not (self.lr and self.head_lr):
+            raise ValueError(
+                f"optimizer={self.optimizer!r} has no tuned rates for {self.method}, whose own optimizer is "
+                f"{method.optimizer!r}; set both lr and head-lr, e.g. lr=0.003 head-lr=0.001 for adamw"
+            )
+        if self.weight_decay and self.optimizer != "adamw":
+            raise ValueError(f"weight-decay={self.weight_decay} is AdamW's; set optimizer='adamw' or weight-decay=0.0")
         return dataclasses.replace(
             self,
             kind=method.kind if self.kind == "auto" else self.kind,

@@ -33,15 +33,16 @@ class Trained:
 def draw_batches(
     lengths: NDArray[np.int64], batch_size: int, steps: int, epochs: int, chance: np.random.Generator
 ) -> list[NDArray[np.int64]]:
-    """Draw a round's batches: shuffled passes over the data, grouped by length.
+    """Draw a round's batches: shuffled passes over the data, each grouped by length.
 
-    Which examples are seen is a uniform shuffle; among them, batches hold examples of similar length and come in
-    shuffled order, which saves about 40 % of the padded tokens of short sentences.
+    Which examples a pass sees is a uniform shuffle; among them, batches hold examples of similar length and come in
+    shuffled order, which saves padding. No batch crosses two passes, so none holds an example twice; the last
+    batch of a full pass may be smaller.
 
     Args:
         lengths: ``(n,)`` tokens of each example of the client.
         batch_size: examples of a batch.
-        steps: number of batches; 0 means ``epochs`` full passes instead (last batch may be smaller).
+        steps: number of batches; 0 means ``epochs`` full passes instead.
         epochs: full passes if steps is 0.
         chance: the stream to draw from.
 
@@ -49,12 +50,14 @@ def draw_batches(
         Places into the client's data, one array a batch.
     """
     n = len(lengths)
-    wanted = steps * batch_size if steps else epochs * n
-    passes = [chance.permutation(n) for _ in range(math.ceil(wanted / n))]
-    drawn = np.concatenate(passes)[:wanted]
-    drawn = drawn[np.argsort(lengths[drawn], kind="stable")]
-    batches = [drawn[start : start + batch_size] for start in range(0, wanted, batch_size)]
-    return [batches[i] for i in chance.permutation(len(batches))]
+    wanted = steps or epochs * math.ceil(n / batch_size)
+    batches: list[NDArray[np.int64]] = []
+    while len(batches) < wanted:
+        drawn = chance.permutation(n)[: (wanted - len(batches)) * batch_size]
+        drawn = drawn[np.argsort(lengths[drawn], kind="stable")]
+        cut = [drawn[start : start + batch_size] for start in range(0, len(drawn), batch_size)]
+        batches += [cut[i] for i in chance.permutation(len(cut))]
+    return batches
 
 
 def train_steps(

@@ -36,7 +36,12 @@ from server.strategy import FederationError, Round, run_round
 app = ServerApp()
 log = logging.getLogger("fedasym")
 
-_FREE = ("out", "num-rounds")  # settings in which a continued run may differ from its checkpoint
+_FREE = (
+    "out",
+    "num-rounds",
+    "round-timeout",
+    "min-valid",
+)  # settings in which a continued run may differ from its checkpoint
 
 
 @dataclass(frozen=True)
@@ -56,9 +61,7 @@ def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run config describes."""
     _show_log()
     settings = from_run_config(context.run_config).resolved()
-    name = f"{settings.task}-{settings.method}-{context.run_id}"
-    folder = Path(settings.out).expanduser() if settings.out else Path("runs") / name
-    folder = folder.absolute()
+    folder = record.run_folder(settings, context.run_id)
     with _only_user(folder):
         warm(grid)
         federate(grid, settings, folder)
@@ -83,6 +86,8 @@ def federate(grid: Grid, settings: Settings, folder: Path) -> None:
         log.info("all %d rounds are done already; writing adapter, summary and report again", state.round)
     lora.load(lora.trainable(bench.built.model), state.matrices)
     write_adapter(folder / "adapter", bench.built, settings)
+    if settings.head == "local":
+        log.info("the output layer in adapter/ is the initial one: trained heads stay with their clients")
     record.write_json(folder / "summary.json", record.summarise(bench.config, record.read_rounds(folder)))
     write_report([folder], folder / "report.html")
     log.info("report %s", folder / "report.html")
@@ -183,7 +188,7 @@ def _resume(folder: Path, bench: Bench) -> checkpoint.State:
     kept = {key: value for key, value in state.settings.items() if key not in _FREE}
     here = {key: value for key, value in settings.items() if key not in _FREE}
     reasons = difference(kept, here)
-    if not reasons and (difference_ := bench.contract.refusal(state.contract)):
+    if not reasons and (difference_ := bench.contract.refusal(state.contract, "checkpoint there, run here")):
         reasons = [difference_]
     if bench.settings.num_rounds < state.round:
         reasons.append(f"num-rounds: {state.round} are done there, {bench.settings.num_rounds} wanted here")

@@ -19,6 +19,8 @@ from server.strategy import POLL_SECONDS, FederationError
 
 log = logging.getLogger("fedasym")
 
+_MOST_NODES = 1_000_000
+
 
 def warm(grid: Grid) -> None:
     """Let the nodes that are there load model and data while the server does; nobody waits for their answers."""
@@ -65,6 +67,16 @@ def meet(grid: Grid, contract: Contract, settings: Settings) -> dict[int, int]:
     return {client: order[client % len(order)] for client in range(settings.num_clients)}
 
 
+def _doubt(about: dict[str, Any], contract: Contract) -> str:
+    """Say what is wrong with a node's answer; "" if nothing is."""
+    share, shares = about.get("partition-id", 0), about.get("num-partitions", 1)
+    if about.get("contract") != contract.hash:
+        return f"it answered with contract={about.get('contract')!r}, not {contract.hash}"
+    if type(share) is not int or type(shares) is not int or not 0 <= share < shares <= _MOST_NODES:
+        return f"its partition-id={share!r} of num-partitions={shares!r} is no share; set both in its node config"
+    return ""
+
+
 def _query(grid: Grid, nodes: list[int], contract: Contract, deadline: float) -> dict[int, dict[str, Any]]:
     """Ask nodes to agree; return what each says of itself."""
     content = RecordDict({"about": ConfigRecord({"contract": contract.to_json()})})
@@ -75,11 +87,15 @@ def _query(grid: Grid, nodes: list[int], contract: Contract, deadline: float) ->
     while waiting:
         arrived = list(grid.pull_messages(list(waiting)))
         for reply in arrived:
-            node = waiting.pop(reply.metadata.reply_to_message_id)
-            if reply.has_error():
+            node = waiting.pop(reply.metadata.reply_to_message_id, -1)
+            if node < 0:
+                log.warning("a node answered the handshake twice; its later answer does not count")
+            elif reply.has_error():
                 refusals.setdefault(f"its process failed: {reply.error.reason}", []).append(node)
             elif "refusal" in reply.content.config_records:
                 reason = str(reply.content.config_records["refusal"].get("reason", "no reason given"))
+                refusals.setdefault(reason, []).append(node)
+            elif reason := _doubt(wire.about(reply.content), contract):
                 refusals.setdefault(reason, []).append(node)
             else:
                 answers[node] = wire.about(reply.content)

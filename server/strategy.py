@@ -22,6 +22,7 @@ from fedasym.exactness import Matrices, mismatch_common_A, mismatch_factors
 from fedasym.settings import Settings
 
 POLL_SECONDS = 0.2
+_LARGEST_METRIC = 1e30  # keeps weighted means of what clients report finite
 
 
 class FederationError(RuntimeError):
@@ -210,8 +211,8 @@ def check_reply(
         raise Rejection(str(error)) from error
     metrics = dict(content.metric_records.get("metrics", {}))
     for name, value in metrics.items():
-        if not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise Rejection(f"its metric {name} is {value!r}, not a finite number")
+        if not isinstance(value, (int, float)) or not abs(value) <= _LARGEST_METRIC:
+            raise Rejection(f"its metric {name} is {value!r}, not a finite number of at most {_LARGEST_METRIC:g}")
     weight = metrics.get("num-examples")
     if type(weight) is not int or weight < 1:
         raise Rejection(f"its weight num-examples={weight!r} is not a positive integer of examples")

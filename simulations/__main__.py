@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(str(error), markup=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
-        console.print("interrupted; the same command with the same --out continues after the last finished round")
+        console.print("interrupted; `run` with the same settings and --out continues after the last finished round")
         return 130
     return 0
 
@@ -64,7 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     both.add_argument("--rounds", type=int, default=0, help="rounds of each; 0: as the configs say")
     for command, engine in ((one, "local"), (both, "flower")):
         command.add_argument("--engine", choices=tuple(ENGINES), default=engine, help="default: %(default)s")
-        command.add_argument("--workers", type=int, default=2, help="clients at the same time (default: %(default)s)")
+        command.add_argument(
+            "--workers", type=_positive, default=2, help="clients at the same time (default: %(default)s)"
+        )
     grid = commands.add_parser("tune", help="the grid of local optimizers, on a cut of the training data")
     grid.add_argument("--work", type=Path, default=Path("runs/tune"), metavar="DIR", help="folder of the runs")
     grid.add_argument("--workers", type=int, default=1, help="clients at the same time (default: %(default)s)")
@@ -74,6 +76,12 @@ def _parser() -> argparse.ArgumentParser:
     lines.add_argument("folders", nargs="+", type=Path, metavar="RUN_FOLDER")
     commands.add_parser("settings", help="every setting with its default")
     return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
 
 
 def _settings_table() -> Table:

@@ -13,15 +13,11 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from fedasym.record import read_json, read_rounds
 
 REFRESH_SECONDS = 0.5
-
-
-def show(title: str, folder: Path, rounds: int, console: Console) -> "Follower":
-    """Make the display of one run; use it as a context manager around the run."""
-    return Follower(title, folder, rounds, console)
 
 
 class Follower:
@@ -71,9 +67,8 @@ class Follower:
             table.add_column(name, justify="right")
         for row in rows[-12:]:
             table.add_row(*_cells(row, metric))
-        for row in rows:
-            for client, reason in row["rejections"].items():
-                table.add_row(str(row["round"]), f"[red]client {client} rejected[/red]", reason)
+        said = [f"round {row['round']}: {text}" for row in rows for text in _remarks(row)]
+        table.caption = Text("\n".join(said[-6:]), style="red", justify="left") if said else None
         return table
 
 
@@ -93,9 +88,13 @@ def _line(row: dict[str, Any], metric: str, rounds: int) -> str:
     number, value, loss, clients, up, down, seconds = _cells(row, metric)
     text = f"round {number}/{rounds}  {metric} {value}  loss {loss}  clients {clients}"
     text += f"  up {up} B  down {down} B  {seconds} s"
-    for client, reason in row["rejections"].items():
-        text += f"\n  client {client} rejected: {reason}"
-    return text
+    return "\n  ".join([text, *_remarks(row)])
+
+
+def _remarks(row: dict[str, Any]) -> list[str]:
+    """Say which replies of a round were rejected, and what else was left out."""
+    rejected = [f"client {client} rejected: {reason}" for client, reason in row["rejections"].items()]
+    return [*rejected, *row["warnings"]]
 
 
 @contextmanager

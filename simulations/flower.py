@@ -61,11 +61,11 @@ def run_flower(settings: Settings, workers: int) -> Path:
         config = Path(home) / "run.toml"
         config.write_text("".join(f"{key} = {toml_value(v)}\n" for key, v in settings.run_config().items()))
         with _superlink(Path(home), log_file) as environment:
-            # Ray reserves num-cpus for each actor: as many actors as workers fit on this machine's cores.
-            cores = os.cpu_count() or 1
+            # Ray starts as many actors as fit: num-cpus of each into num-cpus of all.
+            each = max(1, (os.cpu_count() or 1) // workers)
             federation = (
-                f"num-supernodes={settings.num_clients} client-resources-num-cpus={max(1, cores // workers)} "
-                f"init-args-num-cpus={max(workers, cores)}"
+                f"num-supernodes={settings.num_clients} client-resources-num-cpus={each} "
+                f"init-args-num-cpus={each * workers}"
             )
             run = _flwr(
                 [
@@ -94,7 +94,7 @@ def _stage(folder: Path) -> Path:
 
 def toml_value(value: Value) -> str:
     """Write a run-config value as TOML."""
-    return json.dumps(value)  # TOML shares JSON's strings, numbers and booleans
+    return json.dumps(value, ensure_ascii=False)  # TOML shares JSON's strings, numbers and booleans
 
 
 def _wait(run_id: str, environment: dict[str, str], log_file: Path, summary: Path) -> None:

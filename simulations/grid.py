@@ -84,9 +84,9 @@ class InProcessGrid(Grid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies that are there; wait for the first if none is."""
+        """Return the replies that are there; wait a moment for the first if none is."""
         waiting = {name: self._replies[name] for name in message_ids if name in self._replies}
-        done, _ = wait(waiting.values(), return_when=FIRST_COMPLETED)
+        done, _ = wait(waiting.values(), timeout=0.2, return_when=FIRST_COMPLETED)
         return [self._replies.pop(name).result() for name, reply in waiting.items() if reply in done]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:

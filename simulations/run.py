@@ -9,7 +9,7 @@ from rich.console import Console
 
 from fedasym.methods import METHODS
 from fedasym.settings import Settings, from_run_config
-from simulations.display import quiet_log, show
+from simulations.display import Follower, quiet_log
 from simulations.flower import run_flower
 from simulations.local import run_local
 
@@ -53,5 +53,6 @@ def run(settings: Settings, engine: str, workers: int, console: Console) -> Path
     """Run one federation with its display and return its folder."""
     folder = Path(settings.out)
     title = f"{METHODS[settings.method].label}, {settings.task}, {settings.num_clients} clients, {settings.split}"
-    with quiet_log(), show(title, folder, settings.num_rounds, console):
+    console.print(f"run folder {folder}", soft_wrap=True)
+    with quiet_log(), Follower(title, folder, settings.num_rounds, console):
         return ENGINES[engine](settings, workers)

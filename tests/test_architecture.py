@@ -17,6 +17,7 @@ SOURCES = [
 # Who imports which of the heavy libraries, lazily (inside a function) too; all other files none.
 HEAVY = {"torch", "transformers", "datasets", "flwr_datasets", "flwr", "ray", "peft"}
 KNOWS = {
+    "layers": {"torch"},
     "lora": {"torch"},
     "train": {"torch"},
     "export": {"torch"},
@@ -26,7 +27,14 @@ KNOWS = {
     "wire": {"flwr"},
 }
 # Useful outside this project: of the package itself they know only one another.
-PLAIN = {"lora": {"projection"}, "projection": {"chance"}, "average": set(), "chance": set(), "metrics": set()}
+PLAIN = {
+    "layers": set(),
+    "lora": {"layers", "projection"},
+    "projection": {"chance"},
+    "average": set(),
+    "chance": set(),
+    "metrics": set(),
+}
 
 
 def imported(path: Path) -> set[str]:

@@ -196,3 +196,22 @@ def test_the_bases_fingerprint_ignores_adapters_and_sees_every_bit_of_W(net) -> 
         bits[bit // 8] ^= 1 << bit % 8
         seen.add(lora.fingerprint_base(net))
     assert len(seen) == 33
+
+
+def test_a_layer_that_reads_its_weights_past_an_adapter_is_refused_by_name() -> None:
+    model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
+    with pytest.raises(ValueError, match="0 is PyTorch's own attention or transformer layer"):
+        lora.adapt(model, rank=2)
+
+
+def test_a_model_that_asks_a_layer_for_its_weight_runs_adapted() -> None:
+    from transformers import T5Config, T5ForSequenceClassification
+
+    config = T5Config(
+        decoder_start_token_id=0, vocab_size=20, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, num_labels=2
+    )
+    model = T5ForSequenceClassification(config).eval()
+    ids = torch.tensor([[3, 4, 1]])
+    before = model(input_ids=ids).logits
+    lora.adapt(model, rank=2)
+    assert torch.equal(model(input_ids=ids).logits, before)  # B is zero

@@ -1,4 +1,7 @@
-"""Whatever is wrong with a party ends in an error or a rejection that names it, through real Flower messages."""
+"""Whatever is wrong with a party ends in an error or a rejection that names it, through real Flower messages.
+
+The file is long because every way of going wrong stands here with the words that name it.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -201,7 +204,7 @@ def crash(_: Message, reply: Message) -> None:
         (set_weight(0), "num-examples=0 is not a positive integer"),
         (set_weight(-3), "num-examples=-3"),
         (set_weight(2.0), "num-examples=2.0"),
-        (infinite_loss, "its metric loss is inf, not a finite number"),
+        (infinite_loss, "its metric loss is inf, not a finite number of at most 1e+30"),
         (set_about("base", "0" * 64), "its base model W changed"),
         (set_about("A", "0" * 64), "its A changed"),
         (set_about("loaded", "0" * 64), "it did not load what was broadcast"),
@@ -209,6 +212,7 @@ def crash(_: Message, reply: Message) -> None:
         (set_about("round", 7), "of another round"),
         (set_about("client", 0), "answered as another client"),
         (set_weight(2**53), "keep their sum below 2**53"),
+        (set_metrics(loss=1e308), "its metric loss is 1e+308, not a finite number of at most 1e+30"),
         (set_metrics(accuracy_after=0.5), "an evaluation on kept-out=None examples"),
         (set_metrics(accuracy_after=0.5, kept_out=0), "an evaluation on kept-out=0 examples"),
         (set_metrics(accuracy_after=float("nan"), kept_out=5), "its metric accuracy-after is nan"),
@@ -278,6 +282,23 @@ def test_a_client_seen_twice_in_a_round_counts_once(tmp_path: Path) -> None:
         server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(values)))
     assert row["digest"] == read_rounds(plain)[0]["digest"]
     assert "twice" in " ".join(row["warnings"])
+
+
+def test_a_node_that_did_not_agree_to_the_contract_or_names_no_share_is_refused(tmp_path: Path) -> None:
+    values = tiny_settings(tmp_path, out=str(tmp_path / "run")).run_config()
+    app = ClientApp()
+    app.query("warm")(lambda message, context: honest(message, context))
+    app.query()(lambda message, context: Message(RecordDict(), reply_to=message))
+    with (
+        InProcessGrid(app, values, num_nodes=4) as grid,
+        pytest.raises(FederationError, match="answered with contract=None"),
+    ):
+        server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(values)))
+    with InProcessGrid(honest, values, num_nodes=4) as grid:
+        for context in grid._contexts.values():
+            context.node_config["num-partitions"] = 10**9
+        with pytest.raises(FederationError, match=r"num-partitions=1000000000 is no share"):
+            server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(values)))
 
 
 def test_two_nodes_that_hold_the_same_share_are_named(tmp_path: Path) -> None:

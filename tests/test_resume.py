@@ -116,6 +116,15 @@ def test_a_new_run_does_not_take_over_what_clients_kept_of_an_old_one(world: Pat
     assert what_is_left(again) == what_is_left(fresh)
 
 
+def test_a_stopped_run_continues_with_a_longer_timeout_and_a_smaller_quorum(world: Path, tmp_path: Path) -> None:
+    whole = run_local(tiny_settings(world, out=str(tmp_path / "whole"), num_rounds=2), workers=1)
+    run_local(tiny_settings(world, out=str(tmp_path / "run"), num_rounds=1, min_valid=4), workers=1)
+    more = {"num_rounds": 2, "min_valid": 2, "round_timeout": 7200.0}
+    assert what_is_left(run_local(tiny_settings(world, out=str(tmp_path / "run"), **more), workers=1)) == what_is_left(
+        whole
+    )
+
+
 def test_a_longer_run_continues_a_shorter_one_to_the_same_bits(world: Path, tmp_path: Path) -> None:
     whole = run_local(tiny_settings(world, out=str(tmp_path / "whole"), num_rounds=4), workers=1)
     run_local(tiny_settings(world, out=str(tmp_path / "short"), num_rounds=2), workers=1)
