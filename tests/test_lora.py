@@ -214,4 +214,5 @@ def test_a_model_that_asks_a_layer_for_its_weight_runs_adapted() -> None:
     ids = torch.tensor([[3, 4, 1]])
     before = model(input_ids=ids).logits
     lora.adapt(model, rank=2)
-    assert torch.equal(model(input_ids=ids).logits, before)  # B is zero
+    # B is zero; another kernel may sum the same products in another order, a few float32 roundings apart.
+    assert torch.allclose(model(input_ids=ids).logits, before, atol=1e-5)
