@@ -24,7 +24,7 @@ def test_clients_are_drawn_for_any_number_of_classes(classes, clients) -> None:
     "settings",
     [
         Settings(),
-        Settings(method="lora", seed=7, lr=0.25, server_lr=1e-5),
+        Settings(method="lora", seed=7, lr=0.25, server_optimizer="adam", server_lr=1e-5),
         Settings(model="some/one", text_columns="a b,c", data="/it's here"),
         Settings(data='a "quoted" name', pooling="model", head="full"),
     ],
