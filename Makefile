@@ -33,7 +33,7 @@ test: $(STAMP)  ## lint, types and all tests but the slow ones
 	@$(BIN)/mypy
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow"
 
-check-slow: $(STAMP)  ## the slow tests: a whole new demo against its promises
+check-slow: $(STAMP)  ## the slow tests: killed and resumed through Flower, a whole new demo
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
 
 benchmarks: $(STAMP)  ## measure speed; raw lines go to benchmarks/results/

@@ -31,7 +31,7 @@ def run(settings, rounds=5):
 
 def test_without_an_optimizer_the_next_matrices_are_the_means_bits() -> None:
     mean = draw(1)
-    after, buffers = server_step(draw(0), mean, {}, Settings(server_lr=0.1, server_momentum=0.7))
+    after, buffers = server_step(draw(0), mean, {}, Settings())
     assert bits(after) == bits(mean) and buffers == {}
 
 

@@ -89,6 +89,7 @@ def test_killed_after_every_round_and_resumed_equals_never_killed(world: Path, t
     assert what_is_left(folder) == what_is_left(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_killed_in_flowers_engine_and_resumed_there_equals_never_killed(world: Path, tmp_path: Path) -> None:
     values = tiny_values(world, num_rounds=ROUNDS, local_steps=30)
     run_local(tiny_settings(world, out=str(tmp_path / "whole"), num_rounds=ROUNDS, local_steps=30), workers=1)
