@@ -32,6 +32,7 @@ def kill_after_round(arguments: list[str], folder: Path, number: int) -> None:
         if process.poll() is not None:
             raise AssertionError(process.stdout.read().decode() if process.stdout else "")
         time.sleep(0.002)
+    os.kill(process.pid, signal.SIGSTOP)  # nothing goes on while its children are looked for
     family = descendants(process.pid)
     for pid in [process.pid, *family]:
         try:
