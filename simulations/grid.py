@@ -50,8 +50,13 @@ class InProcessGrid(Grid):
         self._pool.shutdown(cancel_futures=True)
 
     def set_run(self, run: Run) -> None:
-        """Not used: the run is fixed."""
-        raise NotImplementedError("an in-process grid has one run")
+        """Accept the one run of this grid.
+
+        Raises:
+            ValueError: another run.
+        """
+        if run.run_id != RUN_ID:
+            raise ValueError(f"run {run.run_id} is not this grid's; an in-process grid has the one run {RUN_ID}")
 
     @property
     def run(self) -> Run:
