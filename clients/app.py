@@ -10,7 +10,7 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients.site import site_of
-from clients.work import Refusal, handshake, train_round
+from clients.work import Behind, Refusal, handshake, train_round
 from fedasym.record import run_folder
 from fedasym.settings import Settings, from_run_config
 
@@ -56,4 +56,5 @@ def _folder(settings: Settings, context: Context) -> Path:
 
 
 def _refused(error: Exception) -> RecordDict:
-    return RecordDict({"refusal": ConfigRecord({"reason": f"{type(error).__name__}: {error}"})})
+    reason = f"{type(error).__name__}: {error}"
+    return RecordDict({"refusal": ConfigRecord({"reason": reason, "behind": isinstance(error, Behind)})})

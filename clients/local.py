@@ -1,7 +1,7 @@
-"""What trains at a client and never leaves it, kept on the client's disk between rounds.
+"""What a client keeps on its disk between rounds: what trains there and never leaves it, and what it was sent.
 
-One folder per run and client, one file per round; a round reads the newest file of an earlier round, so a round
-that was killed half-way and is done again starts from the same values.
+One folder per run and client, one file per kind and round; of earlier rounds the newest stays, so a round that was
+killed half-way and is done again starts from the same values.
 """
 
 from pathlib import Path
@@ -17,23 +17,38 @@ Float32 = NDArray[np.float32]
 
 
 def read_local(folder: Path, number: int) -> dict[str, Float32] | None:
-    """Return what a client kept from its last round before this one; None if there is none."""
-    earlier = [path for path in _files(folder) if _round_of(path) < number]
+    """Return what trained at a client in its last round before this one; None if there is none."""
+    earlier = _earlier(folder, "round", number)
     return load_file(earlier[-1]) if earlier else None
 
 
 def write_local(folder: Path, number: int, matrices: dict[str, Float32]) -> None:
-    """Keep a client's matrices after a round; of earlier rounds only the newest stays."""
+    """Keep what trained at a client in a round."""
+    _write(folder, "round", number, matrices)
+
+
+def read_held(folder: Path, number: int) -> dict[str, Float32] | None:
+    """Return what a client held at the start of a round; None if it was not there."""
+    path = folder / _name("held", number)
+    return load_file(path) if path.exists() else None
+
+
+def write_held(folder: Path, number: int, matrices: dict[str, Float32]) -> None:
+    """Keep what a client holds at the start of a round."""
+    _write(folder, "held", number, matrices)
+
+
+def _write(folder: Path, kind: str, number: int, matrices: dict[str, Float32]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    earlier = [path for path in _files(folder) if _round_of(path) < number]
-    write_atomic(folder / f"round-{number:06d}.safetensors", to_safetensors(matrices))
+    earlier = _earlier(folder, kind, number)
+    write_atomic(folder / _name(kind, number), to_safetensors(matrices))
     for path in earlier[:-1]:
         path.unlink()
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("round-*.safetensors"))
+def _earlier(folder: Path, kind: str, number: int) -> list[Path]:
+    return [path for path in sorted(folder.glob(f"{kind}-*.safetensors")) if path.name < _name(kind, number)]
 
 
-def _round_of(path: Path) -> int:
-    return int(path.stem.removeprefix("round-"))
+def _name(kind: str, number: int) -> str:
+    return f"{kind}-{number:06d}.safetensors"

@@ -15,6 +15,7 @@ from fedasym import lora
 from fedasym.chance import generator
 from fedasym.contract import Contract, contract_of
 from fedasym.data import Tokens, load_examples, tokenize
+from fedasym.methods import METHODS
 from fedasym.model import Built, build
 from fedasym.partition import Partition, partition
 from fedasym.settings import Settings
@@ -33,6 +34,7 @@ class Site:
     tokens: Tokens
     split: Partition
     contract: Contract
+    initial: dict[str, NDArray[np.float32]]  # all that the federation moves, as drawn from the seed
     private: dict[str, NDArray[np.float32]]  # what stays with a client, as drawn from the seed
 
     def shares(self, client: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -59,5 +61,9 @@ def _build_site(settings: Settings) -> Site:
     split = partition(train, settings)
     built = build(settings, max(1, len(train.class_names)))
     contract = contract_of(settings, built, train.class_names, split.digest)
-    tokens = tokenize(built.tokenizer, train, settings.max_length)
-    return Site(settings, built, task, tokens, split, contract, lora.read(lora.local_only(built.model)))
+    tokens = tokenize(built.tokenizer, train, settings.max_length, settings.pooling)
+    moved = lora.read(lora.common(built.model))
+    shared = METHODS[settings.method].common(moved)
+    private = lora.read(lora.local_only(built.model)) | {n: m for n, m in moved.items() if n not in shared}
+    initial = {name: matrix for name, matrix in moved.items() if name in shared}
+    return Site(settings, built, task, tokens, split, contract, initial, private)

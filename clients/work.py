@@ -2,20 +2,28 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flwr.app import RecordDict
 from numpy.typing import NDArray
 
-from clients.local import read_local, write_local
+from clients.local import read_held, read_local, write_held, write_local
 from clients.site import Site
 from fedasym import lora, wire
 from fedasym.chance import generator
+from fedasym.contract import frame_of
+from fedasym.methods import METHODS
+from fedasym.methods.method import letter_of, select
 from fedasym.train import draw_batches, evaluate, train_steps
 
 
 class Refusal(Exception):
     """The client will not do what was asked; the text says why and what to do."""
+
+
+class Behind(Refusal):
+    """The client lacks what the message builds on; it must be sent everything."""
 
 
 def handshake(site: Site, content: RecordDict) -> wire.About:
@@ -49,6 +57,7 @@ def train_round(site: Site, content: RecordDict, keep: Path) -> tuple[RecordDict
 
     Raises:
         Refusal: another contract, or a client that this split does not have.
+        Behind: the message builds on one that this client did not get.
         ValueError: matrices that do not fit the contract.
         FloatingPointError: the loss is not finite.
     """
@@ -61,12 +70,15 @@ def train_round(site: Site, content: RecordDict, keep: Path) -> tuple[RecordDict
     client, number = int(about["client"]), int(about["round"])
     if not 0 <= client < len(site.split.indices):
         raise Refusal(f"client {client} is not in the split of {len(site.split.indices)} clients")
-    settings, model = site.settings, site.built.model
-    parameters, private = lora.trainable(model), lora.local_only(model)
-    lora.load(parameters, wire.unpack(content, site.contract.schema))
-    loaded = wire.digest(lora.read(parameters))
+    settings, model, method = site.settings, site.built.model, METHODS[site.settings.method]
     own = _own_folder(keep, str(about.get("run")), client)
-    lora.load(private, read_local(own, number) or site.private)
+    held = _receive(site, content, about, own)
+    everything = {**lora.common(model), **lora.local_only(model)}
+    private = {name: everything[name] for name in site.private}
+    lora.load(everything, {**held, **(read_local(own, number) or site.private)})
+    loaded = wire.digest(lora.read({name: everything[name] for name in held}))
+    parameters = lora.trainable(model) | lora.local_only(model)
+    moving = {n: p for n, p in parameters.items() if letter_of(n) in {*method.trains(number), ""}}
     train_set, kept_out = site.shares(client)
     metrics: dict[str, int | float] = {"num-examples": len(train_set), **_evaluate(site, kept_out, "before")}
     batches = draw_batches(
@@ -77,9 +89,7 @@ def train_round(site: Site, content: RecordDict, keep: Path) -> tuple[RecordDict
         generator(settings.seed, "batches", number, client),
     )
     places = [train_set[batch] for batch in batches]
-    trained = train_steps(
-        model, {**parameters, **private}, site.built.tokenizer, site.tokens, places, site.task, settings
-    )
+    trained = train_steps(model, moving, site.built.tokenizer, site.tokens, places, site.task, settings)
     metrics.update(_evaluate(site, kept_out, "after"))
     if private:
         write_local(own, number, lora.read(private))
@@ -90,11 +100,31 @@ def train_round(site: Site, content: RecordDict, keep: Path) -> tuple[RecordDict
         "loaded": loaded,
         "base": lora.fingerprint_base(model),
     }
-    if site.contract.factors == "B":
+    if site.contract.factors in ("A", "B"):
         particulars["A"] = lora.fingerprint_A(model, settings.kind)
-    reply = wire.pack(lora.read(parameters), site.contract.schema, particulars)
+    schema = select(site.contract.schema, method.up(number))
+    reply = wire.pack(lora.read({name: parameters[name] for name, _ in schema}), schema, particulars)
     metrics.update({"loss": trained.loss, "steps": trained.steps, "examples-used": trained.examples})
     return reply, metrics
+
+
+def _receive(site: Site, content: RecordDict, about: dict[str, Any], own: Path) -> dict[str, wire.Float32]:
+    """Return what this client holds now: as sent, or what it held in the round before moved by what was sent."""
+    method, number, schema = METHODS[site.settings.method], int(about["round"]), site.contract.schema
+    if about.get("whole"):
+        held = wire.unpack(content, method.held_schema(schema))
+    else:
+        weights = [int(weight) for weight in about.get("weights", [])]
+        sent = wire.unpack(content, method.sent_schema(schema, number, len(weights)))
+        before = site.initial
+        if method.remembers and number > 1:
+            before = read_held(own, number - 1) or {}
+            if not before:
+                raise Behind(f"round {number} builds on round {number - 1}, which this client was not sent")
+        held = method.receive(before, sent, weights, number, frame_of(site.settings))
+    if method.remembers:
+        write_held(own, number, held)
+    return held
 
 
 def _own_folder(keep: Path, run: str, client: int) -> Path:

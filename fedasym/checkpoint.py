@@ -6,7 +6,7 @@ A killed run that is started again continues from here and ends with the same bi
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,9 @@ class State:
     Attributes:
         run: the run's name, 32 hexadecimal digits, drawn when it began.
         round: rounds completed.
-        matrices: what the server broadcasts next.
+        matrices: what every party holds next.
+        stack: the clients' factors that open the next round, where the method relays them; else empty.
+        weights: n_k of the stack's clients, in its order.
         optimizer: the server optimizer's buffers by name.
         record_bytes: length of ``rounds.jsonl`` after this round, bytes.
         contract: the contract's canonical JSON.
@@ -41,6 +43,8 @@ class State:
     record_bytes: int
     contract: str
     settings: dict[str, Any]
+    stack: dict[str, Float32] = field(default_factory=dict)
+    weights: tuple[int, ...] = ()
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -60,8 +64,8 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 def save(folder: Path, state: State) -> None:
     """Write the state to ``checkpoint.safetensors`` in a run folder, replacing the last one."""
-    tensors = {f"matrices/{k}": v for k, v in state.matrices.items()}
-    tensors |= {f"optimizer/{k}": v for k, v in state.optimizer.items()}
+    parts = {"matrices": state.matrices, "optimizer": state.optimizer, "stack": state.stack}
+    tensors = {f"{part}/{name}": tensor for part, held in parts.items() for name, tensor in held.items()}
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     about = json.dumps(
         {
@@ -70,6 +74,7 @@ def save(folder: Path, state: State) -> None:
             "record_bytes": state.record_bytes,
             "contract": state.contract,
             "settings": state.settings,
+            "weights": state.weights,
         },
         sort_keys=True,
     )
@@ -96,15 +101,14 @@ def load(folder: Path) -> State | None:
         raise ValueError(f"{path} is damaged ({error}); remove the run folder to start anew") from error
     if _checksum(metadata["about"], tensors) != expected:
         raise ValueError(f"{path} is damaged (its checksum differs); remove the run folder to start anew")
+    parts: dict[str, dict[str, Float32]] = {"matrices": {}, "optimizer": {}, "stack": {}}
+    for name, tensor in tensors.items():
+        part, _, own = name.partition("/")
+        parts[part][own] = tensor
     return State(
-        about["run"],
-        about["round"],
-        {k.removeprefix("matrices/"): v for k, v in tensors.items() if k.startswith("matrices/")},
-        {k.removeprefix("optimizer/"): v for k, v in tensors.items() if k.startswith("optimizer/")},
-        about["record_bytes"],
-        about["contract"],
-        about["settings"],
-    )
+        about["run"], about["round"], parts["matrices"], parts["optimizer"], about["record_bytes"], about["contract"],
+        about["settings"], parts["stack"], tuple(about["weights"]),
+    )  # fmt: skip
 
 
 def _checksum(about: str, tensors: dict[str, Float32]) -> str:

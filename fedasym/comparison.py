@@ -81,7 +81,7 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             human_bytes(row["payload_total"]),
             percent(row["saving"]),
             percent(row["saving_adapter"]),
-            f"{row['mismatch']:.1e}",
+            scientific(row["mismatch"], 1),
         )
     return table
 
@@ -172,6 +172,11 @@ def _traffic(run: Run) -> float:
 
 def _adapter_values(run: Run) -> int:
     return int(run.config["trainable_values"] - run.config["head_values"])
+
+
+def scientific(value: float | None, digits: int = 2) -> str:
+    """Write a small number with its exponent, a dash for None."""
+    return "–" if value is None else f"{value:.{digits}e}"
 
 
 def percent(share: float | None) -> str:

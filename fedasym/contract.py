@@ -12,6 +12,7 @@ from typing import Any
 
 from fedasym import __version__, lora
 from fedasym.methods import METHODS
+from fedasym.methods.method import Frame, layers_of
 from fedasym.model import Built
 from fedasym.settings import Settings, difference
 
@@ -27,7 +28,8 @@ class Contract:
         base: fingerprint of all frozen weights.
         config: digest of the model's configuration and tokenizer.
         A: fingerprint of the initial A of every layer.
-        schema: ``(name, shape)`` of every matrix that travels, sorted by name, float32 all.
+        schema: ``(name, shape)`` of every matrix that trains, sorted by name, float32 all; what of it travels
+            when is the method's.
         task, labels: what is learned, and the class names by id.
         data: digest of the split training data.
         local: the knobs of local training.
@@ -60,18 +62,7 @@ class Contract:
     @property
     def layers(self) -> list[str]:
         """Paths of the adapted layers, sorted."""
-        return [name.removesuffix(".B") for name, _ in self.schema if name.endswith(".B")]
-
-    @property
-    def values(self) -> int:
-        """Number of float32 values that travel each way."""
-        total = 0
-        for _, shape in self.schema:
-            size = 1
-            for side in shape:
-                size *= side
-            total += size
-        return total
+        return layers_of(name for name, _ in self.schema)
 
     def to_json(self) -> str:
         """Return the canonical JSON text."""
@@ -84,6 +75,12 @@ class Contract:
         theirs = json.loads(stated)
         lines = difference(_flat(theirs), _flat(json.loads(self.to_json())))
         return f"the contract differs ({sides}): " + "; ".join(lines)
+
+
+def frame_of(settings: Settings) -> Frame:
+    """Return what a method needs to know besides matrices, from resolved settings."""
+    scale = lora.scale_of(settings.alpha, settings.rank, settings.scaling)
+    return Frame(settings.seed, settings.kind, settings.rank, scale)
 
 
 def _flat(contract: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A trained model as a PEFT adapter folder that ``peft.PeftModel.from_pretrained`` loads.
+"""A trained model as a PEFT adapter folder that ``peft.PeftModel.from_pretrained`` loads, or whole.
 
 A is written out too, since PEFT draws its own otherwise. Layers that the checkpoint of the base model lacks (a new
 head) are saved in full, with their adapter merged, as PEFT's ``modules_to_save``: PEFT could not draw them as we do.
@@ -15,12 +15,16 @@ from torch import Tensor
 from fedasym import lora
 from fedasym.checkpoint import write_atomic
 from fedasym.layers import AdaptedLinear, TrainedLinear
+from fedasym.methods import METHODS
 from fedasym.model import Built, MeanPooledClassifier
 from fedasym.settings import Settings
 
 
 def write_adapter(folder: Path, built: Built, settings: Settings) -> None:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors`` of the model as it is now.
+
+    Where updates were folded into W, an adapter cannot hold them: every adapted layer is then saved in full. After full
+    fine-tuning there is no adapter: the folder holds the model (``config.json``, ``model.safetensors``) and tokenizer.
 
     For a mean-pooled model, whose pooling PEFT does not know, the adapter fits the plain encoder and the output
     layer lies beside it in ``output.safetensors`` (``weight``, ``bias``): logits = mean-pooled hidden states
@@ -34,9 +38,14 @@ def write_adapter(folder: Path, built: Built, settings: Settings) -> None:
         settings: resolved settings it was built from.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    method = METHODS[settings.method]
+    if method.factors == "W":
+        _write_whole(folder, built)
+        return
     seeded = {name.rpartition(".")[0] for name in built.seeded}
     trained = {name for name, m in built.model.named_modules() if isinstance(m, TrainedLinear)}
-    whole = sorted(seeded | trained)
+    folded = {name for name, layer in lora.adapted_layers(built.model) if layer.shift is not None}
+    whole = sorted(seeded | trained | folded)
     pooled = isinstance(built.model, MeanPooledClassifier)
     if pooled:
         whole.remove(built.output)
@@ -61,12 +70,22 @@ def write_adapter(folder: Path, built: Built, settings: Settings) -> None:
         "use_rslora": settings.scaling == "alpha/sqrt(r)",
         "lora_dropout": 0.0,
         "bias": "none",
-        "target_modules": [name.removeprefix(prefix) for name, _ in adapters],
+        "target_modules": [name.removeprefix(prefix) for name, _ in adapters] or ["none"],
         "modules_to_save": [name.removeprefix(prefix) for name in whole] or None,
         "inference_mode": True,
     }
     write_atomic(folder / "adapter_config.json", (json.dumps(config, indent=1) + "\n").encode())
     write_atomic(folder / "adapter_model.safetensors", to_safetensors(tensors, metadata={"format": "pt"}))
+
+
+def _write_whole(folder: Path, built: Built) -> None:
+    """Write a fully fine-tuned model as transformers does; a mean-pooled one as its encoder and the output layer."""
+    model: Any = built.model
+    if isinstance(model, MeanPooledClassifier):
+        write_atomic(folder / "output.safetensors", to_safetensors(_whole(model, built.output)))
+        model = model.encoder
+    model.save_pretrained(folder)
+    built.tokenizer.save_pretrained(folder)
 
 
 def _whole(model: torch.nn.Module, name: str) -> dict[str, Tensor]:

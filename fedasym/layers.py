@@ -1,6 +1,5 @@
 """The two layers that train: a linear layer with a low-rank update, and one that trains in full."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -8,27 +7,34 @@ from torch.nn import functional as F
 class AdaptedLinear(nn.Module):
     """A linear layer and its low-rank update, by composition: the base module stays itself.
 
-    For backward it keeps ``A x`` (r wide), never x: with A frozen nothing else is needed for B's gradient.
+    For backward it keeps ``A x`` (r wide), never x, while A is frozen: nothing else is needed for B's gradient.
+
+    Args:
+        base: the frozen layer with ``in_features`` d_in and ``out_features`` d_out.
+        A: float32 ``(r, d_in)``.
+        B: float32 ``(d_out, r)``.
+        scale: s, usually alpha / r.
+        factors: which of A and B are parameters; the other is a non-persistent buffer.
 
     Attributes:
-        base: the frozen layer with ``in_features`` d_in and ``out_features`` d_out.
-        A: float32 ``(r, d_in)``, a non-persistent buffer; a parameter if ``train_A``.
-        B: float32 parameter ``(d_out, r)``, zero at the start.
-        scale: s, usually alpha / r.
+        shift: None, or a float32 buffer ``(d_out, d_in)`` that is added to W: updates that a federation folded in.
     """
 
     A: Tensor
+    B: Tensor
+    shift: Tensor | None
     base: nn.Linear  # or what has its attributes
 
-    def __init__(self, base: nn.Linear, A: Tensor, scale: float, train_A: bool) -> None:
+    def __init__(self, base: nn.Linear, A: Tensor, B: Tensor, scale: float, factors: str) -> None:
         super().__init__()
         self.base = base
         self.scale = scale
-        if train_A:
-            self.A = nn.Parameter(A)
-        else:
-            self.register_buffer("A", A, persistent=False)
-        self.B = nn.Parameter(torch.zeros(base.out_features, A.shape[0], device=A.device))
+        for letter, matrix in (("A", A), ("B", B)):
+            if letter in factors:
+                self.register_parameter(letter, nn.Parameter(matrix))
+            else:
+                self.register_buffer(letter, matrix, persistent=False)
+        self.register_buffer("shift", None, persistent=False)
 
     @property
     def weight(self) -> Tensor:
@@ -55,7 +61,8 @@ class AdaptedLinear(nn.Module):
         Ax = F.linear(x, self.A.to(x.dtype)) * self.scale
         update: Tensor = F.linear(Ax, self.B.to(x.dtype))
         out: Tensor = self.base(x) + update
-        return out
+        # A product of its own: added to W in bfloat16, a small shift would round away.
+        return out if self.shift is None else out + F.linear(x, self.shift.to(x.dtype))
 
 
 class TrainedLinear(nn.Module):

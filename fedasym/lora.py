@@ -24,7 +24,7 @@ from fedasym.projection import fingerprint, frozen_A
 Float32 = NDArray[np.float32]
 
 SCALINGS = ("alpha/r", "alpha/sqrt(r)")
-FACTORS = ("B", "AB")
+FACTORS = ("B", "A", "AB")
 
 _FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 
@@ -51,7 +51,7 @@ def adapt(
         seed: the federation's common seed, from which A is drawn.
         kind: kind of A, see `fedasym.projection.frozen_A`.
         scaling: ``"alpha/r"`` (Hu et al. 2021) or ``"alpha/sqrt(r)"`` (rsLoRA, arXiv 2312.03732).
-        factors: what trains: ``"B"``, or ``"AB"`` for standard LoRA.
+        factors: what trains: ``"B"``; ``"AB"`` for standard LoRA; ``"A"``, with B drawn as A is otherwise and frozen.
         exclude: paths of linear layers to leave alone.
 
     Returns:
@@ -67,7 +67,7 @@ def adapt(
     if scaling not in SCALINGS:
         raise ValueError(f"scaling {scaling!r} is unknown; use one of {', '.join(SCALINGS)}")
     if factors not in FACTORS:
-        raise ValueError(f"factors {factors!r} is unknown; use 'B' or 'AB'")
+        raise ValueError(f"factors {factors!r} is unknown; use one of {', '.join(FACTORS)}")
     if any(isinstance(module, AdaptedLinear) for module in model.modules()):
         raise ValueError("the model is adapted already; build a fresh one or use merged_copy first")
     linears = _linears(model)
@@ -82,13 +82,39 @@ def adapt(
             f"{fused[0] or 'the model'} is PyTorch's own attention or transformer layer, which reads its weights past "
             "an adapter; exclude its linear layers or use a model that calls them"
         )
-    drawn = {name: torch.from_numpy(frozen_A(seed, name, rank, linears[name].in_features, kind)) for name in chosen}
-    scale = alpha / rank if scaling == "alpha/r" else alpha / math.sqrt(rank)
+    drawn = {name: _draw(seed, name, rank, linears[name], kind, factors) for name in chosen}
+    scale = scale_of(alpha, rank, scaling)
     model.requires_grad_(False)
     for name in chosen:
         base = linears[name]
-        place(model, name, AdaptedLinear(base, drawn[name].to(base.weight.device), scale, factors == "AB"))
+        A, B = (matrix.to(base.weight.device) for matrix in drawn[name])
+        place(model, name, AdaptedLinear(base, A, B, scale, factors))
     return chosen
+
+
+def scale_of(alpha: float, rank: int, scaling: str) -> float:
+    """Return s."""
+    return alpha / rank if scaling == "alpha/r" else alpha / math.sqrt(rank)
+
+
+def _draw(seed: int, name: str, rank: int, base: nn.Linear, kind: str, factors: str) -> tuple[Tensor, Tensor]:
+    """Return the initial A and B: one random, the other zero."""
+    if factors == "A":
+        B = frozen_A(seed, f"{name}.B", rank, base.out_features, kind).T
+        return torch.zeros(rank, base.in_features), torch.from_numpy(np.ascontiguousarray(B))
+    return torch.from_numpy(frozen_A(seed, name, rank, base.in_features, kind)), torch.zeros(base.out_features, rank)
+
+
+def train_all(model: nn.Module) -> None:
+    """Make every parameter train, in float32, in place: full fine-tuning, without adapters."""
+    model.float().requires_grad_(True)
+    model.trains_in_full = True  # type: ignore[assignment]
+
+
+def add_shifts(model: nn.Module) -> None:
+    """Give every adapted layer a zero ``shift``, float32 ``(d_out, d_in)``, to fold updates into."""
+    for _, layer in adapted_layers(model):
+        layer.shift = torch.zeros(layer.out_features, layer.in_features, device=layer.A.device)
 
 
 def _linears(model: nn.Module) -> dict[str, nn.Linear]:
@@ -138,9 +164,23 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return what trains and travels, by name, sorted: THE definition of B.
 
     ``<layer>.B`` of every adapted layer, ``<layer>.A`` too where A is a parameter, and ``<layer>.weight`` /
-    ``<layer>.bias`` of every fully trained layer that travels.
+    ``<layer>.bias`` of every fully trained layer that travels; after `train_all`, every parameter.
     """
+    if getattr(model, "trains_in_full", False):
+        return dict(sorted(model.named_parameters()))
     return _parameters(model, travels=True)
+
+
+def common(model: nn.Module) -> dict[str, Tensor]:
+    """Return what a federation moves, by name, sorted: `trainable` and the shifts."""
+    shifts = {f"{name}.shift": layer.shift for name, layer in adapted_layers(model) if layer.shift is not None}
+    return dict(sorted({**trainable(model), **shifts}.items()))
+
+
+def frozen_factors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the factor of every adapted layer that never moves, ``<layer>.A`` or ``<layer>.B``; none if both move."""
+    pairs = {f"{name}.{letter}": getattr(m, letter) for name, m in adapted_layers(model) for letter in "AB"}
+    return {name: matrix for name, matrix in pairs.items() if not isinstance(matrix, nn.Parameter)}
 
 
 def local_only(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -219,14 +259,17 @@ def merged_copy(model: nn.Module) -> nn.Module:
 
 
 def merged_weight(layer: AdaptedLinear) -> Tensor:
-    """Return ``W + s · B A`` in float64, shape ``(d_out, d_in)``."""
+    """Return ``W + s · B A``, and the shift if there is one, in float64, shape ``(d_out, d_in)``."""
     base: Tensor = layer.base.weight
-    return base.detach().double() + layer.scale * (layer.B.detach().double() @ layer.A.detach().double())
+    whole = base.detach().double() if layer.shift is None else base.detach().double() + layer.shift.double()
+    return whole + layer.scale * (layer.B.detach().double() @ layer.A.detach().double())
 
 
 def fingerprint_A(model: nn.Module, kind: str) -> str:
-    """Digest the A of every adapted layer as it is now (SHA-256, hexadecimal)."""
-    return fingerprint({n: m.A.detach().cpu().numpy() for n, m in adapted_layers(model)}, kind)
+    """Digest the random factor of every adapted layer as it is now: A, or B where A alone trains (SHA-256)."""
+    layers = list(adapted_layers(model))
+    drawn = {name: layer.A if isinstance(layer.B, nn.Parameter) else layer.B for name, layer in layers}
+    return fingerprint({name: matrix.detach().cpu().numpy() for name, matrix in drawn.items()}, kind)
 
 
 def fingerprint_base(model: nn.Module) -> str:

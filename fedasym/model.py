@@ -61,25 +61,39 @@ class Built:
 class MeanPooledClassifier(nn.Module):
     """An encoder, the mean of its token vectors under the attention mask, and one linear output layer.
 
-    The pooling is that of the sentence-transformers models; a ``[CLS]`` vector was never trained there.
+    The pooling is that of the sentence-transformers models; a ``[CLS]`` vector was never trained there. Of a pair
+    whose texts stand apart, with pooled vectors u and v, the output layer sees ``[|u − v|, u ⊙ v]`` (after Reimers and
+    Gurevych 2019, arXiv 1908.10084, and Conneau et al. 2017, arXiv 1705.02364).
     """
 
     base_model_prefix = "encoder"
 
-    def __init__(self, encoder: nn.Module, hidden_size: int, num_labels: int) -> None:
+    def __init__(self, encoder: nn.Module, features: int, num_labels: int) -> None:
         super().__init__()
         self.encoder = encoder
-        self.output = nn.Linear(hidden_size, num_labels)
+        self.output = nn.Linear(features, num_labels)
         self.config = encoder.config
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, **more: Tensor) -> Any:
-        """Return logits ``(n, num_labels)`` for token ids ``(n, length)``."""
+    def forward(self, **inputs: Tensor) -> Any:
+        """Return logits ``(n, num_labels)``.
+
+        Args:
+            **inputs: ``input_ids``, ``attention_mask`` and the like, ``(n, length)``; of a second text
+                ``second_input_ids`` and so on, with a length of its own.
+        """
         from transformers.modeling_outputs import SequenceClassifierOutput
 
-        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **more).last_hidden_state
-        mask = attention_mask[..., None].to(hidden.dtype)
-        pooled = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+        second = {key.removeprefix("second_"): value for key, value in inputs.items() if key.startswith("second_")}
+        pooled = self._pool({key: value for key, value in inputs.items() if not key.startswith("second_")})
+        if second:
+            other = self._pool(second)
+            pooled = torch.cat([(pooled - other).abs(), pooled * other], dim=-1)
         return SequenceClassifierOutput(logits=self.output(pooled))
+
+    def _pool(self, inputs: dict[str, Tensor]) -> Tensor:
+        hidden: Tensor = self.encoder(**inputs).last_hidden_state
+        mask = inputs["attention_mask"][..., None].to(hidden.dtype)
+        return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
 
 
 def demo_model_folder() -> Path:
@@ -124,19 +138,26 @@ def build(settings: Settings, num_labels: int) -> Built:
     if settings.targets != "all-linear":
         hidden = [name for name in head if name not in excluded and f"{name}.weight" in missing]
         targets = [*settings.target_names, *hidden]
-    layers = lora.adapt(
-        model,
-        targets,
-        settings.rank,
-        settings.alpha,
-        settings.seed,
-        settings.kind,
-        settings.scaling,
-        METHODS[settings.method].factors,
-        exclude=excluded,
-    )
-    for name in whole:
-        lora.place(model, name, TrainedLinear(head[name], travels=settings.head != "local"))
+    method = METHODS[settings.method]
+    layers: list[str] = []
+    if method.factors == "W":
+        lora.train_all(model)
+    else:
+        layers = lora.adapt(
+            model,
+            targets,
+            settings.rank,
+            settings.alpha,
+            settings.seed,
+            settings.kind,
+            settings.scaling,
+            method.factors,
+            exclude=excluded,
+        )
+        for name in whole:
+            lora.place(model, name, TrainedLinear(head[name], travels=settings.head != "local"))
+    if method.fold:
+        lora.add_shifts(model)
     model.eval()
     return Built(
         model,
@@ -178,11 +199,12 @@ def _load(settings: Settings, num_labels: int) -> tuple[Any, Any, set[str]]:
     try:
         with torch.random.fork_rng(devices=[]):  # transformers initialises what is missing from the global stream
             tokenizer = AutoTokenizer.from_pretrained(source, revision=settings.revision)
-            if settings.pooling == "mean":
+            if settings.pooling in ("mean", "pair"):
                 encoder, info = AutoModel.from_pretrained(source, **options)
                 if getattr(encoder, "pooler", None) is not None:
                     encoder.pooler = None  # it is not used, so nothing in it may train or travel
-                model: Any = MeanPooledClassifier(encoder, encoder.config.hidden_size, num_labels)
+                features = encoder.config.hidden_size * (2 if settings.pooling == "pair" else 1)
+                model: Any = MeanPooledClassifier(encoder, features, num_labels)
                 model.output.to(options["dtype"])
                 missing = {f"encoder.{name}" for name in info["missing_keys"]} | {"output.weight", "output.bias"}
             else:

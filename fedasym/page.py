@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from fedasym.comparison import Run, human_bytes, percent, rows_of
-from fedasym.settings import Settings
+from fedasym.comparison import Run, human_bytes, percent, rows_of, scientific
+from fedasym.settings import RESOLVED, Settings
 
 _REJECTIONS = 50  # listed on the page; all are in rounds.jsonl
 _ABOUT = {knob.name.replace("_", "-"): str(knob.metadata["about"]) for knob in dataclasses.fields(Settings)}
@@ -25,9 +25,11 @@ def run_command(settings: Mapping[str, Any]) -> str:
         settings: as in config.json, with ``_`` in the keys. ``out`` is left out: that folder
             holds this run already.
     """
-    changed = {key: settings[key] for key in ("method", "model") if settings[key] != getattr(Settings(), key)}
-    defaults = dataclasses.asdict(Settings(**changed).resolved())
-    changed |= {key: value for key, value in settings.items() if key != "out" and value != defaults.get(key)}
+    plain = dataclasses.asdict(Settings())
+    given = {key: value for key, value in settings.items() if key in plain and key not in RESOLVED}
+    chosen = dataclasses.asdict(Settings(**given).resolved())
+    defaults = plain | {key: chosen[key] for key in RESOLVED}
+    changed = {key: value for key, value in settings.items() if key != "out" and value != defaults.get(key)}
     if not changed:
         return "flwr run ."
     pairs = " ".join(f"{key.replace('_', '-')}={_toml(value)}" for key, value in changed.items())
@@ -115,7 +117,7 @@ def _comparison_html(rows: Sequence[Mapping[str, Any]]) -> str:
             _bytes_html(row["payload_total"]) + f"<small>messages {_exact(row['message_total'])}</small>",
             percent(row["saving"]),
             percent(row["saving_adapter"]),
-            f"{row['mismatch']:.2e}",
+            scientific(row["mismatch"]),
         )
         body += f'<tr><th scope="row">{escape(row["name"])}</th><td>{"</td><td>".join(cells)}</td></tr>\n'
     heading = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)

@@ -75,7 +75,8 @@ def summarise(config: dict[str, Any], rounds: list[dict[str, Any]]) -> dict[str,
     Bytes per client and round are means over all asked (down) and all valid (up) clients.
     """
     settings, metric = config["settings"], config["metric"]
-    values = [row["metrics"][metric] for row in rounds]
+    values = [value for row in rounds if (value := row["metrics"][metric]) is not None]
+    meter = [row["mismatch"] for row in rounds if row["mismatch"] is not None]
     asked = sum(row["clients_asked"] for row in rounds)
     valid = sum(row["clients_valid"] for row in rounds)
     up, down = sum(row["payload_up"] for row in rounds), sum(row["payload_down"] for row in rounds)
@@ -91,9 +92,12 @@ def summarise(config: dict[str, Any], rounds: list[dict[str, Any]]) -> dict[str,
         "best": max(values),
         "payload_up_per_client_round": up / valid,
         "payload_down_per_client_round": down / asked,
+        "message_up_per_client_round": sum(row["message_up"] for row in rounds) / valid,
+        "message_down_per_client_round": sum(row["message_down"] for row in rounds) / asked,
+        "head_bytes": 4 * config["head_values"],
         "payload_total": up + down,
         "message_total": sum(row["message_up"] + row["message_down"] for row in rounds),
-        "mismatch": max(row["mismatch"] for row in rounds),
+        "mismatch": max(meter, default=None),
         "digest": rounds[-1]["digest"],
         "seconds": round(sum(row["seconds"] for row in rounds), 3),
     }

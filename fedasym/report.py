@@ -49,11 +49,13 @@ def _figures(runs: Sequence[Run]) -> dict[str, tuple[str, bytes]]:
     spent = []
     for run in runs:
         sent = list(accumulate(row["payload_up"] + row["payload_down"] for row in run.rounds))
-        spent.append(Line(run.name, run.label, sent, [row["metrics"][run.metric] for row in run.rounds]))
+        values = [row["metrics"][run.metric] for row in run.rounds]
+        known = [(x, y) for x, y in zip(sent, values, strict=True) if y is not None]
+        spent.append(Line(run.name, run.label, [x for x, _ in known], [y for _, y in known]))
     title, below = f"{metric[0].upper()}{metric[1:]} by bytes sent", "payload so far, all clients, up + down"
     figures["metric-by-bytes"] = ("", draw_lines(spent, title, below, metric, x_bytes=True))
     figures["train-loss"] = ("", draw("training loss", lambda run, row: row["train_loss"]))
-    if any(row["mismatch"] > 0 for run in runs for row in run.rounds):
+    if any((row["mismatch"] or 0.0) > 0 for run in runs for row in run.rounds):
         figures["mismatch"] = ("", draw("mismatch", lambda run, row: row["mismatch"], y_log=True))
     if any(f"{run.metric}_after" in row["client_metrics"] for run in runs for row in run.rounds):
         figures["metric-at-clients"] = (

@@ -14,6 +14,7 @@ from typing import Any
 from fedasym.methods import METHODS
 
 Value = bool | int | float | str
+RESOLVED = ("kind", "head", "optimizer", "lr", "head_lr", "pooling")  # what `Settings.resolved` fills in
 
 
 def _knob(default: Value, about: str, *, choices: tuple[str, ...] = (), least: float | None = None) -> Any:
@@ -46,8 +47,14 @@ class Settings:
 
     model: str = _knob("demo", "'demo' (packaged MiniLM), a hub id, or a local folder")
     revision: str = _knob("main", "revision of a model on the hub")
-    pooling: str = _knob("auto", "auto, the model's own head, or masked mean", choices=("auto", "model", "mean"))
-    head: str = _knob("output", "what of the head trains", choices=("output", "frozen", "full", "local"))
+    pooling: str = _knob(
+        "auto",
+        "the model's own head, the masked mean, or for sentence pairs two masked means",
+        choices=("auto", "model", "mean", "pair"),
+    )
+    head: str = _knob(
+        "auto", "what of the head trains; auto: the method's", choices=("auto", "output", "frozen", "full", "local")
+    )
     dtype: str = _knob("bfloat16", "dtype of the frozen weights", choices=("float32", "bfloat16"))
     attention: str = _knob("eager", "transformers' attention", choices=("eager", "sdpa"))
     max_length: int = _knob(64, "tokens of an example; longer ones are cut", least=1)
@@ -63,6 +70,7 @@ class Settings:
     head_lr: float = _knob(0.0, "rate of the output layer; 0: the method's", least=0.0)
     weight_decay: float = _knob(0.0, "decoupled weight decay of AdamW", least=0.0)
     clip: float = _knob(1.0, "largest gradient norm of a step; 0: no clipping", least=0.0)
+    eval_every: int = _knob(1, "evaluate every so many rounds, and after the last", least=1)
     batch_size: int = _knob(16, "examples of a local step", least=1)
     local_steps: int = _knob(10, "local steps a round; 0: local-epochs instead", least=0)
     local_epochs: int = _knob(0, "passes over the client's data a round, if local-steps is 0", least=0)
@@ -92,10 +100,19 @@ class Settings:
             raise ValueError("server-lr and server-momentum do nothing with server-optimizer='none'; choose one")
         if self.client_holdout >= 1.0:
             raise ValueError(f"client-holdout={self.client_holdout} leaves nothing to train on; use less than 1")
-        if self.head == "local" and self.client_holdout == 0.0:
+        method = METHODS[self.method]
+        if (self.head == "local" or method.personal) and self.client_holdout == 0.0:
+            own = f"method={self.method!r}" if method.personal else "head='local'"
+            raise ValueError(f"{own} is evaluated at the clients only; set client-holdout, e.g. client-holdout=0.2")
+        if self.server_optimizer != "none" and (method.merge or method.fold or method.personal):
             raise ValueError(
-                "head='local' is evaluated at the clients only; set client-holdout, e.g. client-holdout=0.2"
+                f"server-optimizer={self.server_optimizer!r} needs a mean change, which {self.method} does not form; "
+                "use server-optimizer='none'"
             )
+        if self.method == "central" and self.num_clients != 1:
+            raise ValueError(f"method='central' has all data in one place; set num-clients=1, not {self.num_clients}")
+        if method.factors == "W" and self.head not in ("auto", "full"):
+            raise ValueError(f"head={self.head!r}: full fine-tuning trains the whole head; leave head at 'auto'")
         if self.clients_per_round > self.num_clients:
             raise ValueError(f"clients-per-round={self.clients_per_round} exceeds num-clients={self.num_clients}")
         if self.min_valid > (self.clients_per_round or self.num_clients):
@@ -114,11 +131,17 @@ class Settings:
         return dataclasses.replace(
             self,
             kind=method.kind if self.kind == "auto" else self.kind,
+            head=method.head if self.head == "auto" else self.head,
             optimizer=method.optimizer if self.optimizer == "auto" else self.optimizer,
             lr=self.lr or method.lr,
             head_lr=self.head_lr or method.head_lr,
-            pooling=("mean" if self.model == "demo" else "model") if self.pooling == "auto" else self.pooling,
+            pooling=self._auto_pooling() if self.pooling == "auto" else self.pooling,
         )
+
+    def _auto_pooling(self) -> str:
+        if self.model != "demo":
+            return "model"
+        return "pair" if len(self.text_column_names) == 2 else "mean"
 
     def run_config(self) -> dict[str, Value]:
         """Return the flat run config that `from_run_config` reads."""

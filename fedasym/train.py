@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedasym.data import Tokens, collate
+from fedasym.methods import METHODS
 from fedasym.metrics import score
 from fedasym.settings import Settings
 from fedasym.tasks import Task
@@ -83,11 +84,16 @@ def train_steps(
     Raises:
         FloatingPointError: the loss is not finite; names the step.
     """
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in parameters)  # what is frozen in this round keeps no activations
     optimizer = _optimizer(parameters, settings)
+    whole = METHODS[settings.method].factors == "W"
     total, examples = 0.0, 0
     for step, batch in enumerate(batches, start=1):
         inputs, labels = collate(tokenizer, tokens, batch.tolist())
-        value = _loss(model(**inputs).logits, labels, task)
+        with torch.autocast("cpu", torch.bfloat16, enabled=whole and settings.dtype == "bfloat16"):
+            logits = model(**inputs).logits
+        value = _loss(logits, labels, task)
         if not torch.isfinite(value):
             raise FloatingPointError(
                 f"the training loss is {value.item()} at local step {step}; lower lr={settings.lr} "

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 Float32 = NDArray[np.float32]
 Schema = Sequence[tuple[str, tuple[int, ...]]]
-About = dict[str, str | int | float]
+About = dict[str, str | int | float | bool | list[int]]
 
 PACKED = "packed"
 
 
-def pack(matrices: Mapping[str, Float32], schema: Schema, about: Mapping[str, str | int | float]) -> RecordDict:
+def pack(matrices: Mapping[str, Float32], schema: Schema, about: About) -> RecordDict:
     """Pack matrices and their particulars into a record.
 
     Args:

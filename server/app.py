@@ -23,15 +23,17 @@ from fedasym import checkpoint, lora, record, wire
 from fedasym.contract import Contract, contract_of
 from fedasym.data import Tokens, load_examples, tokenize
 from fedasym.export import write_adapter
+from fedasym.methods import METHODS
+from fedasym.methods.method import Matrices, select, values
 from fedasym.model import Built, build
 from fedasym.partition import partition
 from fedasym.report import write_report
 from fedasym.settings import Settings, difference, from_run_config
 from fedasym.tasks import Task, task_of
 from fedasym.train import evaluate
+from server.conclusion import conclude
 from server.nodes import meet, warm
-from server.optimizer import server_step
-from server.strategy import FederationError, Round, run_round
+from server.strategy import FederationError, Opening, Round, run_round
 
 app = ServerApp()
 log = logging.getLogger("fedasym")
@@ -53,6 +55,7 @@ class Bench:
     task: Task
     held_out: Tokens
     contract: Contract
+    frozen: Matrices  # the factor of every layer that never moves, by name
     config: dict[str, Any]  # of config.json
 
 
@@ -79,12 +82,11 @@ def federate(grid: Grid, settings: Settings, folder: Path) -> None:
     log.info("run folder %s, contract %s", folder, bench.contract.hash[:12])
     if state.round < settings.num_rounds:
         nodes = meet(grid, bench.contract, settings)
-        A = {} if bench.contract.factors == "AB" else _frozen_A(bench)
         while state.round < settings.num_rounds:
-            state = _next_round(grid, nodes, bench, A, state, folder)
+            state = _next_round(grid, nodes, bench, state, folder)
     else:
         log.info("all %d rounds are done already; writing adapter, summary and report again", state.round)
-    lora.load(lora.trainable(bench.built.model), state.matrices)
+    _load(bench, state.matrices)
     write_adapter(folder / "adapter", bench.built, settings)
     if settings.head == "local":
         log.info("the output layer in adapter/ is the initial one: trained heads stay with their clients")
@@ -108,42 +110,50 @@ def prepare(settings: Settings) -> Bench:
         "contract_hash": contract.hash,
         "partition": split.report(train.class_names),
         "held_out_examples": len(held_out),
-        "trainable_values": contract.values,
-        "head_values": sum(
-            p.numel() for name, p in lora.trainable(built.model).items() if not name.endswith((".A", ".B"))
-        ),
+        "trainable_values": values(contract.schema),
+        "head_values": 0 if contract.factors == "W" else values(select(contract.schema, "")),
         "versions": record.versions(),
     }
-    return Bench(settings, built, task, tokenize(built.tokenizer, held_out, settings.max_length), contract, config)
+    tokens = tokenize(built.tokenizer, held_out, settings.max_length, settings.pooling)
+    return Bench(settings, built, task, tokens, contract, lora.read(lora.frozen_factors(built.model)), config)
 
 
 def _next_round(
-    grid: Grid, nodes: dict[int, int], bench: Bench, A: dict[str, wire.Float32], state: checkpoint.State, folder: Path
+    grid: Grid, nodes: dict[int, int], bench: Bench, state: checkpoint.State, folder: Path
 ) -> checkpoint.State:
     started = time.perf_counter()
     settings = bench.settings
-    result = run_round(grid, nodes, bench.contract, A, state.matrices, state.round + 1, state.run, settings)
+    opening = Opening(state.round + 1, state.run, state.matrices, state.stack, state.weights)
+    result = run_round(grid, nodes, bench.contract, opening, settings)
     for client, reason in sorted(result.rejected.items()):
         log.warning("round %d: client %d rejected: %s", result.number, client, reason)
     for warning in result.warnings:
         log.warning("round %d: %s", result.number, warning)
-    matrices, optimizer = server_step(state.matrices, result.mean, state.optimizer, settings)
-    wire.check(matrices, bench.contract.schema)
-    row = _row(result, bench, matrices, time.perf_counter() - started)
+    outcome = conclude(bench.contract, state, result, bench.frozen, settings)
+    state = replace(outcome.state, round=result.number)
+    row = _row(result, bench, state.matrices, outcome.mismatch)
     row["seconds"] = round(time.perf_counter() - started, 3)
-    length = record.append_round(folder, row)
-    state = replace(state, round=result.number, matrices=matrices, optimizer=optimizer, record_bytes=length)
+    state = replace(state, record_bytes=record.append_round(folder, row))
     checkpoint.save(folder, state)
+    metric = row["metrics"][bench.task.metric]
     log.info(
-        "round %d/%d  %s %.4f  loss %.4f  clients %d/%d  up %d B  down %d B  %.1f s",
-        result.number, settings.num_rounds, bench.task.metric, row["metrics"][bench.task.metric], row["train_loss"],
-        row["clients_valid"], row["clients_asked"], row["payload_up"], row["payload_down"], row["seconds"],
+        "round %d/%d  %s %s  loss %.4f  clients %d/%d  up %d B  down %d B  %.1f s",
+        result.number, settings.num_rounds, bench.task.metric, "–" if metric is None else f"{metric:.4f}",
+        row["train_loss"], row["clients_valid"], row["clients_asked"], row["payload_up"], row["payload_down"],
+        row["seconds"],
     )  # fmt: skip
     return state
 
 
-def _row(result: Round, bench: Bench, matrices: dict[str, wire.Float32], seconds: float) -> dict[str, Any]:
-    """Make the round's line: evaluate, centrally or, where the head is local, as the clients did."""
+def _load(bench: Bench, matrices: Matrices) -> None:
+    """Load what all parties hold into the server's model; what is private to clients stays as drawn."""
+    tensors = lora.common(bench.built.model)
+    lora.load({name: tensors[name] for name in matrices}, matrices)
+
+
+def _row(result: Round, bench: Bench, matrices: Matrices, mismatch: float | None) -> dict[str, Any]:
+    """Make the round's line: evaluate, centrally or, where there is no common model, as the clients did."""
+    settings = bench.settings
     names = (*bench.task.metrics, "loss")
     clients = {
         f"{name}_{when}": result.weighted(f"{name}-{when}", "kept-out")
@@ -151,15 +161,18 @@ def _row(result: Round, bench: Bench, matrices: dict[str, wire.Float32], seconds
         for name in names
         if any(f"{name}-{when}" in row for row in result.metrics.values())
     }
-    if bench.settings.head == "local":
+    metrics: dict[str, float | None]
+    if settings.head == "local" or METHODS[settings.method].personal:
         metrics = {name: clients[f"{name}_after"] for name in names}
+    elif result.number % settings.eval_every and result.number != settings.num_rounds:
+        metrics = dict.fromkeys(names)
     else:
-        lora.load(lora.trainable(bench.built.model), matrices)
+        _load(bench, matrices)
         torch.set_num_threads(os.cpu_count() or 1)
-        metrics = evaluate(bench.built.model, bench.built.tokenizer, bench.held_out, bench.task)
+        metrics = {**evaluate(bench.built.model, bench.built.tokenizer, bench.held_out, bench.task)}
     return {
         "round": result.number,
-        "seconds": seconds,
+        "seconds": 0.0,
         "clients_asked": len(result.asked),
         "clients_valid": len(result.metrics),
         "clients_rejected": len(result.rejected),
@@ -172,7 +185,7 @@ def _row(result: Round, bench: Bench, matrices: dict[str, wire.Float32], seconds
         "payload_down": result.payload_down,
         "message_up": result.message_up,
         "message_down": result.message_down,
-        "mismatch": result.mismatch,
+        "mismatch": mismatch,
         "digest": wire.digest(matrices),
     }
 
@@ -183,7 +196,9 @@ def _resume(folder: Path, bench: Bench) -> checkpoint.State:
     state = checkpoint.load(folder)
     if state is None:
         record.cut_rounds(folder, 0)
-        matrices = lora.read(lora.trainable(bench.built.model))
+        moved = lora.read(lora.common(bench.built.model))
+        shared = METHODS[bench.settings.method].common(moved)
+        matrices = {name: matrix for name, matrix in moved.items() if name in shared}
         return checkpoint.State(uuid.uuid4().hex, 0, matrices, {}, 0, bench.contract.to_json(), settings)
     kept = {key: value for key, value in state.settings.items() if key not in _FREE}
     here = {key: value for key, value in settings.items() if key not in _FREE}
@@ -199,10 +214,6 @@ def _resume(folder: Path, bench: Bench) -> checkpoint.State:
     record.cut_rounds(folder, state.record_bytes)
     log.info("continuing %s after round %d", folder, state.round)
     return replace(state, settings=settings)
-
-
-def _frozen_A(bench: Bench) -> dict[str, wire.Float32]:
-    return {name: layer.A.detach().cpu().numpy() for name, layer in lora.adapted_layers(bench.built.model)}
 
 
 @contextmanager

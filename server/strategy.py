@@ -6,19 +6,21 @@ moves only by valid replies.
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
+from numpy.typing import NDArray
 
 from fedasym import wire
 from fedasym.average import ExactMean
 from fedasym.chance import generator
 from fedasym.contract import Contract
-from fedasym.exactness import Matrices, mismatch_common_A, mismatch_factors
+from fedasym.methods import METHODS
+from fedasym.methods.method import Matrices, letter_of, pick, select
 from fedasym.settings import Settings
 
 POLL_SECONDS = 0.2
@@ -46,8 +48,9 @@ class Round:
     payload_up: int = 0
     message_down: int = 0
     message_up: int = 0
-    mean: dict[str, wire.Float32] = field(default_factory=dict)
-    mismatch: float = 0.0
+    mean: Matrices = field(default_factory=dict)
+    mean64: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    replies: list[tuple[int, Matrices]] = field(default_factory=list)  # n_k and matrices, if A and B both travel
 
     def train_loss(self) -> float:
         """Mean of the clients' mean losses, weighted by examples."""
@@ -60,6 +63,25 @@ class Round:
         return math.fsum(row[name] * row[weight] for row in rows) / total
 
 
+@dataclass(frozen=True)
+class Opening:
+    """What opens a round.
+
+    Attributes:
+        number: the round, from 1.
+        run: the run's name, under which clients keep what is theirs.
+        held: what every party holds at its start.
+        stack: the clients' factors of the round before, where the method relays them; else empty.
+        weights: n_k of the stack's clients.
+    """
+
+    number: int
+    run: str
+    held: Matrices
+    stack: Matrices
+    weights: tuple[int, ...]
+
+
 def sample_clients(settings: Settings, number: int) -> list[int]:
     """Choose the clients of a round from (seed, round), sorted."""
     if settings.clients_per_round == 0:
@@ -70,107 +92,111 @@ def sample_clients(settings: Settings, number: int) -> list[int]:
     return sorted(int(client) for client in chosen)
 
 
-def run_round(
-    grid: Grid,
-    nodes: Mapping[int, int],
-    contract: Contract,
-    A: Matrices,
-    matrices: Mapping[str, wire.Float32],
-    number: int,
-    run: str,
-    settings: Settings,
-) -> Round:
+def run_round(grid: Grid, nodes: Mapping[int, int], contract: Contract, opening: Opening, settings: Settings) -> Round:
     """Ask the sampled clients to train and average what they return.
 
     Args:
         grid: Flower's grid.
         nodes: node id by client.
         contract: what every message refers to.
-        A: the common A by layer, for the exactness meter; empty where A trains.
-        matrices: what is broadcast.
-        number: the round, from 1.
-        run: the run's name, under which clients keep what is theirs.
+        opening: what opens the round.
         settings: sampling, timeout, quorum.
 
     Raises:
         FederationError: fewer than ``min-valid`` valid replies; names every rejected client with its reason.
     """
-    asked = sample_clients(settings, number)
-    sent = wire.digest(matrices)
-    result = Round(number, asked)
-    pending = _send(grid, nodes, contract, matrices, {"run": run, "digest": sent}, result)
+    number, method = opening.number, METHODS[settings.method]
+    result = Round(number, sample_clients(settings, number))
+    pending = _send(grid, nodes, contract, opening, result.asked, False, result)
     total = ExactMean()
-    kept: dict[int, tuple[int, Matrices]] = {}  # only where A trains: the meter needs every pair
+    kept: dict[int, tuple[int, Matrices]] = {}
+    behind: set[int] = set()
     for client, reply in _replies(grid, pending, settings.round_timeout):
+        if client not in behind and _is_behind(reply):
+            behind.add(client)
+            result.message_up += wire.message_bytes(reply)
+            pending.update(_send(grid, nodes, contract, opening, [client], True, result))
+            continue
         if client in result.metrics or client in result.rejected:
             result.warnings.append(f"client {client} was seen twice in this round; its later reply does not count")
             continue
         try:
             result.message_up += wire.message_bytes(reply)
-            weight, update, metrics = check_reply(reply, client, number, contract, sent)
-            total.add(weight, update)
+            weight, update, metrics = check_reply(reply, client, number, contract, opening.held)
+            if update:
+                total.add(weight, update)
         except ValueError as error:  # a Rejection, or a weight beyond what the mean can hold
             result.rejected[client] = str(error)
             continue
         result.payload_up += sum(matrix.nbytes for matrix in update.values())
         result.metrics[client] = metrics
-        if not A:
+        if len(method.up(number)) == 2:
             kept[client] = (weight, update)
-    for client in asked:
+    for client in result.asked:
         if client not in result.metrics and client not in result.rejected:
             result.rejected[client] = f"no reply within round-timeout={settings.round_timeout} s"
-    if len(result.metrics) < settings.min_valid:
+    valid, asked = len(result.metrics), len(result.asked)
+    if valid < settings.min_valid:
         reasons = "; ".join(f"client {client}: {reason}" for client, reason in sorted(result.rejected.items()))
         raise FederationError(
-            f"round {number}: {len(result.metrics)} of {len(asked)} replies are valid, min-valid={settings.min_valid}. "
-            f"{reasons}"
+            f"round {number}: {valid} of {asked} replies are valid, min-valid={settings.min_valid}. {reasons}"
         )
-    result.mean = total.mean()
-    if A:
-        result.mismatch = mismatch_common_A(result.mean, total.mean64(), A)
-    else:
-        result.mismatch = mismatch_factors(result.mean, [kept[c] for c in sorted(kept)], contract.layers)
+    if method.up(number) or any(not letter_of(name) for name, _ in contract.schema):
+        result.mean, result.mean64 = total.mean(), total.mean64()
+    result.replies = [kept[client] for client in sorted(kept)]
     return result
+
+
+def _is_behind(reply: Message) -> bool:
+    """Say whether a client asks to be sent everything: it lacks what the message builds on."""
+    return not reply.has_error() and bool(dict(reply.content.config_records.get("refusal", {})).get("behind"))
 
 
 def _send(
     grid: Grid,
     nodes: Mapping[int, int],
     contract: Contract,
-    matrices: Mapping[str, wire.Float32],
-    common: wire.About,
+    opening: Opening,
+    clients: Sequence[int],
+    whole: bool,
     result: Round,
 ) -> dict[str, int]:
-    """Push one message per asked client; return the clients by message id."""
-    packed: ArrayRecord = wire.pack(matrices, contract.schema, {}).array_records["matrices"]
+    """Push one message per client, with all that a party holds if ``whole``; return the clients by message id."""
+    method = METHODS[contract.method]
+    if whole:
+        schema, weights = method.held_schema(contract.schema), []
+    else:
+        schema, weights = method.sent_schema(contract.schema, opening.number, len(opening.weights)), [*opening.weights]
+    packed: ArrayRecord = wire.pack(pick({**opening.held, **opening.stack}, schema), schema, {}).array_records[
+        "matrices"
+    ]
+    common: wire.About = {"contract": contract.hash, "round": opening.number, "run": opening.run, "whole": whole}
     messages = []
-    for client in result.asked:
-        about: wire.About = {"contract": contract.hash, "round": result.number, "client": client, **common}
+    for client in clients:
+        about: wire.About = {**common, "client": client, "weights": weights}
         content = RecordDict({"matrices": packed, "about": ConfigRecord({**about})})
         message = Message(content, nodes[client], MessageType.TRAIN, group_id=str(result.number))
         result.payload_down += wire.payload_bytes(content)
         result.message_down += wire.message_bytes(message)
         messages.append(message)
-    return dict(zip(grid.push_messages(messages), result.asked, strict=True))
+    return dict(zip(grid.push_messages(messages), clients, strict=True))
 
 
 def _replies(grid: Grid, pending: dict[str, int], timeout: float) -> Iterable[tuple[int, Message]]:
-    """Yield replies with their clients as they arrive, until all did or the time is up."""
+    """Yield replies with their clients as they arrive, until all did or the time is up; ``pending`` may grow."""
     deadline = time.monotonic() + timeout
-    waiting = dict(pending)
-    while waiting and time.monotonic() < deadline:
-        arrived = list(grid.pull_messages(list(waiting)))
+    answered: set[str] = set()
+    while len(answered) < len(pending) and time.monotonic() < deadline:
+        arrived = list(grid.pull_messages([name for name in pending if name not in answered]))
         for reply in arrived:
-            client = waiting.pop(reply.metadata.reply_to_message_id, None)
-            if client is None:
-                client = pending[reply.metadata.reply_to_message_id]  # a second reply to the same message
-            yield client, reply
+            answered.add(reply.metadata.reply_to_message_id)
+            yield pending[reply.metadata.reply_to_message_id], reply
         if not arrived:
             time.sleep(POLL_SECONDS)
 
 
 def check_reply(
-    reply: Message, client: int, number: int, contract: Contract, sent: str
+    reply: Message, client: int, number: int, contract: Contract, held: Matrices
 ) -> tuple[int, dict[str, wire.Float32], dict[str, Any]]:
     """Check everything a reply claims.
 
@@ -179,7 +205,7 @@ def check_reply(
         client: who was asked.
         number: the round.
         contract: what the client agreed to.
-        sent: digest of the broadcast matrices.
+        held: what every party holds at the round's start.
 
     Returns:
         n_k (examples), the matrices, the client's metrics.
@@ -192,21 +218,25 @@ def check_reply(
     content = reply.content
     if "refusal" in content.config_records:
         raise Rejection(f"it refused: {content.config_records['refusal'].get('reason', 'no reason given')!s}")
-    about = wire.about(content)
+    about, method = wire.about(content), METHODS[contract.method]
+    schema = select(contract.schema, method.up(number))
     expected: dict[str, tuple[Any, str]] = {
         "contract": (contract.hash, "it trained under another contract"),
         "round": (number, "its reply is of another round"),
         "client": (client, "it answered as another client"),
-        "loaded": (sent, "it did not load what was broadcast; let the client load the matrices before it trains"),
+        "loaded": (
+            wire.digest(held),
+            "it did not load what was broadcast; let the client load the matrices before it trains",
+        ),
         "base": (contract.base, "its base model W changed while training; train nothing but fedasym.trainable"),
     }
-    if contract.factors == "B":
+    if contract.factors in ("A", "B"):
         expected["A"] = (contract.A, "its A changed while training; train nothing but fedasym.trainable")
     for key, (wanted, meaning) in expected.items():
         if about.get(key) != wanted:
             raise Rejection(f"{meaning} ({key}={about.get(key)!r}, expected {wanted!r})")
     try:
-        matrices = wire.unpack(content, contract.schema)
+        matrices = wire.unpack(content, schema)
     except ValueError as error:
         raise Rejection(str(error)) from error
     metrics = dict(content.metric_records.get("metrics", {}))
@@ -222,12 +252,12 @@ def check_reply(
     kept_out = metrics.get("kept-out")
     if any(name.endswith(("-before", "-after")) for name in metrics) and (type(kept_out) is not int or kept_out < 1):
         raise Rejection(f"it reports an evaluation on kept-out={kept_out!r} examples; expected a positive integer")
-    if wire.digest(matrices) == sent:
+    if matrices and wire.digest(matrices) == wire.digest(pick(held, schema)):
         raise Rejection("its matrices equal what was sent: nothing trained; check lr, head-lr and the client's data")
-    still_zero = [name for name, matrix in matrices.items() if name.endswith(".B") and not np.any(matrix)]
+    still_zero = [n for n, matrix in matrices.items() if letter_of(n) == method.zero and not np.any(matrix)]
     if still_zero:
         raise Rejection(
-            f"B is still zero after training in {', '.join(still_zero)}: the model does not use these layers; "
-            "leave them out of targets"
+            f"{method.zero} is still zero after training in {', '.join(still_zero)}: the model does not use these "
+            "layers; leave them out of targets"
         )
     return weight, matrices, metrics

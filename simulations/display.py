@@ -75,7 +75,7 @@ class Follower:
 def _cells(row: dict[str, Any], metric: str) -> list[str]:
     return [
         str(row["round"]),
-        f"{row['metrics'][metric]:.4f}",
+        "–" if row["metrics"][metric] is None else f"{row['metrics'][metric]:.4f}",
         f"{row['train_loss']:.4f}",
         f"{row['clients_valid']}/{row['clients_asked']}",
         f"{row['payload_up']:,}",

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedasym.comparison import percent, read_runs, rows_of
+from fedasym.comparison import percent, read_runs, rows_of, scientific
 from fedasym.methods import METHODS
 
 RESULTS = Path(__file__).parent / "results"
@@ -21,6 +21,10 @@ def result_lines(folders: Sequence[Path]) -> list[dict[str, Any]]:
             "train_loss_by_round": [each["train_loss"] for each in run.rounds],
             "mismatch_by_round": [each["mismatch"] for each in run.rounds],
             "seconds_by_round": [each["seconds"] for each in run.rounds],
+            "payload_by_round": [each["payload_up"] + each["payload_down"] for each in run.rounds],
+            "client_metric_by_round": [
+                each["client_metrics"][f"{run.metric}_after"] for each in run.rounds if each["client_metrics"]
+            ],
         }
         shares = {key: row[key] for key in ("saving", "saving_adapter")}
         lines.append(
@@ -48,7 +52,7 @@ def markdown_table(lines: Sequence[dict[str, Any]]) -> str:
                 f"{line['payload_total'] / 1e6:.1f} MB",
                 percent(line["saving"]),
                 percent(line["saving_adapter"]),
-                f"{line['mismatch']:.1e}",
+                scientific(line["mismatch"], 1),
             )
         )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

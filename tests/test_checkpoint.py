@@ -180,9 +180,11 @@ def test_the_summary_counts_bytes_per_client_that_was_asked_and_that_replied() -
         {"round": 2, "metrics": {"accuracy": 0.6}, "clients_asked": 4, "clients_valid": 1, "payload_up": 100,
          "payload_down": 400, "mismatch": 1e-8, "digest": "two", "seconds": 2.5, **common},
     ]  # fmt: skip
-    assert record.summarise({"settings": settings, "metric": "accuracy"}, rounds) == {
+    config = {"settings": settings, "metric": "accuracy", "head_values": 10}
+    assert record.summarise(config, rounds) == {
         **settings, "rounds": 2, "metric": "accuracy", "final": 0.6, "best": 0.7,
         "payload_up_per_client_round": 100.0, "payload_down_per_client_round": 100.0, "payload_total": 1200,
+        "message_up_per_client_round": 500.0, "message_down_per_client_round": 500.0, "head_bytes": 40,
         "message_total": 6000, "mismatch": 2e-8, "digest": "two", "seconds": 3.75,
     }  # fmt: skip
 

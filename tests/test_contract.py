@@ -7,6 +7,7 @@ import pytest
 
 from fedasym.contract import Contract, contract_of
 from fedasym.data import load_examples
+from fedasym.methods.method import values
 from fedasym.model import build
 from fedasym.partition import partition
 
@@ -98,7 +99,7 @@ def test_the_schema_names_what_travels_sorted_and_values_counts_it(tiny, base) -
         f"{name}.B" for name in built.layers
     ]
     # Two BERT layers of d=16, feed-forward 24, r=4: four attention linears 16, then 24 and 16; the pooler; the head.
-    assert base.values == 2 * 4 * (4 * 16 + 24 + 16) + 4 * 16 + 3 * 16 + 3
+    assert values(base.schema) == 2 * 4 * (4 * 16 + 24 + 16) + 4 * 16 + 3 * 16 + 3
 
 
 def test_the_digest_of_the_split_data_is_in_the_contract(tiny) -> None:

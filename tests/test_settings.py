@@ -67,7 +67,8 @@ def test_a_number_below_its_least_value_is_refused_and_not_a_number_too(key) -> 
 def test_a_choice_is_one_of_those_listed(key) -> None:
     choices = KNOBS[key].metadata["choices"]
     for choice in choices:
-        more = {"client-holdout": 0.5} if choice == "local" else {}
+        more = {"client-holdout": 0.5} if choice in ("local", "fedsa") else {}
+        more |= {"num-clients": 1} if choice == "central" else {}
         assert from_run_config({key: choice, **more}).run_config()[key] == choice
     with pytest.raises(ValueError) as caught:
         from_run_config({key: "nonsense"})
@@ -80,6 +81,10 @@ def test_a_choice_is_one_of_those_listed(key) -> None:
         ({"local-steps": 0}, "local-steps and local-epochs are both 0"),
         ({"client-holdout": 1.0}, "client-holdout=1.0 leaves nothing to train on"),
         ({"head": "local"}, "set client-holdout"),
+        ({"method": "fedsa"}, "method='fedsa' is evaluated at the clients only; set client-holdout"),
+        ({"method": "central"}, "set num-clients=1, not 10"),
+        ({"method": "full", "head": "frozen"}, "full fine-tuning trains the whole head"),
+        ({"method": "fedex", "server-optimizer": "adam"}, "needs a mean change, which fedex does not form"),
         ({"clients-per-round": 4, "num-clients": 3}, "clients-per-round=4 exceeds num-clients=3"),
         ({"min-valid": 4, "num-clients": 3}, "min-valid=4 exceeds the clients asked"),
         ({"min-valid": 3, "clients-per-round": 2}, "min-valid=3 exceeds the clients asked"),
@@ -105,17 +110,20 @@ def test_settings_at_the_edge_of_a_contradiction_are_taken(config) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_resolved_puts_the_methods_defaults_in_place_of_auto_and_zero(name) -> None:
-    method, settings = METHODS[name], Settings(method=name).resolved()
-    found = (settings.kind, settings.optimizer, settings.lr, settings.head_lr, settings.pooling)
-    assert found == (method.kind, method.optimizer, method.lr, method.head_lr, "mean")
+    method = METHODS[name]
+    holdout = 0.2 if method.personal else 0.0
+    settings = Settings(method=name, client_holdout=holdout, num_clients=1 if name == "central" else 10).resolved()
+    found = (settings.kind, settings.optimizer, settings.lr, settings.head_lr, settings.head, settings.pooling)
+    assert found == (method.kind, method.optimizer, method.lr, method.head_lr, method.head, "mean")
     assert method.lr > 0 and method.head_lr > 0
     assert settings.resolved() == settings
 
 
 def test_resolved_leaves_alone_what_is_set() -> None:
-    chosen = Settings(kind="block", optimizer="adamw", lr=0.25, head_lr=0.125, pooling="model")
+    chosen = Settings(kind="block", head="frozen", optimizer="adamw", lr=0.25, head_lr=0.125, pooling="model")
     assert chosen.resolved() == chosen
     assert Settings(model="some/folder").resolved().pooling == "model"  # mean pooling is the demo's alone
+    assert Settings(text_columns="one,two").resolved().pooling == "pair"
 
 
 def test_settings_survive_the_run_config_and_back() -> None:

@@ -1,11 +1,25 @@
-"""Federated-LoRA methods: what trains and therefore travels, and the defaults tuned for each.
+"""Federated-LoRA methods, one short file each: what trains, what travels each way, how replies become the next model.
 
-One short file per method. Both ways carry `fedasym.lora.trainable`; both are averaged by the exact mean
-(`fedasym.average`). They differ in which factors that set holds.
+`fedasym.methods.method` says what a method is; the defaults were tuned with one budget for all (simulations/README.md).
 """
 
+from fedasym.methods.a_only import a_only
 from fedasym.methods.asymmetric import asymmetric
+from fedasym.methods.fedex import fedex
+from fedasym.methods.fedsa import fedsa
+from fedasym.methods.fedsvd import fedsvd
+from fedasym.methods.ffa import ffa
+from fedasym.methods.flexlora import flexlora
+from fedasym.methods.flora import flora
+from fedasym.methods.full import full
 from fedasym.methods.lora import lora
 from fedasym.methods.method import Method
+from fedasym.methods.references import central, local
+from fedasym.methods.rolora import rolora
 
-METHODS: dict[str, Method] = {method.name: method for method in (asymmetric, lora)}
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        asymmetric, lora, ffa, fedex, flora, flexlora, rolora, fedsa, fedsvd, a_only, full, central, local,
+    )
+}  # fmt: skip

@@ -1,0 +1,45 @@
+"""FlexLoRA: the server forms the mean of the products and sends the best factors of rank r.
+
+Bai et al. 2024, "Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client Resources"
+(arXiv 2402.11505), with one rank for all clients. The mean product has a rank of up to K r; what lies beyond the r
+largest singular values is lost, so it is not exact.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fedasym.methods.method import Matrices, Method, layers_of, share
+
+
+def merge(held: Matrices, mean: Matrices, replies: Sequence[tuple[int, Matrices]]) -> Matrices:
+    """Return the truncated singular value decomposition of ``Σ w_k B_k A_k``, its square roots in both factors.
+
+    No product of the size of W is formed: with ``[w_k B_k] = Q_B R_B`` and ``[A_k]ᵀ = Q_A R_A`` the singular values are
+    those of ``R_B R_Aᵀ``.
+    """
+    shares = share([weight for weight, _ in replies])
+    sent = dict(mean)
+    for layer in layers_of(mean):
+        B = np.concatenate([w * reply[f"{layer}.B"] for w, (_, reply) in zip(shares, replies, strict=True)], axis=1)
+        A = np.concatenate([reply[f"{layer}.A"].astype(np.float64) for _, reply in replies])
+        rank = len(held[f"{layer}.A"])
+        Q_B, R_B = np.linalg.qr(B)
+        Q_A, R_A = np.linalg.qr(A.T)
+        U, S, V = np.linalg.svd(R_B @ R_A.T)
+        root = np.sqrt(S[:rank])
+        sent[f"{layer}.B"] = ((Q_B @ U[:, :rank]) * root).astype(np.float32)
+        sent[f"{layer}.A"] = (root[:, None] * (V[:rank] @ Q_A.T)).astype(np.float32)
+    return sent
+
+
+flexlora = Method(
+    name="flexlora",
+    label="FlexLoRA",
+    factors="AB",
+    kind="kaiming",
+    optimizer="sgd",
+    lr=0.3,
+    head_lr=0.5,
+    merge=merge,
+)
