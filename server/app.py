@@ -65,16 +65,31 @@ def main(grid: Grid, context: Context) -> None:
     _show_log()
     settings = from_run_config(context.run_config).resolved()
     folder = record.run_folder(settings, context.run_id)
-    with _only_user(folder):
+    with only_user(folder):
         warm(grid)
         federate(grid, settings, folder)
 
 
 def federate(grid: Grid, settings: Settings, folder: Path) -> None:
-    """Train from the folder's checkpoint, or from round 1, to ``num-rounds``.
+    """Train from the folder's checkpoint, or from round 1, to ``num-rounds``; leave summary, adapter and report.
 
     Raises:
         FederationError: the folder belongs to another run, the handshake fails, or a round has too few valid replies.
+    """
+    bench, state = train(grid, settings, folder)
+    _load(bench, state.matrices)
+    write_adapter(folder / "adapter", bench.built, settings)
+    if settings.head == "local" or METHODS[settings.method].personal:
+        log.info("what is in adapter/ of private matrices is as first drawn: the trained ones stay with their clients")
+    write_report([folder], folder / "report.html")
+    log.info("report %s", folder / "report.html")
+
+
+def train(grid: Grid, settings: Settings, folder: Path) -> tuple[Bench, checkpoint.State]:
+    """Train from the folder's checkpoint, or from round 1, to ``num-rounds``; leave config, rounds and summary.
+
+    Raises:
+        FederationError: as `federate`.
     """
     bench = prepare(settings)
     state = _resume(folder, bench)
@@ -85,19 +100,14 @@ def federate(grid: Grid, settings: Settings, folder: Path) -> None:
         while state.round < settings.num_rounds:
             state = _next_round(grid, nodes, bench, state, folder)
     else:
-        log.info("all %d rounds are done already; writing adapter, summary and report again", state.round)
-    _load(bench, state.matrices)
-    write_adapter(folder / "adapter", bench.built, settings)
-    if settings.head == "local":
-        log.info("the output layer in adapter/ is the initial one: trained heads stay with their clients")
+        log.info("all %d rounds are done already", state.round)
     record.write_json(folder / "summary.json", record.summarise(bench.config, record.read_rounds(folder)))
-    write_report([folder], folder / "report.html")
-    log.info("report %s", folder / "report.html")
+    return bench, state
 
 
 def prepare(settings: Settings) -> Bench:
     """Build model, held-out tokens and contract from resolved settings."""
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(_cores())
     task = task_of(settings)
     train, held_out = load_examples(settings)
     split = partition(train, settings)
@@ -168,7 +178,7 @@ def _row(result: Round, bench: Bench, matrices: Matrices, mismatch: float | None
         metrics = dict.fromkeys(names)
     else:
         _load(bench, matrices)
-        torch.set_num_threads(os.cpu_count() or 1)
+        torch.set_num_threads(_cores())
         metrics = {**evaluate(bench.built.model, bench.built.tokenizer, bench.held_out, bench.task)}
     return {
         "round": result.number,
@@ -178,6 +188,7 @@ def _row(result: Round, bench: Bench, matrices: Matrices, mismatch: float | None
         "clients_rejected": len(result.rejected),
         "warnings": result.warnings,
         "rejections": {str(client): reason for client, reason in sorted(result.rejected.items())},
+        "examples": sum(int(each.get("examples-used", 0)) for each in result.metrics.values()),
         "train_loss": result.train_loss(),
         "metrics": metrics,
         "client_metrics": clients,
@@ -216,8 +227,13 @@ def _resume(folder: Path, bench: Bench) -> checkpoint.State:
     return replace(state, settings=settings)
 
 
+def _cores() -> int:
+    """Return the number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextmanager
-def _only_user(folder: Path) -> Iterator[None]:
+def only_user(folder: Path) -> Iterator[None]:
     """Hold the run folder alone; the lock ends with the process, however it ends."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:

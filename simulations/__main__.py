@@ -1,10 +1,11 @@
-"""The command line: ``python -m simulations run | demo | tune | record | settings``."""
+"""The command line: ``python -m simulations run | demo | compare | tune | record | settings``."""
 
 import argparse
 import dataclasses
 import json
 import os
 import sys
+import tomllib
 from pathlib import Path
 
 from rich.console import Console
@@ -12,10 +13,12 @@ from rich.table import Table
 
 from fedasym.settings import Settings
 from server.strategy import FederationError
+from simulations.compare import Comparison, compare
 from simulations.demo import demo
 from simulations.flower import FlowerError
-from simulations.results import result_lines
-from simulations.run import ENGINES, read_settings, run
+from simulations.rates import best_rates, tune_rates
+from simulations.results import read_lines, result_lines
+from simulations.run import ENGINES, parse_overrides, read_settings, run
 from simulations.tune import tune
 
 
@@ -32,6 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
                 print(json.dumps(line))
         elif options.command == "tune":
             tune(options.work, options.workers, console, options.shard, options.shards)
+        elif options.command == "compare":
+            _compare(options, console)
         elif options.command == "demo":
             demo(options.out, options.engine, options.workers, options.rounds, console)
         else:
@@ -43,9 +48,25 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(str(error), markup=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
-        console.print("interrupted; `run` with the same settings and --out continues after the last finished round")
+        console.print("interrupted; the same command with the same settings and --out continues where it stopped")
         return 130
     return 0
+
+
+def _compare(options: argparse.Namespace, console: Console) -> None:
+    base = tomllib.loads(options.config.read_text()) if options.config else {}
+    base |= parse_overrides(options.set)
+    tuning, work = options.out / "tuning.jsonl", options.out / "work"
+    if options.tune:
+        methods = sorted(set(options.methods) - {"local"})
+        tune_rates(methods, options.tune, options.split[0], base, tuning, work, options.jobs, console)
+    rates = best_rates(read_lines(tuning))
+    comparison = Comparison(options.task, options.split, options.methods, tuple(range(options.seeds)), base, rates)
+    compare(comparison, options.out / "cells.jsonl", work, options.jobs, console)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,6 +88,26 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--workers", type=_positive, default=2, help="clients at the same time (default: %(default)s)"
         )
+    many = commands.add_parser("compare", help="methods on the same tasks, splits, seeds and budget")
+    many.add_argument("--task", type=_names, default=("reviews",), metavar="TASK,...", help="default: reviews")
+    many.add_argument(
+        "--methods", type=_names, default=("asymmetric", "lora"), metavar="METHOD,...", help="default: asymmetric,lora"
+    )
+    many.add_argument(
+        "--split", type=_names, default=("dirichlet:0.5",), metavar="SPLIT,...", help="default: dirichlet:0.5"
+    )
+    many.add_argument("--seeds", type=_positive, default=3, metavar="N", help="seeds 0 to N - 1 (default: %(default)s)")
+    many.add_argument("--config", type=Path, metavar="CONFIG.toml", help="settings that all cells share")
+    many.add_argument("--set", action="append", default=[], metavar="key=value", help="one more setting; repeatable")
+    many.add_argument(
+        "--tune", type=_names, default=(), metavar="TASK,...", help="tune every method's rate on these tasks first"
+    )
+    many.add_argument(
+        "--out", type=Path, default=Path("runs/compare"), metavar="DIR", help="folder; a used one is continued"
+    )
+    many.add_argument(
+        "--jobs", type=_positive, default=os.cpu_count() or 1, help="cells at the same time, one core each"
+    )
     grid = commands.add_parser("tune", help="the grid of local optimizers, on a cut of the training data")
     grid.add_argument("--work", type=Path, default=Path("runs/tune"), metavar="DIR", help="folder of the runs")
     grid.add_argument("--workers", type=int, default=1, help="clients at the same time (default: %(default)s)")

@@ -27,8 +27,10 @@ def result_lines(folders: Sequence[Path]) -> list[dict[str, Any]]:
             ],
         }
         shares = {key: row[key] for key in ("saving", "saving_adapter")}
+        kept = {"label": run.label, "partition": run.config["partition"], "versions": run.config["versions"]}
+        trained = sum(each["examples"] for each in run.rounds)
         lines.append(
-            {**run.summary, **shares, **by_round, "settings": run.settings, "versions": run.config["versions"]}
+            {**run.summary, **shares, **by_round, "examples_trained": trained, **kept, "settings": run.settings}
         )
     return lines
 

@@ -28,11 +28,7 @@ def read_settings(config: Path | None, overrides: list[str], out: Path | None) -
         if not config.exists():
             raise FileNotFoundError(f"there is no settings file {config}")
         values = tomllib.loads(config.read_text())
-    for text in overrides:
-        key, equals, raw = text.partition("=")
-        if not equals:
-            raise ValueError(f"--set {text!r} is not key=value")
-        values[key.strip()] = _value(raw.strip())
+    values |= parse_overrides(overrides)
     if out:
         values["out"] = str(out)
     if not values.get("out"):
@@ -40,6 +36,21 @@ def read_settings(config: Path | None, overrides: list[str], out: Path | None) -
         values["out"] = f"runs/{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     values["out"] = str(Path(values["out"]).expanduser().absolute())
     return from_run_config(values)
+
+
+def parse_overrides(texts: list[str]) -> dict[str, Any]:
+    """Read ``key=value`` texts, values as in TOML or else as plain text.
+
+    Raises:
+        ValueError: a text without ``=``.
+    """
+    values = {}
+    for text in texts:
+        key, equals, raw = text.partition("=")
+        if not equals:
+            raise ValueError(f"--set {text!r} is not key=value")
+        values[key.strip()] = _value(raw.strip())
+    return values
 
 
 def _value(raw: str) -> Any:
