@@ -59,7 +59,8 @@ h3 { font-size: 15px; margin: 22px 0 4px; break-after: avoid; }
 .numbers td, .numbers thead th + th { text-align: right; font-variant-numeric: tabular-nums; }
 .numbers td { white-space: nowrap; }
 .sheet .numbers th[scope=row] { font-weight: 400; white-space: nowrap; }
-.sign { position: absolute; }
+.sheet .numbers td, .sheet .numbers thead th + th { padding-right: 16px; }
+.sign { position: absolute; padding-left: 3px; }
 .block th { font-weight: 400; font-style: italic; color: #4a4a4a; padding-top: 12px; }
 small { display: block; font-size: 11px; color: #555; }
 .facts { font-size: 13px; }
@@ -89,6 +90,7 @@ pre { background: #f4f4f4; border: 1px solid #ddd; border-radius: 4px; padding: 
   .scroll { overflow: visible; }
   table { font-size: 8.5pt; } .facts, .facts td { font-size: 8pt; } small { font-size: 7pt; }
   .numbers th, .numbers td { padding: 3px 4px; }
+  .sheet .numbers td, .sheet .numbers thead th + th { padding-right: 11px; }
   img { max-height: 240mm; object-fit: contain; }
 }
 """

@@ -1,20 +1,23 @@
-"""The command line: ``python -m simulations run | demo | tune | record | settings``."""
+"""The command line: ``python -m simulations run | demo | tune | record | page | settings``."""
 
 import argparse
 import dataclasses
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from fedasym.settings import Settings
+from fedasym.study.report import comparison_markdown, write_comparison
 from server.strategy import FederationError
 from simulations.demo import demo
 from simulations.flower import FlowerError
-from simulations.results import result_lines
+from simulations.results import read_lines, result_lines
 from simulations.run import ENGINES, read_settings, run
 from simulations.tune import tune
 
@@ -30,6 +33,15 @@ def main(arguments: list[str] | None = None) -> int:
         elif options.command == "record":
             for line in result_lines(options.folders):
                 print(json.dumps(line))
+        elif options.command == "page":
+            lines = [line for file in options.files for line in _lines(file)]
+            if options.markdown:
+                print(comparison_markdown(lines))
+            else:
+                tuning = _lines(options.tuning) if options.tuning else []
+                command = f"python -m simulations {shlex.join(arguments or sys.argv[1:])}"
+                write_comparison(lines, options.out.absolute(), tuning=tuning, command=command)
+                console.print(f"page {options.out.absolute()}", soft_wrap=True)
         elif options.command == "tune":
             tune(options.work, options.workers, console, options.shard, options.shards)
         elif options.command == "demo":
@@ -74,8 +86,19 @@ def _parser() -> argparse.ArgumentParser:
     grid.add_argument("--shards", type=int, default=1, help="how many processes share the grid")
     lines = commands.add_parser("record", help="print finished runs as raw result lines (JSON)")
     lines.add_argument("folders", nargs="+", type=Path, metavar="RUN_FOLDER")
+    page = commands.add_parser("page", help="one HTML page, or Markdown, about result lines of many methods")
+    page.add_argument("files", nargs="+", type=Path, metavar="LINES.jsonl", help="raw result lines, one a cell")
+    page.add_argument("--out", type=Path, default=Path("runs/page/index.html"), metavar="FILE", help="the page")
+    page.add_argument("--tuning", type=Path, metavar="LINES.jsonl", help="raw lines of the tuning grid")
+    page.add_argument("--markdown", action="store_true", help="print the tables as Markdown instead")
     commands.add_parser("settings", help="every setting with its default")
     return parser
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    if not file.exists():
+        raise FileNotFoundError(f"there is no file of result lines {file}")
+    return read_lines(file)
 
 
 def _positive(text: str) -> int:

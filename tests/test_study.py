@@ -2,23 +2,35 @@
 
 import base64
 import html
+import io
+import json
 import random
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
+from matplotlib import image
 from study_lines import METHODS, make_line, make_lines
 
+from fedasym.plots import COLOURS, MARKERS, STYLES
 from fedasym.study.cells import in_order
 from fedasym.study.conclusion import conclusion, gaps
 from fedasym.study.costs import cost_sheet, reach_sheet, savings
+from fedasym.study.figures import figures
 from fedasym.study.knobs import settings_sheets
+from fedasym.study.panels import Curve, Panel, draw_panels
 from fedasym.study.report import comparison_markdown, write_comparison
 from fedasym.study.scores import TIED, clients_sheet, difference_sheet, score_sheets
 from fedasym.study.tables import Entry, Sheet, to_html, to_markdown
 from fedasym.study.tuning import tuning_markdown
+from simulations.__main__ import main
 
 SCRIPT = "<script>alert('x')</script>"
+SINGLE = [
+    "n = 1 seed (7): no interval over seeds. Intervals of paired differences are over tasks and splits, and say "
+    "nothing of how the methods vary with the seed."
+]
 SMALL = {"seeds": (0, 1), "methods": ("asymmetric", "lora", "fedsa", "central"), "tasks": ("cola", "sst2")}
 
 
@@ -65,7 +77,7 @@ def test_the_best_is_bold_once_a_column_and_never_personalised_or_a_reference(wh
 
 def test_one_seed_says_so_and_has_neither_interval_nor_tie() -> None:
     lines = in_order(make_lines(**SMALL | {"seeds": (7,)}))
-    assert gaps(lines) == ["n = 1 seed (7): no interval, so no difference here can be told from chance."]
+    assert gaps(lines) == SINGLE
     said = comparison_markdown(lines)
     assert "±" not in said and TIED not in said and "n = 1 seed" in said
     assert "n = 1 seed: no interval" in conclusion(lines)
@@ -78,6 +90,14 @@ def test_missing_cells_are_told_and_leave_their_mean_out(whole) -> None:
     assert iid["cola"].text == iid["mean"].text == "–" and iid["sst2"].text != "–"
     fewer = [x for x in whole if (x["method"], x["task"], x["seed"]) != ("ffa", "cola", 2)]
     assert rows_of(score_sheets(fewer)[1])["FFA-LoRA"]["mean"].small == "n = 2"
+    assert "FFA-LoRA has not every cell of it." in conclusion(fewer)
+    assert "not every cell" not in conclusion(whole)
+
+
+def test_the_best_is_not_the_worst_that_happens_to_be_complete(whole) -> None:
+    torn = [x for x in whole if x["method"] == "a-only" or (x["task"], x["seed"]) != ("cola", 0)]
+    assert rows_of(score_sheets(torn)[0])["full fine-tuning"]["severe"].strong
+    assert "is that of full fine-tuning" in conclusion(torn)
 
 
 def test_differences_are_ours_minus_theirs_where_both_were_judged_alike(whole) -> None:
@@ -115,7 +135,7 @@ def test_the_reference_reaches_its_own_value_with_all_its_bytes_at_most(whole) -
 
 def test_the_conclusion_follows_the_numbers(whole) -> None:
     said = conclusion(whole)
-    assert "The best mean over tasks and the non-iid splits is full fine-tuning's" in said
+    assert "The best mean over tasks and the non-iid splits is that of full fine-tuning, 0." in said
     assert "45.0 % less than standard LoRA" in said and "not for standard LoRA (8.0e-02)" in said
     turned = {"asymmetric": "lora", "lora": "asymmetric"}
     swapped = in_order(x | {"method": turned.get(x["method"], x["method"])} for x in whole)
@@ -203,3 +223,35 @@ def test_the_tuning_table_takes_any_settings_and_tasks() -> None:
         "| lora | 0.3 | 0.0001 | 0.7000 * | – | 0.7000 |",
         "| lora | 0.1 | – | 0.5000 | 0.4000 | 0.6000 |",
     ]
+
+
+def test_thirteen_methods_are_drawn_in_thirteen_ways() -> None:
+    ways = {(k % len(COLOURS), k % len(STYLES), k % len(MARKERS), k < len(COLOURS)) for k in range(len(METHODS))}
+    assert len(ways) == len({way[:2] for way in ways}) == len(METHODS)
+
+
+def test_panels_that_are_missing_empty_or_flat_are_drawn() -> None:
+    curve = Curve("$x_", 8, [1e3, 1e5], [0.0, 0.5], [0.0, 0.4], [0.0, 0.6])
+    rows = [[Panel("$t_", "y", [curve], [("_level", 0.5)]), None], [None, Panel("u", "y", [curve])]]
+    for scales in ({}, {"x_bytes": True}, {"y_log": True}):
+        png = draw_panels(rows, "x", **scales)
+        assert png == draw_panels(rows, "x", **scales)
+        assert np.ptp(image.imread(io.BytesIO(png), format="png")[..., :3]) > 0.5
+
+
+def test_many_tasks_and_splits_are_drawn_on_several_figures_of_a_page_each() -> None:
+    lines = [make_line(task="sst2", split=split) for split in ("iid", "severe")]
+    lines = [x | {"task": f"task {k}"} for x in lines for k in range(5)]
+    names = [name for name in figures(in_order(lines)) if name.startswith("metric-by-round")]
+    assert names == ["metric-by-round-1", "metric-by-round-2"]
+
+
+def test_the_command_line_makes_page_and_markdown_of_a_file_of_lines(tmp_path, capsys) -> None:
+    file = tmp_path / "lines.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in make_lines((0,), ("asymmetric", "lora"), ("sst2",))))
+    assert main(["page", str(file), "--out", str(tmp_path / "page.html")]) == 0
+    assert "standard LoRA" in (tmp_path / "page.html").read_text()
+    capsys.readouterr()
+    assert main(["page", str(file), "--markdown"]) == 0
+    assert capsys.readouterr().out.startswith("* n = 1 seed (0)")
+    assert main(["page", str(tmp_path / "absent.jsonl")]) == 1

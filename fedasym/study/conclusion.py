@@ -35,7 +35,10 @@ def gaps(lines: Sequence[Line]) -> list[str]:
     names, said = cells.labels(lines), []
     seeds = {line["seed"] for line in lines}
     if len(seeds) == 1:
-        said.append(f"n = 1 seed ({seeds.pop()}): no interval, so no difference here can be told from chance.")
+        said.append(
+            f"n = 1 seed ({seeds.pop()}): no interval over seeds. Intervals of paired differences are over tasks and "
+            "splits, and say nothing of how the methods vary with the seed."
+        )
     for method, absent in cells.missing(lines).items():
         listed = ", ".join(f"{task} {split} seed {seed}" for task, split, seed in absent[:6])
         more = f" and {len(absent) - 6} more" if len(absent) > 6 else ""
@@ -64,7 +67,7 @@ def _size(lines: Sequence[Line]) -> str:
 
 def _best(lines: Sequence[Line]) -> str:
     ranked = [line for line in lines if cells.is_ranked(line)]
-    names, uneven = cells.labels(ranked), non_iid(ranked)
+    names, uneven, seeds = cells.labels(ranked), non_iid(ranked), {line["seed"] for line in ranked}
     wanted = uneven or cells.places(ranked)
     found = {method: mean_over(by_cell, wanted) for method, by_cell in values(ranked).items()}
     place = standing(found)
@@ -72,13 +75,15 @@ def _best(lines: Sequence[Line]) -> str:
     if place.best is None:
         return f"No global method has every task and split for any seed: no mean {where}." if names else ""
     best = spread(found[place.best].values())
-    text = f"The best mean {where} is {names[place.best]}'s, {spread_text(best)}"
+    text = f"The best mean {where} is that of {names[place.best]}, {spread_text(best)}"
+    fewer = [label for method, label in names.items() if len(found.get(method, {})) < len(seeds)]
+    torn = f" {_listed(fewer)} {'has' if len(fewer) == 1 else 'have'} not every cell of it." if fewer else ""
     if best.n < 2:
-        return text + " (n = 1 seed: no interval)."
+        return f"{text} (n = 1 seed: no interval).{torn}"
     tied = [names[method] for method in names if method in place.tied]
     if not tied:
-        return f"{text} (n = {best.n} seeds); no other is statistically tied with it."
-    return f"{text} (n = {best.n} seeds); statistically tied with it: {_listed(tied)}."
+        return f"{text} (n = {best.n} seeds); no other is statistically tied with it.{torn}"
+    return f"{text} (n = {best.n} seeds); statistically tied with it: {_listed(tied)}.{torn}"
 
 
 def _difference(lines: Sequence[Line], ours: str, reference: str) -> str:

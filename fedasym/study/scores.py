@@ -182,7 +182,7 @@ def _note(most: int, ranked: bool, at_clients: bool) -> str:
     text = f"The metric {where}: mean ± sample standard deviation over n = {most} seeds where no other n is said."
     if ranked:
         text += (
-            f" Bold: best mean of those with the most seeds. {TIED}: statistically tied with it, the 95 % interval "
+            f" Bold: best mean of at least two seeds. {TIED}: statistically tied with it, the 95 % interval "
             "(Student's t) of the difference paired by seed contains 0."
         )
     return text

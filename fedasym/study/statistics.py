@@ -120,14 +120,14 @@ def paired(ours: Mapping[K, float], theirs: Mapping[K, float]) -> Paired | None:
 def standing(by_method: Mapping[str, Mapping[K, float]]) -> Standing:
     """Return the method with the highest mean and those tied with it: paired interval to the best contains 0.
 
-    Only methods with the most values can be best: a lucky seed alone does not make one. One that shares
-    fewer than two keys with the best has no interval and is not called tied.
+    A method with one value cannot be best where another has several: a lucky seed alone does not make one. One that
+    shares fewer than two keys with the best has no interval and is not called tied.
     """
-    most = max((len(found) for found in by_method.values()), default=0)
-    whole = {method: statistics.fmean(found.values()) for method, found in by_method.items() if len(found) == most > 0}
-    if not whole:
+    several = {method: found for method, found in by_method.items() if len(found) > 1}
+    means = {method: statistics.fmean(found.values()) for method, found in (several or by_method).items() if found}
+    if not means:
         return Standing(None, frozenset())
-    best = max(whole, key=lambda method: whole[method])
+    best = max(means, key=lambda method: means[method])
     tied = set()
     for method, found in by_method.items():
         difference = paired(found, by_method[best])
