@@ -1,9 +1,5 @@
-"""The report's HTML: one page without scripts or outside resources; whatever comes from a run's files is escaped.
+"""The report's HTML: one page without scripts or outside resources; whatever comes from a run's files is escaped."""
 
-The file is mostly markup and its style sheet.
-"""
-
-import base64
 import dataclasses
 import json
 import shlex
@@ -12,10 +8,11 @@ from html import escape
 from typing import Any
 
 from fedasym.comparison import Run, human_bytes, percent, rows_of, scientific
+from fedasym.document import document, figures_html
 from fedasym.settings import RESOLVED, Settings
 
 _REJECTIONS = 50  # listed on the page; all are in rounds.jsonl
-_ABOUT = {knob.name.replace("_", "-"): str(knob.metadata["about"]) for knob in dataclasses.fields(Settings)}
+ABOUT = {knob.name.replace("_", "-"): str(knob.metadata["about"]) for knob in dataclasses.fields(Settings)}
 
 
 def run_command(settings: Mapping[str, Any]) -> str:
@@ -30,9 +27,14 @@ def run_command(settings: Mapping[str, Any]) -> str:
     chosen = dataclasses.asdict(Settings(**given).resolved())
     defaults = plain | {key: chosen[key] for key in RESOLVED}
     changed = {key: value for key, value in settings.items() if key != "out" and value != defaults.get(key)}
-    if not changed:
+    return command_with(changed)
+
+
+def command_with(settings: Mapping[str, Any]) -> str:
+    """Return the shell command that runs with these settings and the defaults of all others."""
+    if not settings:
         return "flwr run ."
-    pairs = " ".join(f"{key.replace('_', '-')}={_toml(value)}" for key, value in changed.items())
+    pairs = " ".join(f"{key.replace('_', '-')}={_toml(value)}" for key, value in settings.items())
     return f"flwr run . --run-config {shlex.quote(pairs)}"
 
 
@@ -46,44 +48,23 @@ def render_page(runs: Sequence[Run], figures: Mapping[str, tuple[str, bytes]]) -
     """Return the page of one run, or of several side by side; figures are (caption, PNG) by name."""
     first = runs[0]
     title = f"{first.settings['task']}: {first.name}" if len(runs) == 1 else f"{len(runs)} runs side by side"
-    images = "\n".join(
-        f'<figure class="{"wide" if name.startswith("clients") else "half"}">'
-        f'<img alt="{escape(name)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-        + (f"<figcaption>{escape(caption)}</figcaption>" if caption else "")
-        + "</figure>"
-        for name, (caption, png) in figures.items()
-    )
     commands = "\n".join(
         (f"<p>{escape(run.name)}:</p>" if len(runs) > 1 else "") + f"<pre>{escape(run_command(run.settings))}</pre>"
         for run in runs
     )
     settings = [{key.replace("_", "-"): value for key, value in run.settings.items()} for run in runs]
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<h1>{escape(title)}</h1>
-<p class="lead">{escape(_sentence(runs))}</p>
+    body = f"""<p class="lead">{escape(_sentence(runs))}</p>
 {_comparison_html(rows_of(runs))}
 {_rejections_html(runs)}
 <h2>Curves and clients</h2>
-<div class="figures">
-{images}
-</div>
+{figures_html(figures, wide=("clients",))}
 <h2>Run it again</h2>
 {commands}
 <h2>Settings</h2>
-{_facts_html(runs, settings, _ABOUT)}
+{_facts_html(runs, settings, ABOUT)}
 <h2>Where the numbers come from</h2>
-{_facts_html(runs, [_origin(run) for run in runs], {})}
-</body>
-</html>
-"""
+{_facts_html(runs, [_origin(run) for run in runs], {})}"""
+    return document(title, body)
 
 
 def _sentence(runs: Sequence[Run]) -> str:
@@ -195,49 +176,3 @@ _NOTE = (
     "adapters only leaves out the output layer. Mismatch is how far what is broadcast is from the mean of "
     "the clients' updates, relative to that mean, in the worst round."
 )
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, "Segoe UI", "Helvetica Neue", Arial, "DejaVu Sans", sans-serif;
-  color: #1a1a1a; background: #fff; max-width: 900px; margin: 0 auto; padding: 24px 16px 48px; }
-h1 { font-size: 26px; line-height: 1.2; margin: 0 0 4px; }
-h2 { font-size: 18px; margin: 32px 0 8px; break-after: avoid; }
-.lead { font-size: 16px; margin: 0 0 20px; color: #333; }
-.note, figcaption { font-size: 13px; color: #4a4a4a; margin: 8px 0; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: 13.5px; }
-th, td { padding: 5px 8px; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd; }
-thead th { border-bottom: 2px solid #1a1a1a; vertical-align: bottom; line-height: 1.25; }
-tr { break-inside: avoid; }
-.numbers td, .numbers thead th + th { text-align: right; font-variant-numeric: tabular-nums; }
-.numbers td { white-space: nowrap; }
-small { display: block; font-size: 11px; color: #555; }
-.facts { font-size: 13px; }
-.facts th, .facts td { padding: 3px 8px; }
-.facts th[scope=row] { font-weight: 400; color: #444; white-space: nowrap; width: 1%; padding-right: 16px; }
-.facts td { font-family: ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; font-size: 12px;
-  overflow-wrap: anywhere; }
-.facts td.about { font: inherit; color: #5a5a5a; }
-.differs > * { background: #fff3d6; }
-.differs th[scope=row], .differs td:not(.about) { font-weight: 700; color: #1a1a1a; }
-.warning { border: 2px solid #b33a00; border-radius: 4px; padding: 4px 16px 12px; margin: 20px 0;
-  background: #fff6f0; }
-.warning h2 { color: #8f2e00; margin-top: 10px; }
-.warning td { overflow-wrap: anywhere; }
-.figures { display: flex; flex-wrap: wrap; gap: 16px 20px; }
-figure { margin: 0; break-inside: avoid; }
-.half { width: calc(50% - 10px); }
-.wide { width: 100%; }
-img { width: 100%; display: block; }
-pre { background: #f4f4f4; border: 1px solid #ddd; border-radius: 4px; padding: 10px 12px; font-size: 12.5px;
-  white-space: pre-wrap; overflow-wrap: anywhere; margin: 4px 0 12px; }
-@media (max-width: 620px) { .half { width: 100%; } }
-@media print {
-  @page { size: A4; margin: 15mm; }
-  body { max-width: none; padding: 0; font-size: 10pt; }
-  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-  .scroll { overflow: visible; }
-  table { font-size: 8.5pt; } .facts, .facts td { font-size: 8pt; } small { font-size: 7pt; }
-  .numbers th, .numbers td { padding: 3px 4px; }
-  img { max-height: 240mm; object-fit: contain; }
-}
-"""

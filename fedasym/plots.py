@@ -15,11 +15,11 @@ from matplotlib.legend import Legend
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#333333")
-_STYLES = ("-", "--", ":", "-.")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+STYLES = ("-", "--", ":", "-.")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _HATCHES = ("", "////", "....")
 _REST = "#BBBBBB"
-_INK = "#222222"
+INK = "#222222"
 _DPI = 200  # pixels an inch; the page shows about half as many
 _CLASSES = len(COLOURS) * len(_HATCHES)  # told apart by colour and hatching; rarer ones are put together
 _BARS = 30  # clients up to which every bar has its number and its total
@@ -68,40 +68,50 @@ def draw_lines(
             [x for x, _ in points],
             [y for _, y in points],
             color=COLOURS[colour % len(COLOURS)],
-            linestyle=_STYLES[style % len(_STYLES)],
-            marker=_MARKERS[place % len(_MARKERS)],
+            linestyle=STYLES[style % len(STYLES)],
+            marker=MARKERS[place % len(MARKERS)],
             linewidth=1.6,
             markersize=4,
             markevery=max(1, len(points) // 12),
         )
     if y_log:
-        _use_decades(axes, [y for line in lines for y in line.ys if y > 0])
+        use_decades(axes, [y for line in lines for y in line.ys if y > 0])
     if x_bytes:
-        _count_bytes(axes, [x for line in lines for x in line.xs])
+        count_bytes(axes, [x for line in lines for x in line.xs])
     else:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
-    _finish(axes, title, x_label, y_label)
+    finish(axes, title, x_label, y_label)
     axes.grid(True, color="#E2E2E2", linewidth=0.6)
     if len(lines) > 1:
-        _legend(figure, list(axes.lines), [line.label for line in lines], columns=2 if len(lines) < 9 else 3)
-    return _png(figure)
+        legend(figure, list(axes.lines), [line.label for line in lines], columns=2 if len(lines) < 9 else 3)
+    return png(figure)
 
 
-def draw_clients(sizes: Sequence[int], classes: Sequence[str], counts: Sequence[Sequence[int]]) -> bytes:
+def draw_clients(
+    sizes: Sequence[int],
+    classes: Sequence[str],
+    counts: Sequence[Sequence[int]],
+    *,
+    title: str = "Training examples by client",
+    width: float = 9.2,
+) -> bytes:
     """Draw who holds what: a bar a client, from client 0 down, stacked by class.
 
     Args:
         sizes: examples by client.
         classes: class names; empty for a regression, whose bars have one part.
         counts: examples by client and class.
+        title: what is seen; `` and class`` follows where there are classes.
+        width: of the figure, in inches; 9.2 is the page's width, 4.6 half of it.
 
     Returns:
         The PNG.
     """
     names, columns = _most_frequent(classes or ("examples",), counts)
     clients = len(sizes)
-    height = min(1.4 + 0.22 * clients, 8.0) + 0.2 * (len(names) // 5)  # inches
-    figure = Figure(figsize=(9.2, height), layout="constrained")
+    columns_of_names = 5 if width > 6 else 2
+    height = min(1.4 + 0.22 * clients, 8.0) + 0.2 * (len(names) // columns_of_names)  # inches
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     left = [0] * clients
     handles = []
@@ -124,18 +134,18 @@ def draw_clients(sizes: Sequence[int], classes: Sequence[str], counts: Sequence[
         for client, total in enumerate(left):
             axes.annotate(
                 f"{total:,}", (total, client), (3, 0), textcoords="offset points",
-                va="center", fontsize=8, color=_INK,
+                va="center", fontsize=8, color=INK,
             )  # fmt: skip
     else:
         axes.yaxis.set_major_locator(MaxNLocator(nbins=12, integer=True))
     axes.set_ylim(clients - 0.4, -0.6)
-    axes.margins(x=0.06)
+    axes.margins(x=0.06 if width > 6 else 0.12)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    _finish(axes, "Training examples by client" + (" and class" if classes else ""), "examples", "client")
+    finish(axes, title + (" and class" if classes else ""), "examples", "client")
     axes.grid(True, axis="x", color="#E2E2E2", linewidth=0.6)
     if classes:
-        _legend(figure, handles, names, columns=5)
-    return _png(figure)
+        legend(figure, handles, names, columns=columns_of_names)
+    return png(figure)
 
 
 def _most_frequent(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> tuple[list[str], list[list[int]]]:
@@ -149,7 +159,8 @@ def _most_frequent(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> t
     return [*(classes[k] for k in kept), f"{len(rest)} others"], [*(columns[k] for k in kept), together]
 
 
-def _count_bytes(axes: Axes, values: Sequence[float]) -> None:
+def count_bytes(axes: Axes, values: Sequence[float]) -> None:
+    """Count bytes along the horizontal axis; logarithmic where the values span more than tenfold."""
     if min(values) > 0 and max(values) > 10 * min(values):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -159,7 +170,8 @@ def _count_bytes(axes: Axes, values: Sequence[float]) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(unit="B"))
 
 
-def _use_decades(axes: Axes, values: Sequence[float]) -> None:
+def use_decades(axes: Axes, values: Sequence[float]) -> None:
+    """Make the vertical axis logarithmic, from decade to decade around the values."""
     axes.set_yscale("log")
     axes.yaxis.set_minor_locator(NullLocator())
     if values:
@@ -167,28 +179,31 @@ def _use_decades(axes: Axes, values: Sequence[float]) -> None:
         axes.set_ylim(10.0**lowest, 10.0 ** max(highest, lowest + 1))
 
 
-def _finish(axes: Axes, title: str, x_label: str, y_label: str) -> None:
-    axes.set_title(title, fontsize=10, fontweight="bold", loc="left", color=_INK)
-    axes.set_xlabel(x_label, fontsize=9, color=_INK)
-    axes.set_ylabel(y_label, fontsize=9, color=_INK)
-    axes.tick_params(labelsize=8, colors=_INK, length=3)
+def finish(axes: Axes, title: str, x_label: str, y_label: str) -> None:
+    """Name axes and figure, in the look that all share; the title is data and never mathematics."""
+    axes.set_title(title, fontsize=10, fontweight="bold", loc="left", color=INK, parse_math=False)
+    axes.set_xlabel(x_label, fontsize=9, color=INK)
+    axes.set_ylabel(y_label, fontsize=9, color=INK)
+    axes.tick_params(labelsize=8, colors=INK, length=3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
 
 
-def _legend(figure: Figure, handles: Sequence[Any], names: Sequence[str], columns: int) -> None:
+def legend(figure: Figure, handles: Sequence[Any], names: Sequence[str], columns: int) -> None:
+    """Put one legend below everything."""
     # A leading "_" would hide an entry and "$" would start mathematics; the names are data.
     labels = [" " + (name if len(name) <= 40 else name[:39] + "…") for name in names]
-    legend: Legend = figure.legend(
+    below: Legend = figure.legend(
         handles, labels, loc="outside lower center",
         ncols=min(columns, len(labels)), frameon=False, fontsize=8,
     )  # fmt: skip
-    for text in legend.get_texts():
+    for text in below.get_texts():
         text.set_parse_math(False)
-        text.set_color(_INK)
+        text.set_color(INK)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """Return the figure as the bytes of a PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DPI, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()

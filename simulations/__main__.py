@@ -1,22 +1,26 @@
-"""The command line: ``python -m simulations run | demo | compare | tune | record | settings``."""
+"""The command line: ``python -m simulations run | demo | compare | page | tune | record | settings``."""
 
 import argparse
 import dataclasses
 import json
 import os
+import shlex
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from fedasym.settings import Settings
+from fedasym.study.report import comparison_markdown, comparison_sheets, write_comparison
 from server.strategy import FederationError
 from simulations.compare import Comparison, compare
 from simulations.demo import demo
+from simulations.display import show_sheets
 from simulations.flower import FlowerError
-from simulations.rates import best_rates, tune_rates
+from simulations.rates import best_rates, grid_points, tune_rates
 from simulations.results import read_lines, result_lines
 from simulations.run import ENGINES, parse_overrides, read_settings, run
 from simulations.tune import tune
@@ -27,16 +31,25 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     console = Console()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    command = f"python -m simulations {shlex.join(arguments or sys.argv[1:])}"
     try:
         if options.command == "settings":
             console.print(_settings_table())
         elif options.command == "record":
             for line in result_lines(options.folders):
                 print(json.dumps(line))
+        elif options.command == "page":
+            lines = [line for file in options.files for line in _lines(file)]
+            if options.markdown:
+                print(comparison_markdown(lines))
+            else:
+                tuning = grid_points(_lines(options.tuning)) if options.tuning else []
+                write_comparison(lines, options.out.absolute(), tuning=tuning, command=command)
+                console.print(f"page {options.out.absolute()}", soft_wrap=True)
         elif options.command == "tune":
             tune(options.work, options.workers, console, options.shard, options.shards)
         elif options.command == "compare":
-            _compare(options, console)
+            _compare(options, command, console)
         elif options.command == "demo":
             demo(options.out, options.engine, options.workers, options.rounds, console)
         else:
@@ -53,16 +66,22 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _compare(options: argparse.Namespace, console: Console) -> None:
+def _compare(options: argparse.Namespace, command: str, console: Console) -> None:
     base = tomllib.loads(options.config.read_text()) if options.config else {}
     base |= parse_overrides(options.set)
     tuning, work = options.out / "tuning.jsonl", options.out / "work"
     if options.tune:
         methods = sorted(set(options.methods) - {"local"})
         tune_rates(methods, options.tune, options.split[0], base, tuning, work, options.jobs, console)
-    rates = best_rates(read_lines(tuning))
-    comparison = Comparison(options.task, options.split, options.methods, tuple(range(options.seeds)), base, rates)
-    compare(comparison, options.out / "cells.jsonl", work, options.jobs, console)
+    grid = read_lines(tuning)
+    comparison = Comparison(
+        options.task, options.split, options.methods, tuple(range(options.seeds)), base, best_rates(grid)
+    )
+    lines = compare(comparison, options.out / "cells.jsonl", work, options.jobs, console)
+    page = options.out.absolute() / "report.html"
+    write_comparison(lines, page, tuning=grid_points(grid), command=command)
+    show_sheets(comparison_sheets(lines), console)
+    console.print(f"report {page}", soft_wrap=True)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -115,8 +134,19 @@ def _parser() -> argparse.ArgumentParser:
     grid.add_argument("--shards", type=int, default=1, help="how many processes share the grid")
     lines = commands.add_parser("record", help="print finished runs as raw result lines (JSON)")
     lines.add_argument("folders", nargs="+", type=Path, metavar="RUN_FOLDER")
+    page = commands.add_parser("page", help="one HTML page, or Markdown, about result lines of many methods")
+    page.add_argument("files", nargs="+", type=Path, metavar="LINES.jsonl", help="raw result lines, one a cell")
+    page.add_argument("--out", type=Path, default=Path("runs/page/index.html"), metavar="FILE", help="the page")
+    page.add_argument("--tuning", type=Path, metavar="LINES.jsonl", help="raw lines of the tuning grid")
+    page.add_argument("--markdown", action="store_true", help="print the tables as Markdown instead")
     commands.add_parser("settings", help="every setting with its default")
     return parser
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    if not file.exists():
+        raise FileNotFoundError(f"there is no file of result lines {file}")
+    return read_lines(file)
 
 
 def _positive(text: str) -> int:

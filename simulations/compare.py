@@ -158,7 +158,7 @@ def _require_same(
     lines = difference(line["settings"], {**here, "split": line["settings"]["split"]})
     if lines:
         raise ValueError(
-            f"{results} holds {cell.name} of other settings ({'; '.join(lines)}); choose another file or remove its line"
+            f"{results} holds {cell.name} of other settings ({'; '.join(lines)}); choose another file or remove it"
         )
 
 

@@ -5,7 +5,7 @@ It reads the run folder's rounds.jsonl, which every engine writes alike.
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedasym.record import read_json, read_rounds
+from fedasym.study.tables import Sheet
 
 REFRESH_SECONDS = 0.5
 
@@ -70,6 +71,18 @@ class Follower:
         said = [f"round {row['round']}: {text}" for row in rows for text in _remarks(row)]
         table.caption = Text("\n".join(said[-6:]), style="red", justify="left") if said else None
         return table
+
+
+def show_sheets(sheets: Sequence[Sheet], console: Console) -> None:
+    """Print tables; what is bold in a report is bold here."""
+    for sheet in sheets:
+        table = Table(title=sheet.title, caption=sheet.note, title_justify="left", caption_justify="left")
+        for name in sheet.columns:
+            table.add_column(name, overflow="fold")
+        for row in sheet.rows:
+            texts = [Text(" ".join(filter(None, (e.text, e.sign, e.small))), "bold" if e.strong else "") for e in row]
+            table.add_row(*texts)
+        console.print(table)
 
 
 def _cells(row: dict[str, Any], metric: str) -> list[str]:

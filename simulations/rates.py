@@ -36,7 +36,8 @@ def tune_rates(
     """Run the grid points that have no line yet and append their lines.
 
     Args:
-        methods, tasks: what to tune, on what.
+        methods: what to tune.
+        tasks: on what.
         split: who holds what.
         base: the comparison's run config.
         results: file of lines, one a method, task and grid point.

@@ -15,6 +15,8 @@ from rich.table import Table
 
 from fedasym.record import read_rounds, versions
 from fedasym.settings import Settings
+from fedasym.study.tuning import tuning_markdown as tuning_markdown
+from fedasym.study.tuning import tuning_sheet
 from simulations.local import run_local
 from simulations.results import RESULTS, read_lines
 from simulations.run import read_settings
@@ -77,31 +79,11 @@ def _key(cell: dict[str, Any]) -> str:
     return json.dumps(cell, sort_keys=True)
 
 
-def tuning_rows(lines: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """Return the grid as rows of text, best first for each method; the winner's score is marked with a star."""
-    best = {m: max((x["score"] for x in lines if x["cell"]["method"] == m), default=0.0) for m in METHODS}
-    rows: list[tuple[str, ...]] = []
-    for line in sorted(lines, key=lambda x: (x["cell"]["method"], -x["score"])):
-        cell = line["cell"]
-        mark = " *" if line["score"] == best[cell["method"]] else ""
-        last = " ".join(f"{value:.3f}" for value in line["accuracy"][-3:])
-        rates = (f"{cell['lr']:g}", f"{cell['head-lr']:g}")
-        rows.append((cell["method"], cell["optimizer"], *rates, f"{line['score']:.4f}{mark}", last))
-    return rows
-
-
-COLUMNS = ("method", "optimizer", "lr", "head lr", "score", "last rounds")
-
-
-def tuning_markdown(lines: list[dict[str, Any]]) -> str:
-    """Return the grid as a Markdown table."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in (COLUMNS, ("---",) * len(COLUMNS), *tuning_rows(lines)))
-
-
 def _table(lines: list[dict[str, Any]]) -> Table:
     table = Table(title="accuracy on the cut, mean of the last three rounds")
-    for name in COLUMNS:
+    sheet = tuning_sheet(lines)
+    for name in sheet.columns:
         table.add_column(name)
-    for row in tuning_rows(lines):
-        table.add_row(*row)
+    for row in sheet.rows:
+        table.add_row(*(entry.text for entry in row))
     return table
