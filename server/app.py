@@ -21,7 +21,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedasym import checkpoint, lora, record, wire
 from fedasym.contract import Contract, contract_of
-from fedasym.data import Tokens, load_examples, tokenize
+from fedasym.data import Tokens, load_examples, load_extra_examples, tokenize
 from fedasym.export import write_adapter
 from fedasym.model import Built, build
 from fedasym.partition import partition
@@ -52,6 +52,7 @@ class Bench:
     built: Built
     task: Task
     held_out: Tokens
+    extra: dict[str, Tokens]  # further held-out sets by the suffix of their metrics
     contract: Contract
     config: dict[str, Any]  # of config.json
 
@@ -114,7 +115,12 @@ def prepare(settings: Settings) -> Bench:
         ),
         "versions": record.versions(),
     }
-    return Bench(settings, built, task, tokenize(built.tokenizer, held_out, settings.max_length), contract, config)
+    tokens = tokenize(built.tokenizer, held_out, settings.max_length)
+    extra = {
+        suffix: tokenize(built.tokenizer, examples, settings.max_length)
+        for suffix, examples in load_extra_examples(settings).items()
+    }
+    return Bench(settings, built, task, tokens, extra, contract, config)
 
 
 def _next_round(
@@ -157,6 +163,9 @@ def _row(result: Round, bench: Bench, matrices: dict[str, wire.Float32], seconds
         lora.load(lora.trainable(bench.built.model), matrices)
         torch.set_num_threads(os.cpu_count() or 1)
         metrics = evaluate(bench.built.model, bench.built.tokenizer, bench.held_out, bench.task)
+        for suffix, tokens in bench.extra.items():
+            more = evaluate(bench.built.model, bench.built.tokenizer, tokens, bench.task)
+            metrics |= {f"{name}_{suffix}": value for name, value in more.items()}
     return {
         "round": result.number,
         "seconds": seconds,
