@@ -4,7 +4,7 @@ import csv
 import importlib.util
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedasym import glue
 from fedasym.chance import generator
 from fedasym.settings import Settings
 from fedasym.tasks import Task, task_of
@@ -35,11 +36,14 @@ class Examples:
         texts: one list per text column, each of n strings.
         labels: ``(n,)``: class ids int64, or scores float32.
         class_names: names of the classes by id; empty for regression.
+        groups: ``(n,)`` int64, the id of each one's value in the column that ``split="column:NAME"`` names; ids are in
+            the order of the values. None with every other split.
     """
 
     texts: tuple[list[str], ...]
     labels: NDArray[Any]
     class_names: tuple[str, ...]
+    groups: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -47,7 +51,8 @@ class Examples:
     def take(self, indices: NDArray[np.int64]) -> "Examples":
         """Return the examples at the given places, in that order."""
         texts = tuple([column[i] for i in indices] for column in self.texts)
-        return Examples(texts, self.labels[indices], self.class_names)
+        groups = None if self.groups is None else self.groups[indices]
+        return Examples(texts, self.labels[indices], self.class_names, groups)
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,8 @@ def load_examples(settings: Settings) -> tuple[Examples, Examples]:
     """Load the training and the held-out examples that the settings name.
 
     With ``validation-cut`` the held-out examples are cut off the training data (by the seed) and the test split is
-    not read, so that tuning never sees it.
+    not read, so that tuning never sees it. ``train-cap`` comes before that cut; the examples it leaves are the same
+    for every seed, and so are those of ``test-cap``.
 
     Returns:
         Training examples and held-out examples, with common class names.
@@ -81,10 +87,11 @@ def load_examples(settings: Settings) -> tuple[Examples, Examples]:
         ValueError: a missing column, an empty cell, a label that is no number where a score is wanted, fewer
             than two classes, or a cut that leaves no training data.
         FileNotFoundError: a local folder without the wanted file.
+        ConnectionError: the hub cannot be reached.
         ModuleNotFoundError: the demo's packages are not installed.
     """
     task = task_of(settings)
-    train = _frame(settings, settings.train_split)
+    train = _capped(_frame(task, task.train_split), settings.train_cap, "train-cap")
     if settings.validation_cut:
         if settings.validation_cut >= len(train):
             raise ValueError(f"validation-cut={settings.validation_cut} leaves nothing of {len(train)} examples")
@@ -92,14 +99,52 @@ def load_examples(settings: Settings) -> tuple[Examples, Examples]:
         held = train.iloc[order[: settings.validation_cut]]
         train = train.iloc[np.sort(order[settings.validation_cut :])]
     else:
-        held = _frame(settings, settings.test_split)
-    held_split = settings.train_split if settings.validation_cut else settings.test_split
-    for frame, split in ((train, settings.train_split), (held, held_split)):
+        held = _capped(_frame(task, task.test_split), settings.test_cap, "test-cap")
+    held_split = task.train_split if settings.validation_cut else task.test_split
+    for frame, split in ((train, task.train_split), (held, held_split)):
         _require_cells(frame, task, split)
-    names = () if task.regression else _class_names(train[task.label_column])
-    if not task.regression and len(names) < 2:
-        raise ValueError(f"column {task.label_column!r} of {settings.data!r} holds {len(names)} classes; need 2")
-    return _examples(train, task, names, settings.train_split), _examples(held, task, names, held_split)
+    names = task.class_names
+    if not names and not task.regression:
+        names = _class_names(train[task.label_column])
+        if len(names) < 2:
+            raise ValueError(f"column {task.label_column!r} of {task.data!r} holds {len(names)} classes; need 2")
+    examples = _examples(train, task, names, task.train_split)
+    kind, _, column = settings.split.partition(":")
+    if kind == "column" and column:
+        examples = replace(examples, groups=_groups(train, column, task.train_split))
+    return examples, _examples(held, task, names, held_split)
+
+
+def load_extra_examples(settings: Settings) -> dict[str, Examples]:
+    """Load the task's further held-out splits (MNLI's mismatched one), capped like the first by ``test-cap``.
+
+    Returns:
+        Examples by the suffix of their metrics' names. With ``validation-cut`` none: no test split is read.
+
+    Raises:
+        ValueError, FileNotFoundError, ConnectionError: as `load_examples`.
+    """
+    task = task_of(settings)
+    extra = {}
+    for suffix, split in () if settings.validation_cut else task.extra_splits:
+        frame = _capped(_frame(task, split), settings.test_cap, "test-cap")
+        _require_cells(frame, task, split)
+        extra[suffix] = _examples(frame, task, task.class_names, split)
+    return extra
+
+
+def _capped(frame: Any, cap: int, purpose: str) -> Any:
+    """Draw at most ``cap`` rows (0: all), in file order; the seed is fixed, so that all runs see the same rows."""
+    if not 0 < cap < len(frame):
+        return frame
+    return frame.iloc[np.sort(generator(0, purpose).permutation(len(frame))[:cap])]
+
+
+def _groups(frame: Any, column: str, split: str) -> NDArray[np.int64]:
+    """Return each row's value in a column as an id, in the order of the values."""
+    _require_columns(frame, (column,), split, "set split to another column")
+    ids = {name: i for i, name in enumerate(_class_names(frame[column]))}
+    return np.asarray([ids[_class_name(value)] for value in frame[column].tolist()], np.int64)
 
 
 def _class_names(column: Any) -> tuple[str, ...]:
@@ -118,33 +163,47 @@ def _class_name(value: Any) -> str:
     return re.sub(r"(?<=\d)\.0+$", "", str(value))
 
 
-def _frame(settings: Settings, split: str) -> Any:
+def _frame(task: Task, split: str) -> Any:
     """Read one split as a pandas DataFrame."""
     import pandas as pd
 
-    if settings.data == "demo":
+    if task.data == "demo":
         return _demo_frame(split)
-    folder = Path(settings.data).expanduser()
+    folder = Path(task.data).expanduser()
     if not folder.is_dir():
-        if settings.data.startswith((".", "/", "~")):
-            raise FileNotFoundError(f"data={settings.data!r}: there is no such folder")
-        import datasets
-
-        return datasets.load_dataset(settings.data, settings.data_config or None, split=split).to_pandas()
-    folder = folder / settings.data_config
+        if task.data.startswith((".", "/", "~")):
+            raise FileNotFoundError(f"data={task.data!r}: there is no such folder")
+        return _hub_frame(task, split)
+    folder = folder / task.data_config
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder.parent} has no folder {folder.name!r}; it holds {_names_in(folder.parent)}")
     files = [
         path
         for path in sorted(folder.iterdir())
         if path.suffix in _READERS and (path.stem == split or path.stem.startswith(split + "-"))
     ]
     if not files:
-        found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
         raise FileNotFoundError(
-            f"{folder} holds no {split}.parquet, .csv, .tsv or .jsonl for the split {split!r}; it holds {found}"
+            f"{folder} holds no {split}.parquet, .csv, .tsv or .jsonl for the split {split!r}; "
+            f"it holds {_names_in(folder)}"
         )
     readers = [_READERS[file.suffix] for file in files]
     frames = [getattr(pd, name)(file, **options) for file, (name, options) in zip(files, readers, strict=True)]
     return pd.concat(frames, ignore_index=True)
+
+
+def _names_in(folder: Path) -> str:
+    return ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+
+
+def _hub_frame(task: Task, split: str) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset(task.data, task.data_config or None, split=split).to_pandas()
+    except ConnectionError as error:
+        name = "glue-dir" if task.data == glue.HUB else "data"
+        raise ConnectionError(f"{error}; connect, or set {name} to a local folder") from error
 
 
 def _demo_frame(split: str) -> Any:
@@ -165,16 +224,22 @@ def _demo_frame(split: str) -> Any:
 
 
 def _require_cells(frame: Any, task: Task, split: str) -> None:
-    """Require the task's columns, at least one row, and no empty cell."""
-    missing = [name for name in (*task.text_columns, task.label_column) if name not in frame.columns]
+    """Require at least one row, and the task's columns without an empty cell."""
+    advice = "set text-columns and label-column"
+    if task.name in glue.TASKS:
+        advice = f"give the folder GLUE's layout, that of {glue.HUB}"
+    _require_columns(frame, (*task.text_columns, task.label_column), split, advice)
+
+
+def _require_columns(frame: Any, columns: tuple[str, ...], split: str, advice: str) -> None:
+    missing = [name for name in columns if name not in frame.columns]
     if missing:
         raise ValueError(
-            f"split {split!r} has no column {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}; "
-            "set text-columns and label-column"
+            f"split {split!r} has no column {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}; {advice}"
         )
     if not len(frame):
         raise ValueError(f"split {split!r} holds no examples")
-    for column in (*task.text_columns, task.label_column):
+    for column in columns:
         empty = np.flatnonzero(frame[column].isna().to_numpy())
         if empty.size:
             row = frame.index[int(empty[0])]
@@ -193,8 +258,13 @@ def _examples(frame: Any, task: Task, names: tuple[str, ...], split: str) -> Exa
         if not np.isfinite(labels).all():
             raise ValueError(f"split {split!r}: column {task.label_column!r} holds values that are not finite")
         return Examples(texts, labels, names)
-    ids = {name: i for i, name in enumerate(names)}
+    ids = {str(i) if task.class_names else name: i for i, name in enumerate(names)}
     unknown = sorted({_class_name(value) for value in raw} - ids.keys())
+    if unknown and task.class_names:
+        raise ValueError(
+            f"split {split!r} holds the labels {', '.join(unknown)}; those of {task.name} are {', '.join(ids)} "
+            f"({', '.join(names)}); GLUE's test splits are unlabelled"
+        )
     if unknown:
         raise ValueError(
             f"split {split!r} holds the classes {', '.join(unknown)}, which the training data do not have "

@@ -8,27 +8,33 @@ def score(name: str, predictions: NDArray[np.generic], labels: NDArray[np.generi
     """Compute one metric over all examples.
 
     Args:
-        name: ``accuracy``, ``f1`` (macro average), ``pearson`` or ``spearman``.
-        predictions: ``(n,)`` class ids, or scores for the correlations.
+        name: ``accuracy``, ``f1`` (macro average), ``binary_f1`` (of class 1), ``matthews``, ``pearson`` or
+            ``spearman``.
+        predictions: ``(n,)`` class ids, or scores for ``pearson`` and ``spearman``.
         labels: ``(n,)`` of the same kind.
 
     Returns:
-        The metric as a fraction. A correlation with a constant is undefined; it counts as 0.0.
+        The metric as a fraction. A correlation with a constant is undefined; it counts as 0.0, and so does the F1 of
+        a class that is neither there nor predicted.
 
     Raises:
         ValueError: unknown metric.
     """
     if name == "accuracy":
         return float(np.mean(predictions == labels))
-    if name == "f1":
+    if name in ("f1", "binary_f1"):
         from sklearn.metrics import f1_score
 
-        return float(f1_score(labels, predictions, average="macro", zero_division=0.0))
-    if name in ("pearson", "spearman"):
+        average = "macro" if name == "f1" else "binary"
+        return float(f1_score(labels, predictions, average=average, zero_division=0.0))
+    if name in ("matthews", "pearson", "spearman"):
         from scipy import stats
+        from sklearn.metrics import matthews_corrcoef
 
         if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
             return 0.0
+        if name == "matthews":
+            return float(matthews_corrcoef(labels, predictions))
         correlation = stats.pearsonr if name == "pearson" else stats.spearmanr
         return float(correlation(predictions, labels).statistic)
-    raise ValueError(f"metric {name!r} is unknown; use accuracy, f1, pearson or spearman")
+    raise ValueError(f"metric {name!r} is unknown; use accuracy, f1, binary_f1, matthews, pearson or spearman")

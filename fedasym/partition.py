@@ -1,4 +1,8 @@
-"""Who holds which example: flwr-datasets' partitioners by name, and a report of the outcome."""
+"""Who holds which example: flwr-datasets' partitioners by name, and a report of the outcome.
+
+The splits ``dirichlet``, ``pathological``, ``shard``, ``mild`` and ``severe`` go by class. A regression has none; there
+they go by the quantile bins of the training scores: two bins for ``mild`` and ``severe``, five for the others.
+"""
 
 import hashlib
 from dataclasses import dataclass
@@ -7,11 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedasym.chance import generator
 from fedasym.data import Examples
 from fedasym.settings import Settings
+from fedasym.skew import deal, draw_sizes, label_proportions, score_bins
 
 _SIZE_SKEWS = {"linear": "LinearPartitioner", "square": "SquarePartitioner", "exponential": "ExponentialPartitioner"}
-SPLITS = "iid, dirichlet:ALPHA, pathological:CLASSES, shard:SHARDS, linear, square or exponential"
+_BINS = {"dirichlet": 5, "pathological": 5, "shard": 5, "mild": 2, "severe": 2}  # of a regression's scores
+SPLITS = (
+    "iid, dirichlet:ALPHA, pathological:CLASSES, shard:SHARDS, mild, severe, "
+    "linear, square, exponential, quantity:ALPHA or column:NAME"
+)
 
 
 @dataclass(frozen=True)
@@ -20,13 +30,16 @@ class Partition:
 
     Attributes:
         indices: for each client, the sorted places of its examples.
-        label_counts: ``(num_clients, num_classes)`` int64; for regression ``(num_clients, 1)``.
+        label_counts: ``(num_clients, num_classes)`` int64; for a regression ``(num_clients, num_bins)``, or
+            ``(num_clients, 1)`` where the split does not go by bins.
         digest: SHA-256 over the indices and over every text and label: equal digests mean equal data.
+        bins: what the bins of a regression's scores are; empty where there are none.
     """
 
     indices: tuple[NDArray[np.int64], ...]
     label_counts: NDArray[np.int64]
     digest: str
+    bins: tuple[str, ...] = ()
 
     @property
     def sizes(self) -> list[int]:
@@ -37,7 +50,7 @@ class Partition:
         """Return sizes, label counts and digest as plain values for JSON."""
         return {
             "sizes": self.sizes,
-            "classes": list(class_names),
+            "classes": list(self.bins or class_names),
             "label_counts": self.label_counts.tolist(),
             "digest": self.digest,
         }
@@ -47,25 +60,56 @@ def partition(examples: Examples, settings: Settings) -> Partition:
     """Split examples over ``num-clients`` clients as the setting ``split`` says, by the seed.
 
     Raises:
-        ValueError: an unknown split or parameter, a split by label of a regression task, more clients than
-            examples, or a client left with fewer than ``min-examples`` examples.
+        ValueError: an unknown split or parameter, scores that make no bins, more clients than examples, another number
+            of clients than a natural column has values, or a client left with fewer than ``min-examples`` examples.
     """
-    import datasets
-
     name, _, parameter = settings.split.partition(":")
-    classes = examples.class_names
-    if not classes and name in ("dirichlet", "pathological", "shard"):
-        raise ValueError(
-            f"split={settings.split!r} goes by class, but the task is a regression; use iid or a size skew"
-        )
     if settings.num_clients > len(examples):
         raise ValueError(f"num-clients={settings.num_clients} exceeds the {len(examples)} training examples")
-    partitioner = _partitioner(name, parameter, settings)
+    labels, bins = _labels(examples, settings)
     order = np.random.Generator(np.random.Philox(key=settings.seed & (2**128 - 1))).permutation(len(examples))
-    labels = examples.labels[order] if classes else np.zeros(len(order), np.int64)
-    partitioner.dataset = datasets.Dataset.from_dict({"index": order.tolist(), "label": labels.tolist()})
+    if name in ("mild", "severe") and not parameter:
+        table = label_proportions(name, settings.num_clients, len(bins or examples.class_names))
+        shares = [np.sort(order[places]) for places in deal(labels[order], table)]
+    else:
+        shares = _library_shares(examples, labels, order, settings)
+    for client, share in enumerate(shares):
+        if len(share) < settings.min_examples:
+            raise ValueError(
+                f"split={settings.split!r} gives client {client} {len(share)} examples, fewer than "
+                f"min-examples={settings.min_examples}; use fewer clients, another split or a lower min-examples"
+            )
+    width = len(bins or examples.class_names) or 1
+    counts = np.stack([np.bincount(labels[share], minlength=width) for share in shares])
+    return Partition(tuple(shares), counts, _digest(examples, shares), bins)
+
+
+def _labels(examples: Examples, settings: Settings) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Return what a split by label goes by: class ids, or bins of scores and their names, or zeros."""
+    bins = _BINS.get(settings.split.partition(":")[0])
+    if examples.class_names:
+        return examples.labels, ()
+    if bins is None:
+        return np.zeros(len(examples), np.int64), ()
     try:
-        shares = [
+        return score_bins(examples.labels, bins)
+    except ValueError as error:
+        raise ValueError(f"split={settings.split!r} goes by bins of scores: {error}; use iid or a size skew") from error
+
+
+def _library_shares(
+    examples: Examples, labels: NDArray[np.int64], order: NDArray[np.int64], settings: Settings
+) -> list[NDArray[np.int64]]:
+    """Let flwr-datasets split the shuffled examples; return each client's sorted places."""
+    import datasets
+
+    partitioner = _partitioner(examples, settings)
+    columns = {"index": order.tolist(), "label": labels[order].tolist()}
+    if examples.groups is not None:
+        columns["group"] = examples.groups[order].tolist()
+    partitioner.dataset = datasets.Dataset.from_dict(columns)
+    try:
+        return [
             np.sort(np.asarray(partitioner.load_partition(k)["index"], np.int64)) for k in range(settings.num_clients)
         ]
     except (ValueError, ZeroDivisionError) as error:
@@ -73,25 +117,22 @@ def partition(examples: Examples, settings: Settings) -> Partition:
             f"split={settings.split!r} with num-clients={settings.num_clients} and "
             f"min-examples={settings.min_examples} is not possible on {len(examples)} examples: {error}"
         ) from error
-    for client, share in enumerate(shares):
-        if len(share) < settings.min_examples:
-            raise ValueError(
-                f"split={settings.split!r} gives client {client} {len(share)} examples, fewer than "
-                f"min-examples={settings.min_examples}; use fewer clients, another split or a lower min-examples"
-            )
-    counts = np.stack(
-        [
-            np.bincount(examples.labels[share], minlength=len(classes)) if classes else np.asarray([len(share)])
-            for share in shares
-        ]
-    )
-    return Partition(tuple(shares), counts, _digest(examples, shares))
 
 
-def _partitioner(name: str, parameter: str, settings: Settings) -> Any:
+def _partitioner(examples: Examples, settings: Settings) -> Any:
     from flwr_datasets import partitioner as library
 
+    name, _, parameter = settings.split.partition(":")
     clients, seed = settings.num_clients, settings.seed % 2**32
+    if name == "column" and examples.groups is not None:
+        values = len(np.unique(examples.groups))
+        if values != clients:
+            raise ValueError(
+                f"split={settings.split!r} makes a client of each value, and the training examples have {values}; "
+                f"set num-clients={values} (it is {clients})"
+            )
+        # Groups of one value: NaturalIdPartitioner without its progress bar.
+        return library.GroupedNaturalIdPartitioner("group", 1, mode="strict", sort_unique_ids=True)
     try:
         if name == "iid" and not parameter:
             return library.IidPartitioner(clients)
@@ -105,6 +146,10 @@ def _partitioner(name: str, parameter: str, settings: Settings) -> Any:
             )
         if name == "shard":
             return library.ShardPartitioner(clients, "label", num_shards_per_partition=int(parameter), seed=seed)
+        if name == "quantity":
+            chance = generator(settings.seed, "quantity")
+            sizes = draw_sizes(len(examples), clients, float(parameter), settings.min_examples, chance)
+            return library.SizePartitioner(sizes)
         if name in _SIZE_SKEWS and not parameter:
             return getattr(library, _SIZE_SKEWS[name])(clients)
     except ValueError as error:

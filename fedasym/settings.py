@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fedasym import glue
 from fedasym.methods import METHODS
 
 Value = bool | int | float | str
@@ -34,15 +35,18 @@ class Settings:
     seed: int = _knob(0, "common seed of A, split, batches and sampling")
     out: str = _knob("", "run folder; empty makes a new one under runs/, a used one is continued")
 
-    task: str = _knob("reviews", "what is learned", choices=("reviews", "classification", "regression"))
+    task: str = _knob("reviews", "what is learned", choices=("reviews", "classification", "regression", *glue.TASKS))
     data: str = _knob("demo", "'demo', a dataset's hub id, or a local folder")
     data_config: str = _knob("", "the hub dataset's configuration, or a subfolder of the local folder")
+    glue_dir: str = _knob("", f"folder of the GLUE tasks; empty: that of {glue.VARIABLE}, else the hub")
     train_split: str = _knob("train", "name of the training split or file")
     test_split: str = _knob("test", "name of the held-out split or file")
     text_columns: str = _knob("text", "text column, or two joined by a comma for sentence pairs")
     label_column: str = _knob("label", "label column")
     validation_cut: int = _knob(0, "evaluate on this many training examples cut off; 0: the test split", least=0)
-    split: str = _knob("dirichlet:0.5", "who holds what: iid, dirichlet:ALPHA, pathological:CLASSES, shard:N, ...")
+    train_cap: int = _knob(0, "train on this many examples, the same for every seed; 0: all", least=0)
+    test_cap: int = _knob(0, "evaluate on this many of the test split, the same for every seed; 0: all", least=0)
+    split: str = _knob("dirichlet:0.5", "who holds what: iid, dirichlet:ALPHA, mild, severe, column:NAME, ...")
     min_examples: int = _knob(10, "least examples of a client", least=1)
 
     model: str = _knob("demo", "'demo' (packaged MiniLM), a hub id, or a local folder")
@@ -84,6 +88,7 @@ class Settings:
     def __post_init__(self) -> None:
         for knob in dataclasses.fields(self):
             _check(knob, getattr(self, knob.name))
+        self._check_glue()
         if self.alpha == 0.0:
             raise ValueError("alpha=0.0 makes every adapter zero; use a positive alpha")
         if self.server_momentum >= 1.0:
@@ -118,6 +123,19 @@ class Settings:
         if self.min_valid > (self.clients_per_round or self.num_clients):
             raise ValueError(f"min-valid={self.min_valid} exceeds the clients asked each round")
 
+    def _check_glue(self) -> None:
+        if self.task not in glue.TASKS:
+            if self.glue_dir:
+                raise ValueError(f"glue-dir={self.glue_dir!r} does nothing with task={self.task!r}; leave it empty")
+            return
+        for name in glue.DECIDED:
+            value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
+            if value != default:
+                raise ValueError(
+                    f"{name.replace('_', '-')}={value!r} contradicts task={self.task!r}, which has its own data, "
+                    f"splits and columns; leave it at {default!r}, or set task to classification or regression"
+                )
+
     def resolved(self) -> "Settings":
         """Return settings with the method's tuned defaults in place of ``auto`` and 0."""
         method = METHODS[self.method]
@@ -141,7 +159,8 @@ class Settings:
     def _auto_pooling(self) -> str:
         if self.model != "demo":
             return "model"
-        return "pair" if len(self.text_column_names) == 2 else "mean"
+        columns = glue.TASKS[self.task].text_columns if self.task in glue.TASKS else self.text_column_names
+        return "pair" if len(columns) == 2 else "mean"
 
     def run_config(self) -> dict[str, Value]:
         """Return the flat run config that `from_run_config` reads."""

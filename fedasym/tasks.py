@@ -1,7 +1,8 @@
-"""What a task is: its columns, its labels and the metrics that judge it."""
+"""What a task is: where its examples are, its columns, its labels and the metrics that judge it."""
 
 from dataclasses import dataclass
 
+from fedasym import glue
 from fedasym.settings import Settings
 
 
@@ -15,6 +16,12 @@ class Task:
         label_column: holds class names or ids, or a score.
         regression: whether the label is a score.
         metrics: names from `fedasym.metrics`; the first is the task's own.
+        data: ``demo``, a dataset's hub id, or a local folder.
+        data_config: the hub dataset's configuration, or a subfolder.
+        train_split: name of the training split.
+        test_split: name of the held-out split that judges a run.
+        extra_splits: further held-out splits, by the suffix of their metrics' names.
+        class_names: where the labels are ids whose names are known: the names by id. Empty: found in the data.
     """
 
     name: str
@@ -22,6 +29,12 @@ class Task:
     label_column: str
     regression: bool
     metrics: tuple[str, ...]
+    data: str
+    data_config: str
+    train_split: str
+    test_split: str
+    extra_splits: tuple[tuple[str, str], ...] = ()
+    class_names: tuple[str, ...] = ()
 
     @property
     def metric(self) -> str:
@@ -32,15 +45,25 @@ class Task:
 def task_of(settings: Settings) -> Task:
     """Return the task that the settings name.
 
-    ``reviews`` is the demo's (sentence, negative or positive). ``classification`` and ``regression`` take
-    their columns from the settings.
+    ``reviews`` is the demo's (sentence, negative or positive). ``classification`` and ``regression`` take data, splits
+    and columns from the settings; a GLUE task brings its own.
 
     Raises:
         ValueError: neither one nor two text columns.
+        FileNotFoundError: GLUE's folder is set and not there.
     """
+    if settings.task in glue.TASKS:
+        row = glue.TASKS[settings.task]
+        return Task(
+            settings.task, row.text_columns, "label", not row.class_names, row.metrics,
+            glue.place(settings.glue_dir), settings.task, "train", row.held_out, row.extra_splits, row.class_names,
+        )  # fmt: skip
     columns = settings.text_column_names
     if len(columns) not in (1, 2):
         raise ValueError(f"text-columns={settings.text_columns!r} names {len(columns)} columns; name one or two")
-    if settings.task == "regression":
-        return Task("regression", columns, settings.label_column, True, ("pearson", "spearman"))
-    return Task(settings.task, columns, settings.label_column, False, ("accuracy", "f1"))
+    regression = settings.task == "regression"
+    metrics = ("pearson", "spearman") if regression else ("accuracy", "f1")
+    return Task(
+        settings.task, columns, settings.label_column, regression, metrics,
+        settings.data, settings.data_config, settings.train_split, settings.test_split,
+    )  # fmt: skip

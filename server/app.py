@@ -21,7 +21,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedasym import checkpoint, lora, record, wire
 from fedasym.contract import Contract, contract_of
-from fedasym.data import Tokens, load_examples, tokenize
+from fedasym.data import Tokens, load_examples, load_extra_examples, tokenize
 from fedasym.export import write_adapter
 from fedasym.methods import METHODS
 from fedasym.methods.method import Matrices, select, values
@@ -54,6 +54,7 @@ class Bench:
     built: Built
     task: Task
     held_out: Tokens
+    extra: dict[str, Tokens]  # further held-out sets by the suffix of their metrics
     contract: Contract
     frozen: Matrices  # the factor of every layer that never moves, by name
     config: dict[str, Any]  # of config.json
@@ -110,6 +111,7 @@ def prepare(settings: Settings) -> Bench:
     torch.set_num_threads(_cores())
     task = task_of(settings)
     train, held_out = load_examples(settings)
+    extra = load_extra_examples(settings)
     split = partition(train, settings)
     built = build(settings, max(1, len(train.class_names)))
     contract = contract_of(settings, built, train.class_names, split.digest)
@@ -124,8 +126,12 @@ def prepare(settings: Settings) -> Bench:
         "head_values": 0 if contract.factors == "W" else values(select(contract.schema, "")),
         "versions": record.versions(),
     }
-    tokens = tokenize(built.tokenizer, held_out, settings.max_length, settings.pooling)
-    return Bench(settings, built, task, tokens, contract, lora.read(lora.frozen_factors(built.model)), config)
+    tokens, *more = (
+        tokenize(built.tokenizer, examples, settings.max_length, settings.pooling)
+        for examples in (held_out, *extra.values())
+    )
+    frozen = lora.read(lora.frozen_factors(built.model))
+    return Bench(settings, built, task, tokens, dict(zip(extra, more, strict=True)), contract, frozen, config)
 
 
 def _next_round(
@@ -180,6 +186,9 @@ def _row(result: Round, bench: Bench, matrices: Matrices, mismatch: float | None
         _load(bench, matrices)
         torch.set_num_threads(_cores())
         metrics = {**evaluate(bench.built.model, bench.built.tokenizer, bench.held_out, bench.task)}
+        for suffix, tokens in bench.extra.items():
+            found = evaluate(bench.built.model, bench.built.tokenizer, tokens, bench.task)
+            metrics |= {f"{name}_{suffix}": value for name, value in found.items()}
     return {
         "round": result.number,
         "seconds": 0.0,

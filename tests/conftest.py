@@ -14,6 +14,7 @@ import tokenizers
 import torch
 import transformers
 
+from fedasym import glue
 from fedasym.settings import Settings
 
 FAMILIES = ("bert", "roberta", "distilbert", "bart", "llama")
@@ -49,6 +50,20 @@ def _config(family: str) -> transformers.PreTrainedConfig:
 
 
 _SIDE = {"layers": 1, "attention_heads": 2, "ffn_dim": 24}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect the tests marked ``glue`` where the environment names no folder for them."""
+    if not os.environ.get(glue.VARIABLE):
+        left_out = [item for item in items if item.get_closest_marker("glue")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say it when tests are left out for want of data."""
+    if not os.environ.get(glue.VARIABLE):
+        terminalreporter.write_line(f"{glue.VARIABLE} is unset: tests marked glue are deselected")
 
 
 @pytest.fixture(scope="session")

@@ -5,13 +5,20 @@ import itertools
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
+from datasets import Dataset
+from flwr_datasets.partitioner import DirichletPartitioner, NaturalIdPartitioner
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fedasym.data import Examples
+from fedasym.data import Examples, load_examples
 from fedasym.partition import Partition, partition
 from fedasym.settings import Settings
+from fedasym.skew import score_bins
 
-SPLITS = ("iid", "dirichlet:0.5", "pathological:2", "shard:2", "linear", "square", "exponential")
+BY_LABEL = ("dirichlet:0.5", "pathological:2", "shard:2", "mild", "severe")
+SPLITS = (*BY_LABEL, "iid", "linear", "square", "exponential", "quantity:1.0")
 CLASSES = ("a", "b", "c")
 N = 121  # a prime's square: no number of clients divides it
 
@@ -127,6 +134,12 @@ def test_the_digest_moves_with_any_text_label_class_or_assignment(examples) -> N
         ("random", {}, "split='random' is unknown; use iid, dirichlet:ALPHA"),
         ("iid:3", {}, "split='iid:3' is unknown"),
         ("square:3", {}, "split='square:3' is unknown"),
+        ("mild:3", {}, "split='mild:3' is unknown"),
+        ("column:", {}, "split='column:' is unknown; use .* or column:NAME"),
+        ("quantity:0", {}, "has a bad parameter .*0.0 is not a positive number"),
+        ("quantity", {}, "has a bad parameter"),
+        ("quantity:1", {"min_examples": 31}, "none of 100 draws gave every client 31 examples; use a larger ALPHA"),
+        ("severe", {"min_examples": 40}, "gives client 0 24 examples, fewer than min-examples=40"),
     ],
 )
 def test_a_split_that_cannot_be_made_is_refused_with_the_reason(examples, split, more, message) -> None:
@@ -135,10 +148,20 @@ def test_a_split_that_cannot_be_made_is_refused_with_the_reason(examples, split,
         partition(examples, settings(split, **more))
 
 
-@pytest.mark.parametrize("split", ["dirichlet:0.5", "pathological:2", "shard:2"])
-def test_a_regression_is_not_split_by_class(scores, split) -> None:
-    with pytest.raises(ValueError, match="goes by class, but the task is a regression; use iid or a size skew"):
-        partition(scores, settings(split))
+@pytest.mark.parametrize("split", BY_LABEL)
+def test_a_regression_is_split_by_bins_of_its_scores_as_if_they_were_classes(scores, split) -> None:
+    bins, names = score_bins(scores.labels, 2 if split in ("mild", "severe") else 5)
+    found = partition(scores, settings(split))
+    as_classes = partition(dataclasses.replace(scores, labels=bins, class_names=names), settings(split))
+    assert bits(found) == bits(as_classes)
+    assert found.report(())["classes"] == list(names)
+    assert found.label_counts.tolist() == as_classes.label_counts.tolist()
+
+
+def test_scores_that_make_no_bins_are_refused(scores) -> None:
+    constant = dataclasses.replace(scores, labels=np.ones(N, np.float32))
+    with pytest.raises(ValueError, match=r"split='mild' goes by bins of scores: .*most of them are 1; use iid"):
+        partition(constant, settings("mild"))
 
 
 def test_a_regression_is_split_by_size_and_counted_as_one_class(scores) -> None:
@@ -152,3 +175,81 @@ def test_the_report_holds_plain_values_of_the_split(examples) -> None:
     assert report["sizes"] == found.sizes and report["classes"] == ["a", "b", "c"]
     assert report["label_counts"] == found.label_counts.tolist() and report["digest"] == found.digest
     assert [sum(row) for row in report["label_counts"]] == report["sizes"]
+
+
+@given(
+    st.sampled_from(["iid", "mild", "severe", "quantity:5.0", "pathological:2", "linear"]),
+    st.integers(2, 6),
+    st.integers(-(2**40), 2**40),
+    st.booleans(),
+)
+def test_every_example_has_one_client_and_the_seed_alone_decides_which(split, clients, seed, regression) -> None:
+    labels = np.arange(97) % 3
+    examples = Examples(
+        ([""] * 97,), labels.astype(np.float32) if regression else labels, () if regression else CLASSES
+    )
+    chosen = settings(split, num_clients=clients, seed=seed, min_examples=1)
+    found = partition(examples, chosen)
+    assert sorted(np.concatenate(found.indices).tolist()) == list(range(97))
+    assert found.label_counts.sum(1).tolist() == found.sizes
+    assert partition(examples, chosen).digest == found.digest
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Return a function that writes 30 rows with a column ``hospital`` and gives settings that split by it."""
+
+    def put(values, **more) -> Settings:
+        rows = {"text": [f"text {i}" for i in range(30)], "label": [0, 1] * 15, "hospital": values}
+        for name in ("train", "test"):
+            pd.DataFrame(rows).to_csv(tmp_path / f"{name}.csv", index=False)
+        return settings("column:hospital", task="classification", data=str(tmp_path), **more)
+
+    return put
+
+
+def test_a_natural_column_makes_a_client_of_each_value_in_the_order_of_values(write) -> None:
+    values = [(10, 2, 9)[i % 3] for i in range(30)]
+    chosen = write(values, num_clients=3)
+    examples, _ = load_examples(chosen)
+    found = partition(examples, chosen)
+    assert [share.tolist() for share in found.indices] == [[i for i in range(30) if values[i] == v] for v in (2, 9, 10)]
+    library = NaturalIdPartitioner("hospital")
+    library.dataset = Dataset.from_dict({"index": list(range(30)), "hospital": values})
+    assert [share.tolist() for share in found.indices] == [library.load_partition(k)["index"][:] for k in range(3)]
+
+
+def test_a_column_with_another_number_of_values_is_refused_with_the_number(write) -> None:
+    chosen = write(["north", "south"] * 15, num_clients=4)
+    with pytest.raises(ValueError, match="the training examples have 2; set num-clients=2"):
+        partition(load_examples(chosen)[0], chosen)
+
+
+def test_a_column_that_is_missing_or_has_an_empty_cell_is_named(write) -> None:
+    with pytest.raises(ValueError, match="split 'train' has no column clinic; it has text, label, hospital; set split"):
+        load_examples(dataclasses.replace(write(["a", "b"] * 15), split="column:clinic"))
+    with pytest.raises(ValueError, match="split 'train', row 4: column 'hospital' is empty"):
+        load_examples(write(["a", "b", "a", "b", None] + ["a"] * 25))
+
+
+def test_the_column_is_read_only_when_it_is_asked_for_and_follows_a_cut(write) -> None:
+    chosen = write([f"clinic {i % 3}" for i in range(30)], num_clients=3)
+    assert load_examples(dataclasses.replace(chosen, split="iid"))[0].groups is None
+    cut, held = load_examples(dataclasses.replace(chosen, validation_cut=6))
+    assert cut.groups.tolist() == [int(text.split()[1]) % 3 for text in cut.texts[0]] and held.groups is None
+    assert cut.take(np.array([4, 1])).groups.tolist() == [cut.groups[4], cut.groups[1]]
+
+
+def test_the_demo_data_has_one_source() -> None:
+    chosen = Settings(split="column:source", num_clients=1)
+    assert partition(load_examples(chosen)[0], chosen).sizes == [7530]
+
+
+def test_the_demos_split_is_the_librarys_on_the_seeds_order() -> None:
+    chosen = Settings().resolved()
+    examples, _ = load_examples(chosen)
+    order = np.random.Generator(np.random.Philox(key=0)).permutation(len(examples))
+    library = DirichletPartitioner(10, "label", 0.5, min_partition_size=10, seed=0)
+    library.dataset = Dataset.from_dict({"index": order, "label": examples.labels[order]})
+    for k, share in enumerate(partition(examples, chosen).indices):
+        assert share.tolist() == sorted(library.load_partition(k)["index"])
