@@ -23,6 +23,7 @@ from simulations.flower import FlowerError
 from simulations.rates import best_rates, grid_points, tune_rates
 from simulations.results import read_lines, result_lines
 from simulations.run import ENGINES, parse_overrides, read_settings, run
+from simulations.tables import refresh
 from simulations.tune import tune
 
 
@@ -46,6 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
                 tuning = grid_points(_lines(options.tuning)) if options.tuning else []
                 write_comparison(lines, options.out.absolute(), tuning=tuning, command=command)
                 console.print(f"page {options.out.absolute()}", soft_wrap=True)
+        elif options.command == "tables":
+            for path in refresh():
+                print(path)
         elif options.command == "tune":
             tune(options.work, options.workers, console, options.shard, options.shards)
         elif options.command == "compare":
@@ -139,6 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     page.add_argument("--out", type=Path, default=Path("runs/page/index.html"), metavar="FILE", help="the page")
     page.add_argument("--tuning", type=Path, metavar="LINES.jsonl", help="raw lines of the tuning grid")
     page.add_argument("--markdown", action="store_true", help="print the tables as Markdown instead")
+    commands.add_parser("tables", help="make the READMEs' tables and figures anew from the result lines")
     commands.add_parser("settings", help="every setting with its default")
     return parser
 

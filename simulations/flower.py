@@ -22,7 +22,7 @@ from typing import Any
 from fedasym.settings import Settings, Value
 
 PROJECT = Path(__file__).resolve().parents[1]
-POLL_SECONDS = 20.0  # each poll is a process of about 2 s of one core, taken from the training
+POLL_SECONDS = 20.0  # without a new round; each poll is a process of about 2 s of one core, taken from the training
 _START_SECONDS = 60.0
 _CONNECTION = "fedasym"
 
@@ -98,13 +98,15 @@ def toml_value(value: Value) -> str:
 
 
 def _wait(run_id: str, environment: dict[str, str], log_file: Path, summary: Path) -> None:
-    """Ask for the run's status until it is finished: when its summary is written, and now and then."""
-    before = _written(summary)
+    """Ask for the run's status when its summary is written, and when no round ends for a while, until it is over."""
+    before, rounds = _written(summary), summary.with_name("rounds.jsonl")
     try:
         while True:
-            deadline = time.monotonic() + POLL_SECONDS
+            seen, deadline = _written(rounds), time.monotonic() + POLL_SECONDS
             while time.monotonic() < deadline and _written(summary) == before:  # once written, the end is near
                 time.sleep(0.2)
+                if _written(rounds) != seen:
+                    seen, deadline = _written(rounds), time.monotonic() + POLL_SECONDS
             status = str(_flwr(["list", _CONNECTION, "--run-id", run_id], environment)["runs"][0]["status"])
             if status == "finished:completed":
                 return

@@ -16,7 +16,6 @@ from world import make_data, make_model
 
 from fedasym.record import read_json
 from simulations.flower import QUIET
-from simulations.results import RESULTS, markdown_table, read_lines
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -28,11 +27,6 @@ def blocks(language: str) -> list[str]:
 
 def commands() -> list[str]:
     return [line for block in blocks("bash") for line in block.splitlines() if line]
-
-
-def test_the_table_is_the_committed_result() -> None:
-    marked = README.split("<!-- table: simulations/results/demo.jsonl -->\n\n")[1].split("\n\n")[0]
-    assert marked == markdown_table(read_lines(RESULTS / "demo.jsonl"))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,178 @@
+"""A comparison runs each cell once, goes on where it stopped, and tunes every method alike without the test set."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from world import tiny_values
+
+from simulations.cells import Cell, cell_settings
+from simulations.compare import Comparison, compare
+from simulations.rates import CUT, GRID, SEED, best_rates, grid_points, tune_rates
+from simulations.results import read_lines, result_lines
+
+ROOT = Path(__file__).resolve().parents[1]
+QUIET = Console(quiet=True)
+TIMES = {"seconds", "seconds_by_round"}
+
+
+def base(root: Path) -> dict[str, object]:
+    values = tiny_values(root, num_rounds=2, num_clients=3, split="iid")
+    return {key: value for key, value in values.items() if key not in ("task", "split")}
+
+
+def told(lines):
+    """What a comparison says but for how long it took."""
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("compare")
+    tiny_values(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(world: Path):
+    """A comparison that was never interrupted, and its lines."""
+    splits, methods = ("iid", "dirichlet:1.0"), ("asymmetric", "lora", "central")
+    comparison = Comparison(("classification",), splits, methods, (0,), base(world), {"lora": {"lr": 0.25}})
+    return comparison, compare(comparison, world / "whole/cells.jsonl", world / "whole/work", 2, QUIET)
+
+
+def test_every_cell_has_a_line_of_its_split_method_seed_and_rates(whole) -> None:
+    comparison, lines = whole
+    cells = [(line["split"], line["method"], line["seed"]) for line in lines]
+    assert cells == [(s, m, 0) for s in comparison.splits for m in comparison.methods]
+    assert {line["settings"]["lr"] for line in lines if line["method"] == "lora"} == {0.25}
+    wanted = {
+        "task", "split", "method", "label", "seed", "final", "metric", "rounds", "payload_up_per_client_round",
+        "payload_down_per_client_round", "payload_total", "payload_by_round", "mismatch", "settings", "versions",
+        "partition", "personal", "head_bytes", "examples_trained",
+    }  # fmt: skip
+    assert all(wanted <= line.keys() for line in lines)
+
+
+def test_methods_of_one_split_share_its_partition_and_their_number_of_examples(whole) -> None:
+    _, lines = whole
+    for split in ("iid", "dirichlet:1.0"):
+        federated = [line for line in lines if line["split"] == split and line["method"] != "central"]
+        assert len({line["partition"]["digest"] for line in federated}) == 1
+        assert len({line["examples_trained"] for line in lines if line["split"] == split}) == 1
+
+
+def test_all_data_in_one_place_run_once_and_nothing_travels(whole) -> None:
+    _, lines = whole
+    one, other = told(line for line in lines if line["method"] == "central")
+    assert one | {"split": ""} == other | {"split": ""}
+    assert (one["payload_total"], one["message_total"], one["mismatch"]) == (0, 0, None)
+
+
+def test_finished_cells_are_skipped_and_the_file_stays_as_it_is(whole, world) -> None:
+    comparison, lines = whole
+    file = world / "whole/cells.jsonl"
+    before = file.read_bytes()
+    assert compare(comparison, file, world / "nowhere", 1, QUIET) == lines
+    assert file.read_bytes() == before and not (world / "nowhere").exists()
+
+
+def test_lines_of_other_settings_are_refused_by_name(whole, world) -> None:
+    comparison, _ = whole
+    other = Comparison(("classification",), ("iid",), ("lora",), (0,), {**comparison.base, "rank": 2}, {})
+    with pytest.raises(ValueError, match=r"cells.jsonl holds classification-iid-lora-0 of other .*rank: 4 there, 2 "):
+        compare(other, world / "whole/cells.jsonl", world / "nowhere", 1, QUIET)
+
+
+def test_an_unknown_method_and_a_bad_setting_are_refused_before_anything_runs(world) -> None:
+    for methods, more, message in (
+        (("asymmetrc",), {}, "methods asymmetrc are unknown; use asymmetric, lora"),
+        (("lora",), {"rank": 0}, "setting rank=0 is below 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            comparison = Comparison(("classification",), ("iid",), methods, (0,), {**base(world), **more}, {})
+            compare(comparison, world / "none/cells.jsonl", world / "none/work", 1, QUIET)
+
+
+def test_killed_at_any_point_and_started_again_a_comparison_ends_with_the_same_lines(whole, world) -> None:
+    comparison, lines = whole
+    out = world / "killed"
+    settings = [f"--set={key}={value}" for key, value in comparison.base.items()]
+    command = [
+        sys.executable, "-m", "simulations", "compare", "--task", "classification", "--split", "iid,dirichlet:1.0",
+        "--methods", "asymmetric,lora,central", "--seeds", "1", "--jobs", "1", "--out", str(out), *settings,
+    ]  # fmt: skip
+    out.mkdir()
+    rates = {"cell": {"method": "lora", "task": "t", **GRID[0], "lr": 0.25}, "score": 1.0}
+    (out / "tuning.jsonl").write_text(json.dumps(rates) + "\n")
+    for _ in range(2):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
+        before = progress(out)
+        while progress(out) < before + 3 and process.poll() is None:
+            time.sleep(0.01)
+        kill_family(process)
+    assert len(read_lines(out / "cells.jsonl")) < len(lines), "the comparison was over before it was killed"
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    order = {(line["split"], line["method"]): place for place, line in enumerate(lines)}
+    again = sorted(read_lines(out / "cells.jsonl"), key=lambda line: order[line["split"], line["method"]])
+    assert told(again) == told(lines)
+    assert (out / "report.html").exists() and not list((out / "work").iterdir())
+
+
+def progress(out: Path) -> int:
+    """Count finished rounds, of finished cells and of those at work."""
+    lines = len(read_lines(out / "cells.jsonl"))
+    return 2 * lines + sum(len(path.read_text().splitlines()) for path in out.glob("work/*/rounds.jsonl"))
+
+
+def kill_family(process: "subprocess.Popen[bytes]") -> None:
+    import os
+    import signal
+
+    os.killpg(process.pid, signal.SIGKILL)  # its workers are of its process group
+    process.wait()
+
+
+def test_central_trains_on_as_many_examples_as_the_federation_and_a_personal_method_makes_all_keep_some_out(
+    world,
+) -> None:
+    shared = base(world)
+    settings = cell_settings(Cell("classification", "severe", "central", 3), shared, Path("x"))
+    assert (settings.num_clients, settings.split, settings.local_steps) == (1, "iid", 3 * 3)
+    both = Comparison(("classification",), ("iid",), ("lora", "fedsa"), (0,), shared, {})
+    assert {cell_settings(cell, both.shared(), Path("x")).client_holdout for cell in both.cells()} == {0.2}
+
+
+def test_the_best_rates_are_those_of_the_highest_mean_over_all_tasks() -> None:
+    def line(lr, task, score):
+        return {"cell": {"method": "lora", "task": task, **GRID[0], "lr": lr}, "score": score}
+
+    lines = [line(0.1, "a", 0.9), line(0.1, "b", 0.1), line(0.3, "a", 0.5), line(0.3, "b", 0.6), line(1.0, "a", 0.99)]
+    assert best_rates(lines) == {"lora": {**GRID[0], "lr": 0.3}}
+    assert [point["score"] for point in grid_points(lines)] == pytest.approx([0.5, 0.55, 0.99])
+
+
+def test_tuning_gives_every_method_the_same_grid_on_a_cut_of_the_training_data_alone(world, monkeypatch) -> None:
+    data = world / "train-only"
+    shutil.copytree(world / "data", data)
+    (data / "test.jsonl").unlink()  # reading it would fail
+    monkeypatch.setattr("simulations.rates.GRID", GRID[:1])
+    monkeypatch.setattr("simulations.rates.CUT", 40)
+    file = world / "tuning.jsonl"
+    shared = {**base(world), "data": str(data)}
+    tune_rates(["asymmetric", "lora"], ["classification"], "iid", shared, file, world / "tuning", 1, QUIET)
+    lines = read_lines(file)
+    assert [line["cell"]["method"] for line in lines] == ["asymmetric", "lora"]
+    assert {line["settings"]["validation_cut"] for line in lines} == {40}
+    assert {line["settings"]["seed"] for line in lines} == {SEED}
+    assert CUT > 0 and all(line["score"] == sum(line["metric_by_round"][-2:]) / 2 for line in lines)
+
+
+def test_result_lines_need_a_finished_run(tmp_path) -> None:
+    with pytest.raises((ValueError, FileNotFoundError)):
+        result_lines([tmp_path])
