@@ -1,11 +1,12 @@
 """A small real world for tests that span: a tiny BERT and labelled sentences in a folder, and a run that is watched."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -102,24 +103,33 @@ class Seen:
     examples: int  # n_k; 0 if the reply was a refusal
 
 
-def watched_run(settings: Settings, workers: int = 1) -> tuple[Path, list[Seen]]:
-    """Run a federation in process with a ClientApp that notes what it is sent and what it answers."""
+def watched_run(
+    settings: Settings, workers: int = 1, first: Callable[[int, int], None] = lambda number, client: None
+) -> tuple[Path, list[Seen]]:
+    """Run a federation in process, less its report, with a ClientApp that notes what it is sent and what it answers.
+
+    Args:
+        settings: ``out`` must name the run folder.
+        workers: clients at the same time.
+        first: called with (round, client) before a client takes up a training message.
+    """
     seen: list[Seen] = []
     app = ClientApp()
     app.query()(lambda message, context: honest(message, context))
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        down = _packed(message.content)  # before the client takes the message apart
+        down, about = _packed(message.content), wire.about(message.content)
+        first(about["round"], about["client"])
         reply = honest(message, context)
-        about = wire.about(message.content)
         counts = dict(reply.content.metric_records.get("metrics", {}))
         whole, examples = bool(about["whole"]), int(counts.get("num-examples", 0))
         seen.append(Seen(about["round"], about["client"], whole, down, _packed(reply.content), examples))
         return reply
 
     config = settings.run_config()
-    with InProcessGrid(app, config, settings.num_clients, workers) as grid:
+    with InProcessGrid(app, config, settings.num_clients, workers) as grid, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("server.app.write_report", lambda folders, out: None)  # its figures take longer than all else
         server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(config)))
     return Path(settings.out), sorted(seen, key=lambda one: (one.round, one.client, one.whole))
 
