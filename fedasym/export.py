@@ -19,6 +19,8 @@ from fedasym.methods import METHODS
 from fedasym.model import Built, MeanPooledClassifier
 from fedasym.settings import Settings
 
+NO_TARGETS = "dummy-target-modules"  # the one word by which PEFT accepts a config that adapts no layer
+
 
 def write_adapter(folder: Path, built: Built, settings: Settings) -> None:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors`` of the model as it is now.
@@ -27,8 +29,9 @@ def write_adapter(folder: Path, built: Built, settings: Settings) -> None:
     fine-tuning there is no adapter: the folder holds the model (``config.json``, ``model.safetensors``) and tokenizer.
 
     For a mean-pooled model, whose pooling PEFT does not know, the adapter fits the plain encoder and the output
-    layer lies beside it in ``output.safetensors`` (``weight``, ``bias``): logits = mean-pooled hidden states
-    times weight, plus bias.
+    layer lies beside it in ``output.safetensors`` (``weight``, ``bias``): logits = features times weight's transpose,
+    plus bias. Features are the mean-pooled hidden states; of a pair whose texts stand apart (``pooling="pair"``), with
+    u of the first text and v of the second, ``[|u − v|, u ⊙ v]``.
 
     Under the head policy ``local`` the output layer is the initial one; the trained ones stay with their clients.
 
@@ -70,7 +73,7 @@ def write_adapter(folder: Path, built: Built, settings: Settings) -> None:
         "use_rslora": settings.scaling == "alpha/sqrt(r)",
         "lora_dropout": 0.0,
         "bias": "none",
-        "target_modules": [name.removeprefix(prefix) for name, _ in adapters] or ["none"],
+        "target_modules": [name.removeprefix(prefix) for name, _ in adapters] or NO_TARGETS,
         "modules_to_save": [name.removeprefix(prefix) for name in whole] or None,
         "inference_mode": True,
     }

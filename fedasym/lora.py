@@ -277,13 +277,13 @@ def fingerprint_base(model: nn.Module) -> str:
 
     SHA-256 over names (as before adapting), shapes, dtypes and bytes; non-persistent buffers are left out.
     """
-    moving = trainable(model).keys() | local_only(model).keys()
+    moving = {id(parameter) for parameter in (*trainable(model).values(), *local_only(model).values())}
     own_name = {
         f"{layer}.base.{key}": f"{layer}.{key}" for layer, m in adapted_layers(model) for key in m.base.state_dict()
     }
     frozen = {}
-    for name, tensor in model.state_dict().items():
-        if name not in moving:
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in moving:  # shared weights stand there under several names
             raw = tensor.detach().cpu().contiguous()
             bytes_of = raw.reshape(-1).view(torch.uint8).numpy()
             frozen[f"{own_name.get(name, name)}|{raw.dtype}|{tuple(raw.shape)}"] = bytes_of

@@ -73,9 +73,18 @@ def summarise(config: dict[str, Any], rounds: list[dict[str, Any]]) -> dict[str,
     """Sum up a finished run.
 
     Bytes per client and round are means over all asked (down) and all valid (up) clients.
+
+    Raises:
+        ValueError: no round is evaluated yet.
     """
     settings, metric = config["settings"], config["metric"]
     values = [value for row in rounds if (value := row["metrics"][metric]) is not None]
+    if not values:
+        every = settings["eval_every"]
+        raise ValueError(
+            f"none of the {len(rounds)} rounds is evaluated yet; with eval-every={every} wait for round "
+            f"{min(every, settings['num_rounds'])}"
+        )
     meter = [row["mismatch"] for row in rounds if row["mismatch"] is not None]
     asked = sum(row["clients_asked"] for row in rounds)
     valid = sum(row["clients_valid"] for row in rounds)

@@ -74,7 +74,8 @@ def train_steps(
 
     Args:
         model: returns an object with ``logits``.
-        parameters: by name; adapters (``.A``, ``.B``) take the rate ``lr``, all others ``head_lr``.
+        parameters: by name; adapters (``.A``, ``.B``), in full fine-tuning the base model, take the rate ``lr``, all
+            others ``head_lr``.
         tokenizer: pads the batches.
         tokens: the client's examples.
         batches: places into tokens.
@@ -86,8 +87,8 @@ def train_steps(
     """
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in parameters)  # what is frozen in this round keeps no activations
-    optimizer = _optimizer(parameters, settings)
     whole = METHODS[settings.method].factors == "W"
+    optimizer = _optimizer(parameters, (f"{model.base_model_prefix}.",) if whole else (), settings)
     total, examples = 0.0, 0
     for step, batch in enumerate(batches, start=1):
         inputs, labels = collate(tokenizer, tokens, batch.tolist())
@@ -109,10 +110,10 @@ def train_steps(
     return Trained(total / len(batches), len(batches), examples)
 
 
-def _optimizer(parameters: Mapping[str, Tensor], settings: Settings) -> torch.optim.Optimizer:
-    adapters = [p for name, p in parameters.items() if name.endswith((".A", ".B"))]
-    others = [p for name, p in parameters.items() if not name.endswith((".A", ".B"))]
-    groups = [{"params": adapters, "lr": settings.lr}, {"params": others, "lr": settings.head_lr}]
+def _optimizer(parameters: Mapping[str, Tensor], base: tuple[str, ...], settings: Settings) -> torch.optim.Optimizer:
+    inner = {name: p for name, p in parameters.items() if name.endswith((".A", ".B")) or name.startswith(base)}
+    head = [p for name, p in parameters.items() if name not in inner]
+    groups = [{"params": [*inner.values()], "lr": settings.lr}, {"params": head, "lr": settings.head_lr}]
     groups = [group for group in groups if group["params"]]
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, weight_decay=settings.weight_decay)

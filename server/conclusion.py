@@ -48,7 +48,8 @@ def conclude(contract: Contract, state: State, result: Round, frozen: Matrices, 
     )
     if settings.server_optimizer != "none":
         schema = select(contract.schema, method.up(result.number))
-        moved, optimizer = server_step(pick(held, schema), pick(after, schema), optimizer, settings)
+        moved, buffers = server_step(pick(held, schema), pick(after, schema), optimizer, settings)
+        optimizer = {**optimizer, **buffers}  # those of a factor that did not move wait for its next round
         after = {**after, **moved}
     wire.check(after, method.held_schema(contract.schema))
     stack = {name: matrix for name, matrix in sent.items() if weights and name not in after}

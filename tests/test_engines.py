@@ -125,3 +125,14 @@ def test_sampled_clients_are_the_same_in_every_run(tmp_path: Path) -> None:
     two = run_local(tiny_settings(tmp_path, out=str(tmp_path / "two"), clients_per_round=2), workers=2)
     assert digests(one) == digests(two)
     assert all(row["clients_asked"] == 2 for row in read_rounds(one))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_flowers_engine_gives_the_same_bits_where_clients_fold_what_they_are_sent(tmp_path: Path, workers: int) -> None:
+    more = {"method": "fedex", "clients_per_round": 3, "num_rounds": 4}
+    here = run_local(tiny_settings(tmp_path, out=str(tmp_path / "here"), **more), workers=1)
+    there = run_flower(tiny_settings(tmp_path, out=str(tmp_path / "there"), **more), workers)
+    assert digests(here) == digests(there)
+    for row, other in zip(read_rounds(here), read_rounds(there), strict=True):
+        assert (row["payload_up"], row["payload_down"]) == (other["payload_up"], other["payload_down"])

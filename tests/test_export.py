@@ -26,10 +26,13 @@ def case(models, tiny):
         settings = dataclasses.replace(tiny, model=str(models[family]), **more)
         built = build(settings, num_labels)
         chance = np.random.default_rng(1)
-        moving = {**lora.trainable(built.model), **lora.local_only(built.model)}
-        lora.load(moving, {n: chance.standard_normal(p.shape, np.float32) * 0.3 for n, p in moving.items()})
+        moving = {**lora.common(built.model), **lora.local_only(built.model)}
+        start = lora.read(moving) if settings.method == "full" else {n: np.float32(0) for n in moving}
+        drawn = {n: chance.standard_normal(tuple(p.shape), np.float32) for n, p in moving.items()}
+        lora.load(moving, {n: start[n] + m * np.float32(0.3) for n, m in drawn.items()})
         examples, _ = load_examples(settings)
-        inputs, _ = collate(built.tokenizer, tokenize(built.tokenizer, examples, 16), [0, 1, 2, 9])
+        tokens = tokenize(built.tokenizer, examples, 16, settings.pooling)
+        inputs, _ = collate(built.tokenizer, tokens, [0, 1, 2, 9])
         return settings, built, inputs
 
     return make
@@ -93,6 +96,72 @@ def test_a_mean_pooled_model_is_the_adapted_encoder_and_an_output_layer_beside_i
         hidden, mask = encoder(**inputs).last_hidden_state, inputs["attention_mask"][..., None].float()
         logits = (hidden * mask).sum(1) / mask.sum(1) @ output["weight"].T + output["bias"]
         close(logits, built.model(**inputs).logits)
+
+
+@pytest.mark.parametrize(
+    ("method", "family", "head"),
+    [*(("fedex", family, "output") for family in FAMILIES), ("fedex", "roberta", "full"), ("flora", "bert", "frozen")],
+)
+def test_where_updates_were_folded_into_W_peft_loads_the_layers_whole(case, tmp_path, method, family, head) -> None:
+    settings, built, inputs = case(family, method=method, head=head)
+    write_adapter(tmp_path, built, settings)
+    model = by_peft(settings, tmp_path)
+    with torch.no_grad():
+        close(model(**inputs).logits, built.model(**inputs).logits)
+    stored = load_file(tmp_path / "adapter_model.safetensors")
+    assert not any("lora_" in key for key in stored)
+    model.save_pretrained(tmp_path / "theirs")
+    theirs = load_file(tmp_path / "theirs" / "adapter_model.safetensors")
+    assert stored.keys() == theirs.keys() and all(torch.equal(stored[key], theirs[key]) for key in stored)
+
+
+def test_where_some_layers_are_not_adapted_peft_loads_the_folded_ones_alone(case, tmp_path) -> None:
+    settings, built, inputs = case("roberta", method="fedex", targets="query,value")
+    write_adapter(tmp_path, built, settings)
+    with torch.no_grad():
+        close(by_peft(settings, tmp_path)(**inputs).logits, built.model(**inputs).logits)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_after_full_fine_tuning_transformers_loads_the_folder(case, tmp_path, family) -> None:
+    settings, built, inputs = case(family, method="full", head="full")
+    write_adapter(tmp_path, built, settings)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    words = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert words("good word0")["input_ids"] == built.tokenizer("good word0")["input_ids"]
+    with torch.no_grad():
+        close(model(**inputs).logits, built.model(**inputs).logits)
+
+
+def pooled(encoder, inputs):
+    hidden, mask = encoder(**inputs).last_hidden_state, inputs["attention_mask"][..., None].float()
+    return (hidden * mask).sum(1) / mask.sum(1)
+
+
+@pytest.mark.parametrize("method", ["asymmetric", "lora", "fedex", "full"])
+@pytest.mark.parametrize("pooling", ["mean", "pair"])
+def test_pooled_logits_are_rebuilt_from_the_encoder_and_the_output_layer_beside_it(
+    case, tmp_path, method, pooling
+) -> None:
+    more = {"text_columns": "text,second"} if pooling == "pair" else {}
+    head = "full" if method == "full" else "output"
+    settings, built, inputs = case("bert", method=method, pooling=pooling, head=head, **more)
+    write_adapter(tmp_path, built, settings)
+    if method == "full":
+        encoder = transformers.AutoModel.from_pretrained(tmp_path).eval()
+    else:
+        base = transformers.AutoModel.from_pretrained(settings.model)
+        encoder = peft.PeftModel.from_pretrained(base, tmp_path).eval()
+    output = load_file(tmp_path / "output.safetensors")
+    with torch.no_grad():
+        features = pooled(encoder, {key: value for key, value in inputs.items() if not key.startswith("second_")})
+        if pooling == "pair":
+            seconds = {key.removeprefix("second_"): v for key, v in inputs.items() if key.startswith("second_")}
+            other = pooled(encoder, seconds)
+            features = torch.cat([(features - other).abs(), features * other], dim=-1)
+        expected = built.model(**inputs).logits
+        close(features @ output["weight"].T + output["bias"], expected)
+    assert expected.std() > 0.01
 
 
 def test_the_folder_is_what_peft_writes_itself(case, tmp_path) -> None:

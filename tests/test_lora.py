@@ -178,6 +178,40 @@ def test_a_merged_copy_is_plain_answers_alike_and_leaves_model_and_chance_alone(
     torch.testing.assert_close(merged(x).float(), net(x), rtol=0, atol=50 * torch.finfo(dtype).eps)
 
 
+def test_factors_A_alone_is_PEFTs_LoRA_with_B_as_drawn() -> None:
+    torch.manual_seed(0)
+    ours = nn.Sequential(OrderedDict(one=nn.Linear(12, 9), two=nn.Linear(9, 5)))
+    config = peft.LoraConfig(r=3, lora_alpha=5, lora_dropout=0.0, target_modules=["one", "two"])
+    theirs = peft.get_peft_model(copy.deepcopy(ours), config).eval()
+    x, direction = torch.randn(4, 12), torch.randn(4, 5)
+    start = ours(x).detach()
+    lora.adapt(ours, rank=3, alpha=5.0, factors="A")
+    torch.testing.assert_close(ours(x), start)  # A is zero
+    path = "base_model.model.{}.lora_{}.default.weight"
+    for name, layer in lora.adapted_layers(ours):
+        # B's columns are orthonormal to 1e-6, as A's rows are otherwise.
+        torch.testing.assert_close(layer.B.T @ layer.B, torch.eye(3), rtol=0, atol=1e-6)
+        layer.A.data = torch.randn(layer.A.shape)
+        for letter in "AB":
+            theirs.get_parameter(path.format(name, letter)).data = getattr(layer, letter).detach().clone()
+    out, their_out = ours(x), theirs(x)
+    # The same products in another order: roundings of 6e-8 on terms near 10.
+    torch.testing.assert_close(out, their_out, rtol=1e-5, atol=1e-5)
+    ((out + their_out) * direction).sum().backward()
+    for name, layer in lora.adapted_layers(ours):
+        twin = theirs.get_parameter(path.format(name, "A"))
+        torch.testing.assert_close(layer.A.grad, twin.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_the_bases_fingerprint_leaves_out_what_trains_under_every_name_it_has(net) -> None:
+    net.blocks[1] = net.blocks[0]  # one module at two paths, as shared embeddings are
+    lora.train_all(net)
+    base, before = lora.fingerprint_base(net), lora.read(lora.trainable(net))
+    train(net, seed=1, steps=1)
+    assert lora.fingerprint_base(net) == base
+    assert not any(np.array_equal(before[name], m) for name, m in lora.read(lora.trainable(net)).items())
+
+
 def test_a_trained_head_stays_float32_and_stays_home_if_it_does_not_travel(net) -> None:
     lora.adapt(net.to(torch.bfloat16), "query", rank=2)
     lora.place(net, "head", lora.TrainedLinear(net.head, travels=False))

@@ -77,12 +77,18 @@ VARIANTS = {
         "head": "local", "client-holdout": 0.25,
     },
 }  # fmt: skip
+REMEMBERING = {
+    "a stack that is folded": {"method": "fedex", "clients-per-round": 3},
+    "one factor a round": {"method": "rolora", "server-optimizer": "momentum"},
+    "a B of each client's own": {"method": "fedsa", "client-holdout": 0.25},
+}
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [*VARIANTS, *(pytest.param(v, marks=pytest.mark.slow) for v in REMEMBERING)])
 def test_killed_after_every_round_and_resumed_equals_never_killed(world: Path, tmp_path: Path, variant: str) -> None:
-    values = tiny_values(world, num_rounds=ROUNDS, **VARIANTS[variant])
-    run_local(tiny_settings(world, out=str(tmp_path / "whole"), num_rounds=ROUNDS, **VARIANTS[variant]), workers=1)
+    more = {**VARIANTS, **REMEMBERING}[variant]
+    values = tiny_values(world, num_rounds=ROUNDS, **more)
+    run_local(tiny_settings(world, out=str(tmp_path / "whole"), num_rounds=ROUNDS, **more), workers=1)
     folder = tmp_path / "killed"
     for number in range(1, ROUNDS):
         kill_after_round(command(values, folder, "local"), folder, number)

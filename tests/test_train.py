@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from fedasym import lora
 from fedasym.chance import generator
 from fedasym.data import collate, load_examples, tokenize
+from fedasym.methods import METHODS
 from fedasym.model import build
 from fedasym.tasks import task_of
 from fedasym.train import draw_batches, evaluate, train_steps
@@ -208,3 +209,39 @@ def test_no_batch_holds_an_example_twice_and_an_epoch_is_a_pass(n, steps, epochs
     assert len(batches) == (steps or epochs * a_pass)
     for start in range(0, len(batches) - a_pass + 1, a_pass):
         assert sorted(np.concatenate(batches[start : start + a_pass]).tolist()) == list(range(n))
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_only_what_trains_this_round_keeps_activations(bench, number) -> None:
+    b = bench(method="rolora", attention="eager")
+    model, letters = b.built.model, METHODS["rolora"].trains(number)
+    assert letters == {1: "B", 2: "A"}[number]
+    parameters = {n: p for n, p in moving(b).items() if not n.endswith((".A", ".B")) or n.endswith(letters)}
+    layer = model.get_submodule(b.built.layers[0])
+    layer.B.data.normal_(generator=torch.Generator().manual_seed(0))
+    fixed = {n: p.detach().clone() for n, p in moving(b).items() if n not in parameters}
+    kept, inside = [], []
+    layer.register_forward_pre_hook(lambda *_: inside.append(True))
+    layer.register_forward_hook(lambda *_: inside.clear())
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t) if inside else None, t)[1], lambda t: t):
+        train(b, parameters, b.batches[:1])
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    widths = {t.shape[-1] for t in kept if t.untyped_storage().data_ptr() not in weights}
+    assert widths == {"B": {b.settings.rank}, "A": {layer.in_features}}[letters]  # A x, or x
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == parameters.keys()
+    assert all(torch.equal(moving(b)[n], p) for n, p in fixed.items())
+
+
+@pytest.mark.parametrize("rate", ["lr", "head_lr"])
+def test_in_full_fine_tuning_the_base_model_takes_one_rate_and_the_head_the_other(bench, rate) -> None:
+    b = bench(method="full", head="full", **{"lr": 0.0, "head_lr": 0.0, rate: 0.1})
+    before = {name: p.detach().clone() for name, p in moving(b).items()}
+    train(b, batches=b.batches[:2])
+    moved = {name for name, p in moving(b).items() if not torch.equal(p, before[name])}
+    assert moved and {name.startswith("bert.") for name in moved} == {rate == "lr"}
+
+
+def test_a_fully_trained_model_with_shared_weights_trains_under_one_name_each(models, bench) -> None:
+    b = bench(method="full", head="full", model=str(models["bart"]))
+    train(b, batches=b.batches[:1])
+    assert lora.fingerprint_base(b.built.model) == b.built.base

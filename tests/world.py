@@ -1,14 +1,23 @@
-"""A small real world for tests that span: a tiny BERT and labelled sentences in a folder."""
+"""A small real world for tests that span: a tiny BERT and labelled sentences in a folder, and a run that is watched."""
 
 import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from clients.app import app as honest
+from fedasym import wire
 from fedasym.settings import Settings, from_run_config
+from server.app import app as server_app
+from simulations.grid import RUN_ID, SERVER_NODE, InProcessGrid
 
 GOOD, BAD = ("fine", "warm", "clever", "bright"), ("dull", "cold", "stale", "grey")
 PLAIN = ("film", "story", "scene", "actor", "plot", "music", "the", "a", "and", "very")
@@ -80,3 +89,62 @@ def tiny_values(root: Path, **more: object) -> dict[str, object]:
 def tiny_settings(root: Path, **more: object) -> Settings:
     """Return settings on the tiny world; keyword arguments override."""
     return from_run_config(tiny_values(root, **more))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One training message and its reply, as they travelled: the packed values, and what is said beside them."""
+
+    round: int
+    client: int
+    whole: bool
+    down: np.ndarray
+    up: np.ndarray  # empty if the reply was a refusal
+    examples: int  # n_k; 0 if the reply was a refusal
+
+
+def watched_run(
+    settings: Settings, workers: int = 1, first: Callable[[int, int], None] = lambda number, client: None
+) -> tuple[Path, list[Seen]]:
+    """Run a federation in process, less its report, with a ClientApp that notes what it is sent and what it answers.
+
+    Args:
+        settings: ``out`` must name the run folder.
+        workers: clients at the same time.
+        first: called with (round, client) before a client takes up a training message.
+    """
+    seen: list[Seen] = []
+    app = ClientApp()
+    app.query()(lambda message, context: honest(message, context))
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        down, about = _packed(message.content), wire.about(message.content)
+        first(about["round"], about["client"])
+        reply = honest(message, context)
+        counts = dict(reply.content.metric_records.get("metrics", {}))
+        whole, examples = bool(about["whole"]), int(counts.get("num-examples", 0))
+        seen.append(Seen(about["round"], about["client"], whole, down, _packed(reply.content), examples))
+        return reply
+
+    config = settings.run_config()
+    with InProcessGrid(app, config, settings.num_clients, workers) as grid, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("server.app.write_report", lambda folders, out: None)  # its figures take longer than all else
+        server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(config)))
+    return Path(settings.out), sorted(seen, key=lambda one: (one.round, one.client, one.whole))
+
+
+def _packed(content: RecordDict) -> np.ndarray:
+    records = content.array_records
+    return records["matrices"][wire.PACKED].numpy().copy() if "matrices" in records else np.zeros(0, np.float32)
+
+
+def split_values(values: np.ndarray, shapes: dict[str, Sequence[int]]) -> dict[str, np.ndarray]:
+    """Take packed values apart by hand: the matrices lie in the order of their names."""
+    found, start = {}, 0
+    for name in sorted(shapes):
+        size = int(np.prod(shapes[name]))
+        found[name] = values[start : start + size].reshape(shapes[name])
+        start += size
+    assert start == len(values), "the message holds other matrices than these"
+    return found

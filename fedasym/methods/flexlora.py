@@ -26,10 +26,11 @@ def merge(held: Matrices, mean: Matrices, replies: Sequence[tuple[int, Matrices]
         rank = len(held[f"{layer}.A"])
         Q_B, R_B = np.linalg.qr(B)
         Q_A, R_A = np.linalg.qr(A.T)
-        U, S, V = np.linalg.svd(R_B @ R_A.T)
+        U, S, V = np.linalg.svd(R_B @ R_A.T, full_matrices=False)
         root = np.sqrt(S[:rank])
-        sent[f"{layer}.B"] = ((Q_B @ U[:, :rank]) * root).astype(np.float32)
-        sent[f"{layer}.A"] = (root[:, None] * (V[:rank] @ Q_A.T)).astype(np.float32)
+        unused = (0, rank - len(root))  # of a layer with fewer than r outputs or inputs
+        sent[f"{layer}.B"] = np.pad((Q_B @ U[:, :rank]) * root, ((0, 0), unused)).astype(np.float32)
+        sent[f"{layer}.A"] = np.pad(root[:, None] * (V[:rank] @ Q_A.T), (unused, (0, 0))).astype(np.float32)
     return sent
 
 
