@@ -1,4 +1,4 @@
-"""The command line: ``python -m simulations run | demo | tune | record | settings``."""
+"""The command line: ``python -m simulations run | demo | tune | bytes | record | settings``."""
 
 import argparse
 import dataclasses
@@ -10,8 +10,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from fedasym.footprint import PRESETS
+from fedasym.methods import METHODS
 from fedasym.settings import Settings
 from server.strategy import FederationError
+from simulations import bytes as calculator
 from simulations.demo import demo
 from simulations.flower import FlowerError
 from simulations.results import result_lines
@@ -30,6 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
         elif options.command == "record":
             for line in result_lines(options.folders):
                 print(json.dumps(line))
+        elif options.command == "bytes":
+            _bytes(options, console)
         elif options.command == "tune":
             tune(options.work, options.workers, console, options.shard, options.shards)
         elif options.command == "demo":
@@ -72,10 +77,29 @@ def _parser() -> argparse.ArgumentParser:
     grid.add_argument("--workers", type=int, default=1, help="clients at the same time (default: %(default)s)")
     grid.add_argument("--shard", type=int, default=0, help="which part of the grid this process runs")
     grid.add_argument("--shards", type=int, default=1, help="how many processes share the grid")
+    size = commands.add_parser("bytes", help="what each method would send on a model, from its configuration alone")
+    size.add_argument("--model", default="demo", help=f"{', '.join(PRESETS)}, demo, a config's folder, or a hub id")
+    size.add_argument("--rank", type=_positive, default=8, help="r of every adapter (default: %(default)s)")
+    size.add_argument("--targets", default="all-linear", help="endings of layer names, by commas (default: all-linear)")
+    size.add_argument("--head", default="auto", help="output, frozen, full, local; auto: each method's own")
+    size.add_argument("--pooling", default="auto", help="model, mean or pair; auto: mean for demo, else model")
+    size.add_argument("--clients", type=_positive, default=10, help="clients of a round (default: %(default)s)")
+    size.add_argument("--labels", type=_positive, default=2, help="outputs of the head (default: %(default)s)")
+    size.add_argument("--methods", default=",".join(METHODS), help="by commas; all by default")
+    size.add_argument("--json", action="store_true", help="print raw numbers")
     lines = commands.add_parser("record", help="print finished runs as raw result lines (JSON)")
     lines.add_argument("folders", nargs="+", type=Path, metavar="RUN_FOLDER")
     commands.add_parser("settings", help="every setting with its default")
     return parser
+
+
+def _bytes(options: argparse.Namespace, console: Console) -> None:
+    asked = {key: getattr(options, key) for key in ("model", "rank", "targets", "head", "pooling", "clients", "labels")}
+    found = calculator.footprints(methods=options.methods.split(","), **asked)
+    if options.json:
+        print(json.dumps(calculator.as_json(found, **asked), indent=1))
+    else:
+        calculator.print_footprints(found, options.model, options.clients, console)
 
 
 def _positive(text: str) -> int:
