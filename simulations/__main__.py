@@ -1,4 +1,4 @@
-"""The command line: ``python -m simulations run | demo | tune | bytes | record | settings``."""
+"""The command line: ``python -m simulations run | demo | tune | bytes | sockets | record | settings``."""
 
 import argparse
 import dataclasses
@@ -16,9 +16,10 @@ from fedasym.settings import Settings
 from server.strategy import FederationError
 from simulations import bytes as calculator
 from simulations.demo import demo
-from simulations.flower import FlowerError
 from simulations.results import result_lines
 from simulations.run import ENGINES, read_settings, run
+from simulations.sockets import measure
+from simulations.superlink import FlowerError
 from simulations.tune import tune
 
 
@@ -35,6 +36,10 @@ def main(arguments: list[str] | None = None) -> int:
                 print(json.dumps(line))
         elif options.command == "bytes":
             _bytes(options, console)
+        elif options.command == "sockets":
+            overrides = ["local-steps=1", "num-rounds=3", *options.set, f"num-clients={options.clients}"]
+            settings = read_settings(options.config, overrides, options.work)
+            measure(settings, options.methods.split(","), options.nodes or options.clients, options.out, console)
         elif options.command == "tune":
             tune(options.work, options.workers, console, options.shard, options.shards)
         elif options.command == "demo":
@@ -87,6 +92,14 @@ def _parser() -> argparse.ArgumentParser:
     size.add_argument("--labels", type=_positive, default=2, help="outputs of the head (default: %(default)s)")
     size.add_argument("--methods", default=",".join(METHODS), help="by commas; all by default")
     size.add_argument("--json", action="store_true", help="print raw numbers")
+    real = commands.add_parser("sockets", help="bytes through the sockets of a deployment on this machine")
+    real.add_argument("config", nargs="?", type=Path, metavar="CONFIG.toml", help="settings that differ from defaults")
+    real.add_argument("--set", action="append", default=[], metavar="key=value", help="one more setting; repeatable")
+    real.add_argument("--methods", default="asymmetric,lora", help="by commas (default: %(default)s)")
+    real.add_argument("--clients", type=_positive, default=2, help="clients (default: %(default)s)")
+    real.add_argument("--nodes", type=_positive, help="SuperNodes; default: as many as clients")
+    real.add_argument("--work", type=Path, default=Path("runs/sockets"), metavar="DIR", help="folder of the runs")
+    real.add_argument("--out", type=Path, default=Path("runs/sockets.jsonl"), metavar="FILE", help="appended to")
     lines = commands.add_parser("record", help="print finished runs as raw result lines (JSON)")
     lines.add_argument("folders", nargs="+", type=Path, metavar="RUN_FOLDER")
     commands.add_parser("settings", help="every setting with its default")
