@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         elif options.command == "sockets":
             overrides = ["local-steps=1", "num-rounds=3", *options.set, f"num-clients={options.clients}"]
             settings = read_settings(options.config, overrides, options.work)
-            measure(settings, options.methods.split(","), options.nodes or options.clients, options.out, console)
+            measure(settings, _names(options.methods), options.nodes or options.clients, options.out, console)
         elif options.command == "tune":
             tune(options.work, options.workers, console, options.shard, options.shards)
         elif options.command == "demo":
@@ -108,11 +108,18 @@ def _parser() -> argparse.ArgumentParser:
 
 def _bytes(options: argparse.Namespace, console: Console) -> None:
     asked = {key: getattr(options, key) for key in ("model", "rank", "targets", "head", "pooling", "clients", "labels")}
-    found = calculator.footprints(methods=options.methods.split(","), **asked)
+    found = calculator.footprints(methods=_names(options.methods), **asked)
     if options.json:
         print(json.dumps(calculator.as_json(found, **asked), indent=1))
     else:
-        calculator.print_footprints(found, options.model, options.clients, console)
+        calculator.print_footprints(found, options.model, options.clients, options.labels, console)
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise ValueError("--methods names none; leave it out or name some by commas")
+    return names
 
 
 def _positive(text: str) -> int:

@@ -73,11 +73,12 @@ def as_json(found: Sequence[Footprint], **asked: Any) -> dict[str, Any]:
     return {**asked, "methods": methods}
 
 
-def print_footprints(found: Sequence[Footprint], model: str, clients: int, console: Console) -> None:
+def print_footprints(found: Sequence[Footprint], model: str, clients: int, labels: int, console: Console) -> None:
     """Print what the model holds and a table of what each method sends."""
     lora = _reference(found)
     of = next((each for each in found if each.layers), found[0])
-    console.print(f"{model}: {of.parameters:,} parameters with its head, output layer {of.output}", soft_wrap=True)
+    head = f"a new head of {labels} output{'s' * (labels > 1)}, whose output layer is {of.output}"
+    console.print(f"{model}: {of.parameters:,} parameters with {head}", soft_wrap=True)
     sizes = {f"A of {of.layers} layers": of.A, f"B of {of.layers} layers": of.B} if of.layers else {}
     if of.layers:
         sizes[f"head, policy {of.head}"] = of.head_values

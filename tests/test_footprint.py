@@ -45,23 +45,23 @@ def test_every_method_moves_the_computed_bytes(tmp_path: Path, method: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("family", "method", "head"),
+    ("family", "method", "head", "targets"),
     [
-        ("bert", "fedsvd", "output"),
-        ("roberta", "rolora", "full"),
-        ("roberta", "fedex", "output"),
-        ("distilbert", "lora", "local"),
-        ("bart", "fedex", "full"),
-        ("llama", "rolora", "frozen"),
-        ("llama", "full", "auto"),
+        ("bert", "fedsvd", "output", "all-linear"),
+        ("roberta", "rolora", "full", "all-linear"),
+        ("roberta", "fedex", "output", "query,value"),  # and the head's hidden layer, which is new
+        ("distilbert", "lora", "local", "all-linear"),
+        ("bart", "fedex", "full", "q_proj,v_proj"),
+        ("llama", "rolora", "frozen", "q_proj,v_proj"),
+        ("llama", "full", "auto", "all-linear"),
     ],
 )
 def test_every_family_and_head_moves_the_computed_bytes(
-    tiny: Settings, models: dict[str, Path], tmp_path: Path, family: str, method: str, head: str
+    tiny: Settings, models: dict[str, Path], tmp_path: Path, family: str, method: str, head: str, targets: str
 ) -> None:
     settings = dataclasses.replace(
         tiny, model=str(models[family]), method=method, head=head, out=str(tmp_path), client_holdout=0.2,
-        num_rounds=ROUNDS, local_steps=1, kind="kaiming",
+        num_rounds=ROUNDS, local_steps=1, kind="kaiming", targets=targets,
     )  # fmt: skip
     found = footprint(settings.resolved(), config_of(settings.model), 3)
     assert_measured(found, run_local(settings, workers=1), settings.num_clients)
@@ -173,5 +173,7 @@ def test_the_command_prints_the_same_numbers_as_a_table_and_as_json(capsys: pyte
 def test_an_unknown_method_or_head_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bytes", "--methods", "lora,nothing"]) == 1
     assert "methods nothing are unknown" in capsys.readouterr().out
+    assert main(["bytes", "--methods", ","]) == 1
+    assert "--methods names none" in capsys.readouterr().out
     assert main(["bytes", "--head", "none"]) == 1
     assert "head='none' is not one of" in capsys.readouterr().out
