@@ -5,7 +5,7 @@ arXiv 2402.16842). Every client draws the same A from a common seed, so A is nev
 and the mean of the B is exactly the mean of the updates.
 
 The public names below need NumPy and, those of `fedasym.lora`, PyTorch; each is imported when first used. Flower is
-known to `fedasym.wire` alone, transformers to `fedasym.model`.
+known to `fedasym.wire` alone, transformers to `fedasym.model` and `fedasym.footprint`.
 """
 
 from importlib import import_module

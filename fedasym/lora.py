@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedasym.layers import AdaptedLinear, TrainedLinear
-from fedasym.projection import fingerprint, frozen_A
+from fedasym.projection import check_drawable, fingerprint, frozen_A
 
 Float32 = NDArray[np.float32]
 
@@ -41,6 +41,8 @@ def adapt(
     exclude: Iterable[str] = (),
 ) -> list[str]:
     """Freeze a model and wrap its linear layers with adapters, in place.
+
+    On torch's meta device, where tensors have shapes and no values, nothing is drawn: the adapters are shapes too.
 
     Args:
         model: any PyTorch model, e.g. from transformers.
@@ -98,7 +100,11 @@ def scale_of(alpha: float, rank: int, scaling: str) -> float:
 
 
 def _draw(seed: int, name: str, rank: int, base: nn.Linear, kind: str, factors: str) -> tuple[Tensor, Tensor]:
-    """Return the initial A and B: one random, the other zero."""
+    """Return the initial A and B: one random, the other zero; on the meta device their shapes."""
+    if base.weight.is_meta:
+        check_drawable(name, rank, base.out_features if factors == "A" else base.in_features, kind)
+        shapes = (rank, base.in_features), (base.out_features, rank)
+        return torch.empty(shapes[0], device="meta"), torch.empty(shapes[1], device="meta")
     if factors == "A":
         B = frozen_A(seed, f"{name}.B", rank, base.out_features, kind).T
         return torch.zeros(rank, base.in_features), torch.from_numpy(np.ascontiguousarray(B))

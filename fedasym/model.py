@@ -14,7 +14,7 @@ import hashlib
 import importlib.util
 import json
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from logging import ERROR
 from pathlib import Path
@@ -29,7 +29,7 @@ from fedasym.methods import METHODS
 from fedasym.projection import seeded_normal
 from fedasym.settings import Settings
 
-_loading = threading.Lock()  # transformers sets process-wide state (default dtype, generator) while it loads
+loading = threading.Lock()  # transformers sets process-wide state (default dtype, generator) while it loads
 DEMO_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of model.safetensors
 
 
@@ -124,10 +124,39 @@ def build(settings: Settings, num_labels: int) -> Built:
         ValueError: no output layer with ``num_labels`` outputs, or targets that match nothing.
         OSError: transformers cannot find or download the model.
     """
-    with _loading:
+    with loading:
         model, tokenizer, missing = _load(settings, num_labels)
     config = _digest_config(model.config, tokenizer)
     _draw_missing(model, missing, settings.seed)
+    layers, output = fit(model, settings, num_labels, missing)
+    model.eval()
+    return Built(
+        model,
+        tokenizer,
+        tuple(layers),
+        tuple(sorted(missing)),
+        output,
+        lora.fingerprint_base(model),
+        config,
+        lora.fingerprint_A(model, settings.kind),
+    )
+
+
+def fit(model: nn.Module, settings: Settings, num_labels: int, missing: Collection[str]) -> tuple[list[str], str]:
+    """Give a bare model its head policy and its adapters, in place: what the settings say shall train.
+
+    Args:
+        model: base model and head; on torch's meta device only shapes are made.
+        settings: resolved settings.
+        num_labels: outputs of the output layer.
+        missing: paths of parameters that no checkpoint holds.
+
+    Returns:
+        The adapted layers' paths, sorted, and the path of the output layer.
+
+    Raises:
+        ValueError: no output layer with ``num_labels`` outputs, or targets that match nothing.
+    """
     head = _head_linears(model)
     output = next((name for name, m in reversed(head.items()) if m.out_features == num_labels), None)
     if output is None:
@@ -158,17 +187,15 @@ def build(settings: Settings, num_labels: int) -> Built:
             lora.place(model, name, TrainedLinear(head[name], travels=settings.head != "local"))
     if method.fold:
         lora.add_shifts(model)
-    model.eval()
-    return Built(
-        model,
-        tokenizer,
-        tuple(layers),
-        tuple(sorted(missing)),
-        output,
-        lora.fingerprint_base(model),
-        config,
-        lora.fingerprint_A(model, settings.kind),
-    )
+    return layers, output
+
+
+def pooled(encoder: Any, pooling: str, num_labels: int) -> MeanPooledClassifier:
+    """Put an output layer on an encoder's token vectors, pooled by their mean (``mean``, or ``pair`` for two texts)."""
+    if getattr(encoder, "pooler", None) is not None:
+        encoder.pooler = None  # it is not used, so nothing in it may train or travel
+    features = encoder.config.hidden_size * (2 if pooling == "pair" else 1)
+    return MeanPooledClassifier(encoder, features, num_labels)
 
 
 def _digest_config(config: Any, tokenizer: Any) -> str:
@@ -201,10 +228,7 @@ def _load(settings: Settings, num_labels: int) -> tuple[Any, Any, set[str]]:
             tokenizer = AutoTokenizer.from_pretrained(source, revision=settings.revision)
             if settings.pooling in ("mean", "pair"):
                 encoder, info = AutoModel.from_pretrained(source, **options)
-                if getattr(encoder, "pooler", None) is not None:
-                    encoder.pooler = None  # it is not used, so nothing in it may train or travel
-                features = encoder.config.hidden_size * (2 if settings.pooling == "pair" else 1)
-                model: Any = MeanPooledClassifier(encoder, features, num_labels)
+                model: Any = pooled(encoder, settings.pooling, num_labels)
                 model.output.to(options["dtype"])
                 missing = {f"encoder.{name}" for name in info["missing_keys"]} | {"output.weight", "output.bias"}
             else:

@@ -56,15 +56,7 @@ def frozen_A(seed: int, layer: str, rank: int, d_in: int, kind: str = "orthonorm
     >>> frozen_A(0, "layer", 2, 4, kind="block").shape
     (2, 4)
     """
-    if kind not in KINDS:
-        raise ValueError(f"layer {layer!r}: kind of A is {kind!r}; use one of {', '.join(KINDS)}")
-    if rank < 1 or d_in < 1:
-        raise ValueError(f"layer {layer!r}: rank {rank} and d_in {d_in} must both be at least 1")
-    if rank > d_in and kind in ("orthonormal", "block"):
-        raise ValueError(
-            f"layer {layer!r}: rank {rank} exceeds d_in {d_in}, so {kind} rows do not exist; "
-            f"lower rank to at most {d_in} or use kind='kaiming'"
-        )
+    check_drawable(layer, rank, d_in, kind)
     raw = np.random.Philox(key=stream_key(seed, "A", layer, kind, rank, d_in))
     if kind == "block":
         return _signed_permuted_block(raw, rank, d_in)
@@ -74,6 +66,23 @@ def frozen_A(seed: int, layer: str, rank: int, d_in: int, kind: str = "orthonorm
     if kind == "gaussian":
         return (_normal(bits) / rank).astype(np.float32)
     return ((2.0 * _uniform(bits) - 1.0) / math.sqrt(d_in)).astype(np.float32)
+
+
+def check_drawable(layer: str, rank: int, d_in: int, kind: str) -> None:
+    """Require a kind and a size for which A exists, without drawing it.
+
+    Raises:
+        ValueError: as `frozen_A`.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"layer {layer!r}: kind of A is {kind!r}; use one of {', '.join(KINDS)}")
+    if rank < 1 or d_in < 1:
+        raise ValueError(f"layer {layer!r}: rank {rank} and d_in {d_in} must both be at least 1")
+    if rank > d_in and kind in ("orthonormal", "block"):
+        raise ValueError(
+            f"layer {layer!r}: rank {rank} exceeds d_in {d_in}, so {kind} rows do not exist; "
+            f"lower rank to at most {d_in} or use kind='kaiming'"
+        )
 
 
 def seeded_normal(seed: int, name: str, shape: tuple[int, ...], std: float) -> Float32:

@@ -1,4 +1,4 @@
-"""The command line: ``python -m simulations run | demo | compare | page | tune | record | settings``."""
+"""The command line: ``python -m simulations COMMAND``; ``--help`` lists the commands."""
 
 import argparse
 import dataclasses
@@ -13,16 +13,20 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from fedasym.footprint import PRESETS
+from fedasym.methods import METHODS
 from fedasym.settings import Settings
 from fedasym.study.report import comparison_markdown, comparison_sheets, write_comparison
 from server.strategy import FederationError
+from simulations import bytes as calculator
 from simulations.compare import Comparison, compare
 from simulations.demo import demo
 from simulations.display import show_sheets
-from simulations.flower import FlowerError
 from simulations.rates import best_rates, grid_points, tune_rates
 from simulations.results import read_lines, result_lines
 from simulations.run import ENGINES, parse_overrides, read_settings, run
+from simulations.sockets import measure
+from simulations.superlink import FlowerError
 from simulations.tables import refresh
 from simulations.tune import tune
 
@@ -50,6 +54,12 @@ def main(arguments: list[str] | None = None) -> int:
         elif options.command == "tables":
             for path in refresh():
                 print(path)
+        elif options.command == "bytes":
+            _bytes(options, console)
+        elif options.command == "sockets":
+            overrides = ["local-steps=1", "num-rounds=3", *options.set, f"num-clients={options.clients}"]
+            settings = read_settings(options.config, overrides, options.work)
+            measure(settings, options.methods, options.nodes or options.clients, options.out, console)
         elif options.command == "tune":
             tune(options.work, options.workers, console, options.shard, options.shards)
         elif options.command == "compare":
@@ -89,7 +99,10 @@ def _compare(options: argparse.Namespace, command: str, console: Console) -> Non
 
 
 def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise argparse.ArgumentTypeError(f"{text!r} names nothing; give one name or some by commas")
+    return names
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -136,6 +149,24 @@ def _parser() -> argparse.ArgumentParser:
     grid.add_argument("--workers", type=int, default=1, help="clients at the same time (default: %(default)s)")
     grid.add_argument("--shard", type=int, default=0, help="which part of the grid this process runs")
     grid.add_argument("--shards", type=int, default=1, help="how many processes share the grid")
+    size = commands.add_parser("bytes", help="what each method would send on a model, from its configuration alone")
+    size.add_argument("--model", default="demo", help=f"{', '.join(PRESETS)}, demo, a config's folder, or a hub id")
+    size.add_argument("--rank", type=_positive, default=8, help="r of every adapter (default: %(default)s)")
+    size.add_argument("--targets", default="all-linear", help="endings of layer names, by commas (default: all-linear)")
+    size.add_argument("--head", default="auto", help="output, frozen, full, local; auto: each method's own")
+    size.add_argument("--pooling", default="auto", help="model, mean or pair; auto: mean for demo, else model")
+    size.add_argument("--clients", type=_positive, default=10, help="clients of a round (default: %(default)s)")
+    size.add_argument("--labels", type=_positive, default=2, help="outputs of the head (default: %(default)s)")
+    size.add_argument("--methods", type=_names, default=tuple(METHODS), help="by commas; all by default")
+    size.add_argument("--json", action="store_true", help="print raw numbers")
+    real = commands.add_parser("sockets", help="bytes through the sockets of a deployment on this machine")
+    real.add_argument("config", nargs="?", type=Path, metavar="CONFIG.toml", help="settings that differ from defaults")
+    real.add_argument("--set", action="append", default=[], metavar="key=value", help="one more setting; repeatable")
+    real.add_argument("--methods", type=_names, default=("asymmetric", "lora"), help="default: asymmetric,lora")
+    real.add_argument("--clients", type=_positive, default=2, help="clients (default: %(default)s)")
+    real.add_argument("--nodes", type=_positive, help="SuperNodes; default: as many as clients")
+    real.add_argument("--work", type=Path, default=Path("runs/sockets"), metavar="DIR", help="folder of the runs")
+    real.add_argument("--out", type=Path, default=Path("runs/sockets.jsonl"), metavar="FILE", help="appended to")
     lines = commands.add_parser("record", help="print finished runs as raw result lines (JSON)")
     lines.add_argument("folders", nargs="+", type=Path, metavar="RUN_FOLDER")
     page = commands.add_parser("page", help="one HTML page, or Markdown, about result lines of many methods")
@@ -152,6 +183,15 @@ def _lines(file: Path) -> list[dict[str, Any]]:
     if not file.exists():
         raise FileNotFoundError(f"there is no file of result lines {file}")
     return read_lines(file)
+
+
+def _bytes(options: argparse.Namespace, console: Console) -> None:
+    asked = {key: getattr(options, key) for key in ("model", "rank", "targets", "head", "pooling", "clients", "labels")}
+    found = calculator.footprints(methods=options.methods, **asked)
+    if options.json:
+        print(json.dumps(calculator.as_json(found, **asked), indent=1))
+    else:
+        calculator.print_footprints(found, options.model, options.clients, options.labels, console)
 
 
 def _positive(text: str) -> int:

@@ -22,6 +22,7 @@ KNOWS = {
     "train": {"torch"},
     "export": {"torch"},
     "model": {"torch", "transformers"},
+    "footprint": {"torch", "transformers"},
     "data": {"torch", "datasets"},
     "partition": {"datasets", "flwr_datasets"},
     "wire": {"flwr"},

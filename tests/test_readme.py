@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from world import make_data, make_model
 
 from fedasym.record import read_json
-from simulations.flower import QUIET
+from simulations.superlink import QUIET
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

@@ -1,0 +1,228 @@
+"""A private SuperLink of ours, `flwr run`, and the run's real status.
+
+`flwr run` alone would start a SuperLink that outlives the job and would report success for a failed run; here the
+SuperLink is a child with a port and a home of its own, the status is polled, and everything started is ended.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedasym.settings import Settings, Value
+
+PROJECT = Path(__file__).resolve().parents[1]
+POLL_SECONDS = 20.0  # without a new round; each poll is a process of about 2 s of one core, taken from the training
+_START_SECONDS = 60.0
+_CONNECTION = "fedasym"
+
+QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+
+
+class FlowerError(RuntimeError):
+    """Flower did not complete the run; the text holds its status and the end of its log."""
+
+
+@dataclass(frozen=True)
+class Superlink:
+    """A running SuperLink of ours.
+
+    Attributes:
+        home: its folder, removed when it ends.
+        port: on 127.0.0.1; one port serves control, fleet and runtime.
+        environment: of processes that shall reach it by Flower's command line.
+        log_file: what it prints.
+    """
+
+    home: Path
+    port: int
+    environment: dict[str, str]
+    log_file: Path
+
+
+def run_app(link: Superlink, settings: Settings, *options: str) -> Path:
+    """Run our app on a SuperLink and wait until it is finished.
+
+    Args:
+        link: where.
+        settings: ``out`` must name the run folder.
+        *options: further words for ``flwr run``.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        FlowerError: the run ended otherwise than ``finished:completed``.
+    """
+    folder = Path(settings.out).absolute()
+    config = link.home / "run.toml"
+    config.write_text("".join(f"{key} = {toml_value(v)}\n" for key, v in settings.run_config().items()))
+    app = str(_stage(link.home / "fedasym"))
+    run = _flwr(["run", app, _CONNECTION, "-c", str(config), *options], link.environment)
+    _wait(str(run["run-id"]), link.environment, link.log_file, folder / "summary.json")
+    return folder
+
+
+def _stage(folder: Path) -> Path:
+    """Copy what the app bundle is made of, so that Flower does not walk through a virtual environment to find it."""
+    for name in ("fedasym", "server", "clients"):
+        shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(PROJECT / name, folder / name)
+    return folder
+
+
+def toml_value(value: Value) -> str:
+    """Write a run-config value as TOML."""
+    return json.dumps(value, ensure_ascii=False)  # TOML shares JSON's strings, numbers and booleans
+
+
+def _wait(run_id: str, environment: dict[str, str], log_file: Path, summary: Path) -> None:
+    """Ask for the run's status when its summary is written, and when no round ends for a while, until it is over."""
+    before, rounds = _written(summary), summary.with_name("rounds.jsonl")
+    try:
+        while True:
+            seen, deadline = _written(rounds), time.monotonic() + POLL_SECONDS
+            while time.monotonic() < deadline and _written(summary) == before:  # once written, the end is near
+                time.sleep(0.2)
+                if _written(rounds) != seen:
+                    seen, deadline = _written(rounds), time.monotonic() + POLL_SECONDS
+            status = str(_flwr(["list", _CONNECTION, "--run-id", run_id], environment)["runs"][0]["status"])
+            if status == "finished:completed":
+                return
+            if status.startswith("finished"):
+                _keep_run_log(run_id, environment, log_file)
+                raise FlowerError(f"Flower's run ended as {status!r}; the end of {log_file}:\n{_tail(log_file)}")
+    except KeyboardInterrupt:
+        _flwr(["stop", run_id, _CONNECTION], environment)
+        raise
+
+
+def _keep_run_log(run_id: str, environment: dict[str, str], log_file: Path) -> None:
+    """Append what the ServerApp printed, its traceback included, to our log."""
+    with log_file.open("ab") as log:
+        command = [tool("flwr"), "log", run_id, _CONNECTION, "--show"]
+        subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False)
+
+
+def tool(name: str) -> str:
+    """Return the path of a command that is installed beside this Python."""
+    return str(Path(sys.executable).with_name(name))
+
+
+def _written(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def _flwr(arguments: list[str], environment: dict[str, str]) -> Any:
+    """Call Flower's command line and return its JSON answer."""
+    command = [tool("flwr"), *arguments, "--format", "json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    start = done.stdout.find("{")
+    answer = json.loads(done.stdout[start:]) if start >= 0 else {}
+    if done.returncode or not answer.get("success"):
+        raise FlowerError(f"`flwr {arguments[0]}` failed: {answer.get('error-message') or done.stdout + done.stderr}")
+    return answer
+
+
+@contextmanager
+def superlink(log_file: Path, *options: str) -> Iterator[Superlink]:
+    """Start a SuperLink on a free loopback port with a home of its own; end it and all it started.
+
+    Args:
+        log_file: to which its output is appended; its folder is made.
+        *options: further words for ``flower-superlink``, e.g. ``--simulation``.
+
+    Raises:
+        FlowerError: it was not ready in time.
+    """
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="fedasym-flower-") as home:
+        link = _configure(Path(home), log_file)
+        command = [
+            tool("flower-superlink"),
+            "--insecure", "--isolation", "subprocess", *options,
+            "--host", "127.0.0.1", "--port", str(link.port),
+            "--database", str(link.home / "state.db"),
+        ]  # fmt: skip
+        with started(command, link.environment, log_file) as process:
+            _await_health(process, link.port, log_file)
+            yield link
+
+
+def _configure(home: Path, log_file: Path) -> Superlink:
+    """Choose a port and write Flower's own configuration for it."""
+    port = free_port()
+    environment = {**os.environ, **QUIET, "FLWR_HOME": str(home)}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
+    connection = f'[superlink]\ndefault = "{_CONNECTION}"\n\n[superlink.{_CONNECTION}]\naddress = "127.0.0.1:{port}"\n'
+    (home / "config.toml").write_text(connection + "insecure = true\n")
+    return Superlink(home, port, environment, log_file)
+
+
+@contextmanager
+def started(command: list[str], environment: dict[str, str], log_file: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a process in a group of its own; end it and all it started."""
+    with log_file.open("ab") as log:
+        process = subprocess.Popen(
+            command, env=environment, cwd=PROJECT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        _end(process)
+
+
+def _await_health(process: subprocess.Popen[bytes], port: int, log_file: Path) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise FlowerError(f"flower-superlink exited with {process.returncode}:\n{_tail(log_file)}")
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1.0):
+                return
+        except OSError:
+            time.sleep(0.1)
+    raise FlowerError(f"flower-superlink was not ready within {_START_SECONDS} s:\n{_tail(log_file)}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a whole process group: politely, then by force."""
+    for how, seconds in ((signal.SIGTERM, 15.0), (signal.SIGKILL, 15.0)):
+        try:
+            os.killpg(process.pid, how)
+            process.wait(seconds)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _tail(path: Path, lines: int = 40) -> str:
+    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
