@@ -31,6 +31,9 @@ from simulations.tables import refresh
 from simulations.tune import tune
 
 
+_FEDERATED = tuple(name for name in METHODS if name != "central")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; return the process's exit code."""
     options = _parser().parse_args(arguments)
@@ -157,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     size.add_argument("--pooling", default="auto", help="model, mean or pair; auto: mean for demo, else model")
     size.add_argument("--clients", type=_positive, default=10, help="clients of a round (default: %(default)s)")
     size.add_argument("--labels", type=_positive, default=2, help="outputs of the head (default: %(default)s)")
-    size.add_argument("--methods", type=_names, default=tuple(METHODS), help="by commas; all by default")
+    size.add_argument("--methods", type=_names, default=_FEDERATED, help="by commas; all by default")
     size.add_argument("--json", action="store_true", help="print raw numbers")
     real = commands.add_parser("sockets", help="bytes through the sockets of a deployment on this machine")
     real.add_argument("config", nargs="?", type=Path, metavar="CONFIG.toml", help="settings that differ from defaults")
