@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from fedasym import lora
 from fedasym.chance import generator
 from fedasym.contract import Contract, contract_of
-from fedasym.data import Tokens, load_examples, tokenize
+from fedasym.data import load_examples
 from fedasym.methods import METHODS
 from fedasym.model import Built, build
 from fedasym.partition import Partition, partition
 from fedasym.settings import Settings
 from fedasym.tasks import Task, task_of
+from fedasym.tokens import Tokens, tokenize
 
 _kept = threading.local()
 

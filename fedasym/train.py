@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedasym.data import Tokens, collate
 from fedasym.methods import METHODS
 from fedasym.metrics import score
 from fedasym.settings import Settings
 from fedasym.tasks import Task
+from fedasym.tokens import Tokens, collate
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedasym import checkpoint, lora, record, wire
 from fedasym.contract import Contract, contract_of
-from fedasym.data import Tokens, load_examples, load_extra_examples, tokenize
+from fedasym.data import load_examples, load_extra_examples
 from fedasym.export import write_adapter
 from fedasym.methods import METHODS
 from fedasym.methods.method import Matrices, select, values
@@ -30,6 +30,7 @@ from fedasym.partition import partition
 from fedasym.report import write_report
 from fedasym.settings import Settings, difference, from_run_config
 from fedasym.tasks import Task, task_of
+from fedasym.tokens import Tokens, tokenize
 from fedasym.train import evaluate
 from server.conclusion import conclude
 from server.nodes import meet, warm

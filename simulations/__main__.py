@@ -30,7 +30,6 @@ from simulations.superlink import FlowerError
 from simulations.tables import refresh
 from simulations.tune import tune
 
-
 _FEDERATED = tuple(name for name in METHODS if name != "central")
 
 

@@ -23,7 +23,8 @@ KNOWS = {
     "export": {"torch"},
     "model": {"torch", "transformers"},
     "footprint": {"torch", "transformers"},
-    "data": {"torch", "datasets"},
+    "data": {"datasets"},
+    "tokens": {"torch"},
     "partition": {"datasets", "flwr_datasets"},
     "wire": {"flwr"},
 }

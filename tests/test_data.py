@@ -10,8 +10,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from fedasym.data import collate, load_examples, tokenize
+from fedasym.data import load_examples
 from fedasym.settings import Settings
+from fedasym.tokens import collate, tokenize
 
 CLASSES = ("bad", "good", "plain")
 

@@ -11,9 +11,10 @@ import transformers
 from safetensors.torch import load_file
 
 from fedasym import lora
-from fedasym.data import collate, load_examples, tokenize
+from fedasym.data import load_examples
 from fedasym.export import write_adapter
 from fedasym.model import build
+from fedasym.tokens import collate, tokenize
 
 FAMILIES = ("bert", "roberta", "distilbert", "bart", "llama")
 

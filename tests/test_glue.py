@@ -12,13 +12,14 @@ from sklearn.metrics import f1_score, matthews_corrcoef
 
 from fedasym import glue
 from fedasym.contract import contract_of
-from fedasym.data import load_examples, load_extra_examples, tokenize
+from fedasym.data import load_examples, load_extra_examples
 from fedasym.metrics import score
 from fedasym.model import build
 from fedasym.partition import partition
 from fedasym.record import read_rounds
 from fedasym.settings import Settings
 from fedasym.tasks import task_of
+from fedasym.tokens import tokenize
 from fedasym.train import evaluate
 from simulations.local import run_local
 

@@ -9,11 +9,12 @@ import torch
 import transformers
 
 from fedasym import lora
-from fedasym.data import collate, load_examples, tokenize
+from fedasym.data import load_examples
 from fedasym.model import build
 from fedasym.projection import frozen_A, seeded_normal
 from fedasym.settings import Settings
 from fedasym.tasks import task_of
+from fedasym.tokens import collate, tokenize
 from fedasym.train import train_steps
 
 FAMILIES = ("bert", "roberta", "distilbert", "bart", "llama", "mean")

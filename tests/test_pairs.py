@@ -9,9 +9,10 @@ import pytest
 import torch
 from world import make_data, make_model, tiny_settings, watched_run
 
-from fedasym.data import collate, load_examples, tokenize
+from fedasym.data import load_examples
 from fedasym.model import build
 from fedasym.record import read_rounds
+from fedasym.tokens import collate, tokenize
 
 
 @pytest.fixture

@@ -12,10 +12,11 @@ from torch.nn import functional as F
 
 from fedasym import lora
 from fedasym.chance import generator
-from fedasym.data import collate, load_examples, tokenize
+from fedasym.data import load_examples
 from fedasym.methods import METHODS
 from fedasym.model import build
 from fedasym.tasks import task_of
+from fedasym.tokens import collate, tokenize
 from fedasym.train import draw_batches, evaluate, train_steps
 
 LENGTHS = np.random.default_rng(0).integers(3, 40, 37)
