@@ -45,7 +45,7 @@ def figures_html(figures: Mapping[str, tuple[str, bytes]], wide: tuple[str, ...]
 
 STYLE = """
 body { font: 15px/1.5 system-ui, "Segoe UI", "Helvetica Neue", Arial, "DejaVu Sans", sans-serif;
-  color: #1a1a1a; background: #fff; max-width: 900px; margin: 0 auto; padding: 24px 16px 48px; }
+  color: #1a1a1a; background: #fff; max-width: 980px; margin: 0 auto; padding: 24px 16px 48px; }
 h1 { font-size: 26px; line-height: 1.2; margin: 0 0 4px; }
 h2 { font-size: 18px; margin: 32px 0 8px; break-after: avoid; }
 .lead { font-size: 16px; margin: 0 0 20px; color: #333; }
@@ -59,7 +59,7 @@ h3 { font-size: 15px; margin: 22px 0 4px; break-after: avoid; }
 .numbers td, .numbers thead th + th { text-align: right; font-variant-numeric: tabular-nums; }
 .numbers td { white-space: nowrap; }
 .sheet .numbers th[scope=row] { font-weight: 400; white-space: nowrap; }
-.sheet .numbers td, .sheet .numbers thead th + th { padding-right: 16px; }
+.sheet .numbers td, .sheet .numbers thead th + th { padding-right: 10px; }
 .sign { position: absolute; padding-left: 3px; }
 .block th { font-weight: 400; font-style: italic; color: #4a4a4a; padding-top: 12px; }
 small { display: block; font-size: 11px; color: #555; }
