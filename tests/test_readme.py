@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -92,6 +93,18 @@ def test_a_flwr_run_command_of_the_readme_completes(
     report = re.search(r"report (\S+report\.html)", run.stdout)
     assert report and Path(report[1]).exists()
     assert read_json(Path(report[1]).with_name("summary.json"))["rounds"] >= 1
+
+
+@pytest.mark.slow
+def test_the_plain_flwr_run_of_the_readme_is_the_whole_demo(shell: dict[str, str]) -> None:
+    (command,) = (line for line in commands() if line == "flwr run . --stream")
+    run = subprocess.run(["bash", "-c", command], cwd=ROOT, env=shell, capture_output=True, text=True)
+    report = re.search(r"report (\S+report\.html)", run.stdout)
+    assert report, run.stdout + run.stderr
+    assert final_status(shell) == "finished:completed"
+    folder = Path(report[1]).parent
+    assert read_json(folder / "summary.json")["final"] >= 0.76
+    shutil.rmtree(folder)  # it lies where `flwr run` puts it, not in a place of this test
 
 
 @pytest.mark.parametrize("command", [line for line in commands() if line.startswith("python")])

@@ -1,7 +1,4 @@
-"""Whatever is wrong with a party ends in an error or a rejection that names it, through real Flower messages.
-
-The file is long because every way of going wrong stands here with the words that name it.
-"""
+"""Whatever is wrong with a reply ends in an error or a rejection that names it, through real Flower messages."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +7,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
-from world import make_model, tiny_settings, tiny_values
+from world import federate, tiny_settings
 
 from clients.app import app as honest
 from clients.site import site_of
@@ -44,16 +41,6 @@ def tampered(tamper: Tamper) -> ClientApp:
     return app
 
 
-def federate(tmp_path: Path, app: ClientApp, client_values: dict[str, object] | None = None, **more: object) -> Path:
-    """Run server and clients in process; the clients may see another run config than the server."""
-    values = tiny_values(tmp_path, out=str(tmp_path / "run"), num_rounds=1, **more)
-    server_config = from_run_config(values).run_config()
-    client_config = from_run_config({**values, **(client_values or {})}).run_config()
-    with InProcessGrid(app, client_config, num_nodes=4) as grid:
-        server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(server_config)))
-    return tmp_path / "run"
-
-
 def rejection(folder: Path) -> str:
     """Return the one rejection of the first round."""
     row = read_rounds(folder)[0]
@@ -61,52 +48,6 @@ def rejection(folder: Path) -> str:
     assert row["clients_rejected"] == 1
     assert list(row["rejections"]) == [str(BAD_CLIENT)]
     return str(row["rejections"][str(BAD_CLIENT)])
-
-
-@pytest.mark.parametrize(
-    ("theirs", "named"),
-    [
-        ({"seed": 1}, "seed: 0 there, 1 here"),
-        ({"rank": 2}, "rank: 4 there, 2 here"),
-        ({"kind": "kaiming"}, "kind: 'orthonormal' there, 'kaiming' here"),
-        ({"lr": 0.25}, "lr=0.25"),
-        ({"split": "iid"}, "data: "),
-    ],
-)
-def test_a_client_with_other_settings_refuses_and_names_the_difference(
-    tmp_path: Path, theirs: dict[str, object], named: str
-) -> None:
-    with pytest.raises(FederationError, match="the contract differs") as raised:
-        federate(tmp_path, honest, theirs)
-    assert named in str(raised.value)
-
-
-def test_a_client_with_another_base_model_refuses_and_names_it(tmp_path: Path) -> None:
-    other = make_model(tmp_path / "other", seed=1)
-    with pytest.raises(FederationError, match="base: '"):
-        federate(tmp_path, honest, {"model": str(other)})
-
-
-def test_a_client_with_a_model_of_another_shape_is_told_which_matrices_differ(tmp_path: Path) -> None:
-    with pytest.raises(
-        FederationError, match=r"matrix encoder\.encoder\.layer\.0\S+query\.B: \(32, 4\) there, 'absent'"
-    ):
-        federate(tmp_path, honest, {"targets": "key,value"})
-
-
-def test_an_unknown_setting_is_refused_by_name(tmp_path: Path) -> None:
-    values = tiny_values(tmp_path, out=str(tmp_path / "run"))
-    with InProcessGrid(honest, {}, num_nodes=4) as grid, pytest.raises(ValueError, match=r"'rnak' is unknown.*'rank'"):
-        server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), {**values, "rnak": 4}))
-
-
-def test_an_override_of_the_wrong_type_is_refused_by_name(tmp_path: Path) -> None:
-    values = tiny_values(tmp_path, out=str(tmp_path / "run"), rank="8")
-    with (
-        InProcessGrid(honest, {}, num_nodes=4) as grid,
-        pytest.raises(ValueError, match="rank='8' is a str; give a int"),
-    ):
-        server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), values))
 
 
 def values_of(reply: Message) -> np.ndarray:
@@ -282,32 +223,6 @@ def test_a_client_seen_twice_in_a_round_counts_once(tmp_path: Path) -> None:
         server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(values)))
     assert row["digest"] == read_rounds(plain)[0]["digest"]
     assert "twice" in " ".join(row["warnings"])
-
-
-def test_a_node_that_did_not_agree_to_the_contract_or_names_no_share_is_refused(tmp_path: Path) -> None:
-    values = tiny_settings(tmp_path, out=str(tmp_path / "run")).run_config()
-    app = ClientApp()
-    app.query("warm")(lambda message, context: honest(message, context))
-    app.query()(lambda message, context: Message(RecordDict(), reply_to=message))
-    with (
-        InProcessGrid(app, values, num_nodes=4) as grid,
-        pytest.raises(FederationError, match="answered with contract=None"),
-    ):
-        server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(values)))
-    with InProcessGrid(honest, values, num_nodes=4) as grid:
-        for context in grid._contexts.values():
-            context.node_config["num-partitions"] = 10**9
-        with pytest.raises(FederationError, match=r"num-partitions=1000000000 is no share"):
-            server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(values)))
-
-
-def test_two_nodes_that_hold_the_same_share_are_named(tmp_path: Path) -> None:
-    values = tiny_settings(tmp_path, out=str(tmp_path / "run")).run_config()
-    with InProcessGrid(honest, values, num_nodes=4) as grid:
-        for context in grid._contexts.values():
-            context.node_config["partition-id"] = 0
-        with pytest.raises(FederationError, match="nodes 100 and 101 both hold partition-id=0"):
-            server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(values)))
 
 
 def test_a_reply_that_does_not_come_in_time_is_named(tmp_path: Path) -> None:
