@@ -50,7 +50,7 @@ def train_round(site: Site, content: RecordDict, keep: Path) -> tuple[RecordDict
     Args:
         site: model, data and contract.
         content: the server's message.
-        keep: folder of this site for what never leaves it (a head under the policy ``local``).
+        keep: folder of this site for what its clients keep: what never leaves them, and what they were sent.
 
     Returns:
         The reply's records, and its metrics (``num-examples``: n_k; ``loss``: mean over the local steps).
@@ -75,7 +75,8 @@ def train_round(site: Site, content: RecordDict, keep: Path) -> tuple[RecordDict
     held = _receive(site, content, about, own)
     everything = {**lora.common(model), **lora.local_only(model)}
     private = {name: everything[name] for name in site.private}
-    lora.load(everything, {**held, **(read_local(own, number) or site.private)})
+    kept = read_local(own, number)
+    lora.load(everything, {**held, **(kept or site.private)})
     loaded = wire.digest(lora.read({name: everything[name] for name in held}))
     parameters = lora.trainable(model) | lora.local_only(model)
     moving = {n: p for n, p in parameters.items() if letter_of(n) in {*method.trains(number), ""}}
@@ -99,6 +100,7 @@ def train_round(site: Site, content: RecordDict, keep: Path) -> tuple[RecordDict
         "client": client,
         "loaded": loaded,
         "base": lora.fingerprint_base(model),
+        "fresh": bool(private) and kept is None,
     }
     if site.contract.factors in ("A", "B"):
         particulars["A"] = lora.fingerprint_A(model, settings.kind)
@@ -115,6 +117,11 @@ def _receive(site: Site, content: RecordDict, about: dict[str, Any], own: Path) 
         held = wire.unpack(content, method.held_schema(schema))
     else:
         weights = [int(weight) for weight in about.get("weights", [])]
+        if bool(weights) != bool(method.fold and number > 1) or min(weights, default=1) < 1:
+            raise Refusal(
+                f"round {number} of {method.name} came with the weights {weights}; a stack needs one positive weight a "
+                "client, and nothing else has any"
+            )
         sent = wire.unpack(content, method.sent_schema(schema, number, len(weights)))
         before = site.initial
         if method.remembers and number > 1:

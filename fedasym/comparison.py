@@ -47,8 +47,8 @@ def comparison_rows(folders: Sequence[Path]) -> list[dict[str, Any]]:
 
     The savings compare bytes per client and round, up and down, with a run of standard LoRA (``lora``) on the
     same model, of the same rank if there is one: ``1 − bytes / bytes of standard LoRA``. ``saving`` is as
-    measured, with the output layer where it travels; ``saving_adapter`` counts the adapters' float32 values
-    alone. Both are None without such a run.
+    measured, with the output layer where it travels; ``saving_adapter`` leaves it out (None where there are
+    no adapters). Both are None without such a run.
 
     Raises:
         ValueError: a folder has no finished round.
@@ -148,10 +148,9 @@ def rows_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
                 "name": run.name,
                 "method": run.label,
                 **{key: run.summary[key] for key in copied},
-                "adapter_values": _adapter_values(run),
                 "head_values": run.config["head_values"],
                 "saving": 1.0 - _traffic(run) / _traffic(lora) if lora else None,
-                "saving_adapter": 1.0 - _adapter_values(run) / _adapter_values(lora) if lora else None,
+                "saving_adapter": _saving_adapter(run, lora),
             }
         )
     return rows
@@ -170,8 +169,12 @@ def _traffic(run: Run) -> float:
     return float(run.summary["payload_up_per_client_round"] + run.summary["payload_down_per_client_round"])
 
 
-def _adapter_values(run: Run) -> int:
-    return int(run.config["trainable_values"] - run.config["head_values"])
+def _saving_adapter(run: Run, lora: Run | None) -> float | None:
+    """Return the saving without the output layer; None without a reference, or where there are no adapters."""
+    if lora is None or METHODS[run.settings["method"]].factors == "W":
+        return None
+    adapters, reference = (_traffic(each) - 2 * each.summary["head_bytes"] for each in (run, lora))
+    return 1.0 - adapters / reference
 
 
 def scientific(value: float | None, digits: int = 2) -> str:

@@ -97,7 +97,7 @@ def contract_of(settings: Settings, built: Built, labels: tuple[str, ...], data:
         key: getattr(settings, key)
         for key in (
             "optimizer", "lr", "head_lr", "weight_decay", "clip", "batch_size", "local_steps", "local_epochs",
-            "max_length", "attention", "client_holdout", "threads",
+            "max_length", "attention", "dtype", "client_holdout", "threads",
         )
     }  # fmt: skip
     versions = {"fedasym": __version__, **{name: metadata.version(name) for name in _VERSIONS}}

@@ -9,7 +9,7 @@ from typing import Any
 
 from fedasym.comparison import Run, human_bytes, percent, rows_of, scientific
 from fedasym.document import document, figures_html
-from fedasym.settings import RESOLVED, Settings
+from fedasym.settings import RESOLVED, Settings, judged_at_clients
 
 _REJECTIONS = 50  # listed on the page; all are in rounds.jsonl
 ABOUT = {knob.name.replace("_", "-"): str(knob.metadata["about"]) for knob in dataclasses.fields(Settings)}
@@ -72,7 +72,7 @@ def _sentence(runs: Sequence[Run]) -> str:
     for run in runs:
         s, count = run.settings, len(run.rounds)
         judges = f"{run.config['held_out_examples']:,} held-out examples"
-        if s["head"] == "local":
+        if judged_at_clients(s["method"], s["head"]):
             judges = "the examples that the clients keep out"
         said.append(
             f"{count} round{'s' if count > 1 else ''} on task {s['task']} with model {s['model']} and "
@@ -143,7 +143,7 @@ def _origin(run: Run) -> dict[str, Any]:
         "contract hash": run.config["contract_hash"],
         "partition digest": run.config["partition"]["digest"],
         "final digest": run.summary["digest"],
-        "values that travel": f"{run.config['trainable_values']:,}",
+        "values that train": f"{run.config['trainable_values']:,}",
         "of them output layer": f"{run.config['head_values']:,}",
         "seconds": run.summary["seconds"],
         **run.config["versions"],

@@ -106,7 +106,7 @@ class Settings:
         if self.client_holdout >= 1.0:
             raise ValueError(f"client-holdout={self.client_holdout} leaves nothing to train on; use less than 1")
         method = METHODS[self.method]
-        if (self.head == "local" or method.personal) and self.client_holdout == 0.0:
+        if judged_at_clients(self.method, self.head) and self.client_holdout == 0.0:
             own = f"method={self.method!r}" if method.personal else "head='local'"
             raise ValueError(f"{own} is evaluated at the clients only; set client-holdout, e.g. client-holdout=0.2")
         if self.server_optimizer != "none" and (method.merge or method.fold or method.personal):
@@ -175,6 +175,11 @@ class Settings:
     def target_names(self) -> tuple[str, ...]:
         """The endings of layer names in ``targets``."""
         return tuple(name.strip() for name in self.targets.split(",") if name.strip())
+
+
+def judged_at_clients(method: str, head: str) -> bool:
+    """Say whether a run has no common model that the server could evaluate."""
+    return head == "local" or METHODS[method].personal
 
 
 def from_run_config(config: Mapping[str, Any]) -> Settings:

@@ -28,7 +28,7 @@ from fedasym.methods.method import Matrices, select, values
 from fedasym.model import Built, build
 from fedasym.partition import partition
 from fedasym.report import write_report
-from fedasym.settings import Settings, difference, from_run_config
+from fedasym.settings import Settings, difference, from_run_config, judged_at_clients
 from fedasym.tasks import Task, task_of
 from fedasym.tokens import Tokens, tokenize
 from fedasym.train import evaluate
@@ -81,7 +81,7 @@ def federate(grid: Grid, settings: Settings, folder: Path) -> None:
     bench, state = train(grid, settings, folder)
     _load(bench, state.matrices)
     write_adapter(folder / "adapter", bench.built, settings)
-    if settings.head == "local" or METHODS[settings.method].personal:
+    if judged_at_clients(settings.method, settings.head):
         log.info("what is in adapter/ of private matrices is as first drawn: the trained ones stay with their clients")
     write_report([folder], folder / "report.html")
     log.info("report %s", folder / "report.html")
@@ -179,7 +179,12 @@ def _row(result: Round, bench: Bench, matrices: Matrices, mismatch: float | None
         if any(f"{name}-{when}" in row for row in result.metrics.values())
     }
     metrics: dict[str, float | None]
-    if settings.head == "local" or METHODS[settings.method].personal:
+    if judged_at_clients(settings.method, settings.head):
+        if not all(f"{name}_after" in clients for name in names):
+            raise FederationError(
+                f"round {result.number}: no client kept examples out, by which alone {settings.method} with "
+                f"head={settings.head!r} is judged; raise client-holdout or min-examples"
+            )
         metrics = {name: clients[f"{name}_after"] for name in names}
     elif result.number % settings.eval_every and result.number != settings.num_rounds:
         metrics = dict.fromkeys(names)

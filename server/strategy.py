@@ -128,6 +128,10 @@ def run_round(grid: Grid, nodes: Mapping[int, int], contract: Contract, opening:
         except ValueError as error:  # a Rejection, or a weight beyond what the mean can hold
             result.rejected[client] = str(error)
             continue
+        if wire.about(reply.content).get("fresh") and number > 1:
+            result.warnings.append(
+                f"client {client} started its private matrices anew: it takes part for the first time, or lost its disk"
+            )
         result.payload_up += sum(matrix.nbytes for matrix in update.values())
         result.metrics[client] = metrics
         if len(method.up(number)) == 2:

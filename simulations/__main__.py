@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 import tomllib
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +73,15 @@ def main(arguments: list[str] | None = None) -> int:
             settings = read_settings(options.config, options.set, options.out)
             folder = run(settings, options.engine, options.workers, console)
             console.print(f"summary {folder / 'summary.json'}\nreport  {folder / 'report.html'}", soft_wrap=True)
+    except BrokenProcessPool:
+        console.print("[bold red]failed:[/bold red] a process ended, perhaps for lack of memory; try a lower --jobs")
+        return 1
     except (ValueError, OSError, FederationError, FlowerError, ModuleNotFoundError) as error:
         console.print(f"[bold red]failed:[/bold red] {type(error).__name__}: ", end="")
         console.print(str(error), markup=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
-        console.print("interrupted; the same command with the same settings and --out continues where it stopped")
+        console.print("interrupted; `run` and `compare` continue where they stopped, given the same --out and settings")
         return 130
     return 0
 
@@ -86,13 +90,18 @@ def _compare(options: argparse.Namespace, command: str, console: Console) -> Non
     base = tomllib.loads(options.config.read_text()) if options.config else {}
     base |= parse_overrides(options.set)
     tuning, work = options.out / "tuning.jsonl", options.out / "work"
+    taken = {"task", "split", "method", "seed", "out"} & base.keys()
+    if taken:
+        raise ValueError(f"{', '.join(sorted(taken))} cannot be set for all cells; use --task, --split, --methods, ...")
+    comparison = Comparison(options.task, options.split, options.methods, tuple(range(options.seeds)), base, {})
+    comparison.cells()  # a bad name is refused before hours of tuning
     if options.tune:
-        methods = sorted(set(options.methods) - {"local"})
-        tune_rates(methods, options.tune, options.split[0], base, tuning, work, options.jobs, console)
+        tune_rates(comparison, options.tune, options.split[0], tuning, work, options.jobs, console)
     grid = read_lines(tuning)
-    comparison = Comparison(
-        options.task, options.split, options.methods, tuple(range(options.seeds)), base, best_rates(grid)
-    )
+    rates = best_rates(grid)
+    if rates and (own := {"lr", "head-lr", "optimizer"} & base.keys()):
+        raise ValueError(f"{', '.join(sorted(own))} would be overridden by the tuned rates of {tuning}; leave them out")
+    comparison = dataclasses.replace(comparison, rates=rates)
     lines = compare(comparison, options.out / "cells.jsonl", work, options.jobs, console)
     page = options.out.absolute() / "report.html"
     write_comparison(lines, page, tuning=grid_points(grid), command=command)
@@ -188,6 +197,8 @@ def _lines(file: Path) -> list[dict[str, Any]]:
 
 
 def _bytes(options: argparse.Namespace, console: Console) -> None:
+    if "central" in options.methods:
+        raise ValueError("central has all data in one place, so nothing travels; leave it out")
     asked = {key: getattr(options, key) for key in ("model", "rank", "targets", "head", "pooling", "clients", "labels")}
     found = calculator.footprints(methods=options.methods, **asked)
     if options.json:

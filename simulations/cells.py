@@ -1,7 +1,6 @@
 """One cell of a comparison: a task, a split, a method and a seed; its settings, its run and its result line."""
 
 import logging
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +61,7 @@ def comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_cell(cell: Cell, base: Mapping[str, Any], work: Path) -> dict[str, Any]:
-    """Run a cell, or go on with it, in this process; return its result line and remove its run folder.
+    """Run a cell, or go on with it, in this process; return its result line. Its run folder stays.
 
     The line is that of `simulations.results.result_lines` and says whether the method is personal. Where all data lie
     in one place nothing travels: its bytes are 0 and it has no mismatch.
@@ -79,5 +78,4 @@ def run_cell(cell: Cell, base: Mapping[str, Any], work: Path) -> dict[str, Any]:
         line |= {key: 0 for key in line if key.startswith(("payload_", "message_")) and key != "payload_by_round"}
         line |= {"payload_by_round": [0] * line["rounds"], "head_bytes": 0, "mismatch": None}
         line |= {"mismatch_by_round": [None] * line["rounds"]}
-    shutil.rmtree(folder)
     return line

@@ -5,8 +5,10 @@ comparison that was interrupted goes on where it stopped: finished cells are ski
 its last round.
 """
 
-import json
 import os
+import shutil
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -20,8 +22,9 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedC
 
 from fedasym.methods import METHODS
 from fedasym.settings import Value, difference
+from server.strategy import FederationError
 from simulations.cells import HOLDOUT, Cell, cell_settings, comparable, run_cell
-from simulations.results import read_lines
+from simulations.results import append_line, read_lines
 
 
 @dataclass(frozen=True)
@@ -80,23 +83,33 @@ def compare(comparison: Comparison, results: Path, work: Path, jobs: int, consol
 
     Raises:
         ValueError: the file holds a cell of other settings, or a setting is bad.
+        FederationError: cells failed; names each with its reason, after all others are done.
     """
     cells, base = comparison.cells(), comparison.shared()
     done = {_key(line): line for line in read_lines(results)}
     for cell in cells:
-        _require_same(cell, base, done, results)
-    results.parent.mkdir(parents=True, exist_ok=True)
-    for line in run_cells([cell for cell in cells if _key_of(cell) not in done], base, work, jobs, console):
-        done[_key(line)] = line
-        with results.open("a") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        require_same(cell, base, done.get(_key_of(cell)), results)
+    failed = []
+    for cell, line in run_cells([cell for cell in cells if _key_of(cell) not in done], base, work, jobs, console):
+        if isinstance(line, str):
+            failed.append(f"{cell.name}: {line}")
+        else:
+            done[_key_of(cell)] = line
+            append_line(results, line)
+    if failed:
+        raise FederationError(
+            f"{len(failed)} of {len(cells)} cells failed; the others are done, and the same command tries these again. "
+            + " | ".join(failed)
+        )
     return [done[_key_of(cell)] for cell in cells]
 
 
 def run_cells(
     cells: Sequence[Cell], base: Mapping[str, Any], work: Path, jobs: int, console: Console
-) -> Iterator[dict[str, Any]]:
-    """Yield the cells' result lines as they are done, with a display.
+) -> Iterator[tuple[Cell, dict[str, Any] | str]]:
+    """Yield each cell with its result line as it is done, or with why it failed, and show how far it is.
+
+    A run folder is removed when its lines are taken.
 
     All data in one place do not depend on the split: such a cell runs once for a task and seed, and stands in a line
     for each split.
@@ -119,19 +132,25 @@ def run_cells(
                 finished, _ = wait(waiting, return_when=FIRST_COMPLETED)
                 for future in finished:
                     alike = waiting.pop(future)
-                    line = future.result()
+                    error = future.exception()
+                    if error and not isinstance(error, FederationError):
+                        raise error
+                    line = {} if error else future.result()
                     for cell in alike:
-                        yield {**line, "split": cell.split}
+                        yield cell, str(error) if error else {**line, "split": cell.split}
+                    if not error:
+                        shutil.rmtree(work / alike[0].name)
                     progress.advance(bar, len(alike))
-                    done, name = progress.tasks[bar].completed, alike[0].name
-                    console.print(f"{done:.0f}/{len(cells)}  {name}: {line['metric']} {line['final']:.4f}")
+                    done, told = progress.tasks[bar].completed, error or f"{line['metric']} {line['final']:.4f}"
+                    console.print(f"{done:.0f}/{len(cells)}  {alike[0].name}: {told}", markup=False)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
 def _pool(jobs: int) -> ProcessPoolExecutor:
-    """Return processes that each keep to a core of their own."""
+    """Return processes of one thread each, pinned to a core of their own, that do not outlive this one."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # for the processes
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     context = get_context("spawn")
     places: Queue[int] = context.Queue()
@@ -144,15 +163,24 @@ def _settle(places: "Queue[int]") -> None:
     core = places.get()
     if core >= 0:
         os.sched_setaffinity(0, {core})
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
 
-def _require_same(
-    cell: Cell, base: Mapping[str, Any], done: Mapping[tuple[object, ...], Mapping[str, Any]], results: Path
-) -> None:
-    """Check a cell's settings, also against those of its line, if it has one."""
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone, so that a killed comparison leaves nothing that holds its folders."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
+def require_same(cell: Cell, base: Mapping[str, Any], line: Mapping[str, Any] | None, results: Path) -> None:
+    """Check a cell's settings, also against those of its line, if it has one.
+
+    Raises:
+        ValueError: a setting is bad, or the line in ``results`` is of other settings.
+    """
     settings = cell_settings(cell, base, Path("."))
-    line = done.get(_key_of(cell))
-    if line is None:
+    if line is None or "settings" not in line:
         return
     here = comparable({key.replace("-", "_"): value for key, value in settings.run_config().items()})
     lines = difference(line["settings"], {**here, "split": line["settings"]["split"]})

@@ -1,7 +1,7 @@
 """The comparison's tuning: the same grid of local rates for every method, on a cut of the training data.
 
 The test set is not read, and the seed is none of the comparison's. A grid point's score is the mean over the tasks of
-the mean metric of the last two evaluations.
+the mean metric of the last two evaluations; one whose training fails on some task is out.
 """
 
 import json
@@ -13,8 +13,8 @@ from rich.console import Console
 
 from fedasym.settings import Value
 from simulations.cells import Cell
-from simulations.compare import run_cells
-from simulations.results import read_lines
+from simulations.compare import Comparison, require_same, run_cells
+from simulations.results import append_line, read_lines
 
 SEED = 1000
 CUT = 500  # training examples that judge a grid point
@@ -24,10 +24,9 @@ GRID: tuple[dict[str, Value], ...] = tuple(
 
 
 def tune_rates(
-    methods: Sequence[str],
+    comparison: Comparison,
     tasks: Sequence[str],
     split: str,
-    base: Mapping[str, Any],
     results: Path,
     work: Path,
     jobs: int,
@@ -36,42 +35,49 @@ def tune_rates(
     """Run the grid points that have no line yet and append their lines.
 
     Args:
-        methods: what to tune.
-        tasks: on what.
+        comparison: whose methods to tune, under its settings; ``local`` takes the rates of ``asymmetric``.
+        tasks: what to tune on.
         split: who holds what.
-        base: the comparison's run config.
         results: file of lines, one a method, task and grid point.
         work: folder of the runs.
         jobs: processes at the same time.
         console: where to show it.
+
+    Raises:
+        ValueError: the file holds grid points of other settings.
     """
-    done = {_key(line["cell"]) for line in read_lines(results)}
+    base = {**comparison.shared(), "validation-cut": CUT, "test-cap": 0}
     cells = [
         Cell(task, split, method, SEED, tuple(sorted(point.items())))
         for point in GRID
         for task in tasks
-        for method in methods
+        for method in comparison.methods
+        if method != "local"
     ]
-    results.parent.mkdir(parents=True, exist_ok=True)
-    config = {**base, "validation-cut": CUT, "test-cap": 0}
-    for line in run_cells([cell for cell in cells if _key(_plain(cell)) not in done], config, work, jobs, console):
-        values = [value for value in line["metric_by_round"] if value is not None][-2:]
-        rates = {key: line["settings"][key.replace("-", "_")] for key in GRID[0]}
-        kept = {key: line[key] for key in ("metric_by_round", "train_loss_by_round", "settings", "versions", "seconds")}
-        cell = {"method": line["method"], "task": line["task"], **rates}
-        with results.open("a") as file:
-            file.write(json.dumps({"cell": cell, "score": sum(values) / len(values), **kept}) + "\n")
+    done = {_key(line["cell"]): line for line in read_lines(results)}
+    for cell in cells:
+        require_same(cell, base, done.get(_key(_plain(cell))), results)
+    for cell, line in run_cells([c for c in cells if _key(_plain(c)) not in done], base, work, jobs, console):
+        kept: dict[str, Any] = {"cell": _plain(cell)}
+        if isinstance(line, str):
+            kept |= {"score": None, "error": line}
+        else:
+            values = [value for value in line["metric_by_round"] if value is not None][-2:]
+            kept["score"] = sum(values) / len(values)
+            kept |= {key: line[key] for key in ("metric_by_round", "train_loss_by_round", "settings", "versions")}
+        append_line(results, kept)
 
 
 def grid_points(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return one line a method and grid point, ``score`` being the mean over tasks and ``tasks`` each one's."""
+    """Return one line a method and grid point: ``score``, the mean over tasks, and ``tasks``, each one's score."""
     points: dict[str, dict[str, Any]] = {}
     for line in lines:
         cell = {key: value for key, value in line["cell"].items() if key != "task"}
         point = points.setdefault(_key(cell), {"cell": cell, "tasks": {}})
         point["tasks"][line["cell"]["task"]] = line["score"]
     for point in points.values():
-        point["score"] = sum(point["tasks"].values()) / len(point["tasks"])
+        scores = point["tasks"].values()
+        point["score"] = None if None in scores else sum(scores) / len(scores)
     return list(points.values())
 
 
@@ -82,9 +88,11 @@ def best_rates(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Value]
     for point in points:
         method = point["cell"]["method"]
         wanted = max(len(other["tasks"]) for other in points if other["cell"]["method"] == method)
-        if len(point["tasks"]) == wanted and point["score"] > best.get(method, {"score": float("-inf")})["score"]:
+        whole = len(point["tasks"]) == wanted and point["score"] is not None
+        if whole and point["score"] > best.get(method, {"score": float("-inf")})["score"]:
             best[method] = point
-    return {method: {key: point["cell"][key] for key in GRID[0]} for method, point in best.items()}
+    rates = {method: {key: point["cell"][key] for key in GRID[0]} for method, point in best.items()}
+    return rates | ({"local": rates["asymmetric"]} if "asymmetric" in rates else {})
 
 
 def _plain(cell: Cell) -> dict[str, Any]:

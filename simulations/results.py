@@ -1,7 +1,8 @@
 """Raw result lines of finished runs, and tables made from them."""
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,22 @@ def result_lines(folders: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a results file; none if it does not exist."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """Return the complete lines of a results file, none if it does not exist; one torn by a crash is left out."""
+    if not path.exists():
+        return []
+    text = path.read_text()
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def append_line(path: Path, line: Mapping[str, Any]) -> None:
+    """Append one line to a results file, in place of what a crash left of a torn one; it is on the disk on return."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def markdown_table(lines: Sequence[dict[str, Any]]) -> str:

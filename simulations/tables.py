@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from fedasym.checkpoint import write_atomic
+from fedasym.study.cells import in_order
 from fedasym.study.figures import figures
 from fedasym.study.report import comparison_markdown
 from fedasym.study.tuning import tuning_markdown
@@ -39,7 +40,7 @@ def refresh() -> list[Path]:
     for page in PAGES:
         write_atomic(page, refreshed(page).encode())
     comparison = read_lines(RESULTS / "comparison.jsonl")
-    drawn = figures(comparison) if comparison else {}
+    drawn = figures(in_order(comparison)) if comparison else {}
     PLOTS.mkdir(exist_ok=True)
     for name, (_, png) in drawn.items():
         write_atomic(PLOTS / f"{name}.png", png)

@@ -1,5 +1,6 @@
 """A comparison runs each cell once, goes on where it stopped, and tunes every method alike without the test set."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -11,10 +12,11 @@ import pytest
 from rich.console import Console
 from world import tiny_values
 
+from server.strategy import FederationError
 from simulations.cells import Cell, cell_settings
 from simulations.compare import Comparison, compare
 from simulations.rates import CUT, GRID, SEED, best_rates, grid_points, tune_rates
-from simulations.results import read_lines, result_lines
+from simulations.results import append_line, read_lines, result_lines
 
 ROOT = Path(__file__).resolve().parents[1]
 QUIET = Console(quiet=True)
@@ -155,6 +157,7 @@ def test_the_best_rates_are_those_of_the_highest_mean_over_all_tasks() -> None:
     lines = [line(0.1, "a", 0.9), line(0.1, "b", 0.1), line(0.3, "a", 0.5), line(0.3, "b", 0.6), line(1.0, "a", 0.99)]
     assert best_rates(lines) == {"lora": {**GRID[0], "lr": 0.3}}
     assert [point["score"] for point in grid_points(lines)] == pytest.approx([0.5, 0.55, 0.99])
+    assert best_rates([*lines, line(3.0, "a", 1.0), line(3.0, "b", None)]) == best_rates(lines)  # it diverged on b
 
 
 def test_tuning_gives_every_method_the_same_grid_on_a_cut_of_the_training_data_alone(world, monkeypatch) -> None:
@@ -165,12 +168,38 @@ def test_tuning_gives_every_method_the_same_grid_on_a_cut_of_the_training_data_a
     monkeypatch.setattr("simulations.rates.CUT", 40)
     file = world / "tuning.jsonl"
     shared = {**base(world), "data": str(data)}
-    tune_rates(["asymmetric", "lora"], ["classification"], "iid", shared, file, world / "tuning", 1, QUIET)
+    compared = Comparison((), (), ("asymmetric", "fedsa", "local"), (), shared, {})
+    tune_rates(compared, ["classification"], "iid", file, world / "tuning", 1, QUIET)
     lines = read_lines(file)
-    assert [line["cell"]["method"] for line in lines] == ["asymmetric", "lora"]
+    assert [line["cell"]["method"] for line in lines] == ["asymmetric", "fedsa"]
+    assert {line["settings"]["client_holdout"] for line in lines} == {0.2}
+    assert best_rates(lines)["local"] == best_rates(lines)["asymmetric"]
+    other = dataclasses.replace(compared, base={**shared, "rank": 2})
+    with pytest.raises(ValueError, match="rank: 4 there, 2 here"):
+        tune_rates(other, ["classification"], "iid", file, world / "tuning", 1, QUIET)
     assert {line["settings"]["validation_cut"] for line in lines} == {40}
     assert {line["settings"]["seed"] for line in lines} == {SEED}
     assert CUT > 0 and all(line["score"] == sum(line["metric_by_round"][-2:]) / 2 for line in lines)
+
+
+def test_a_cell_that_fails_is_named_after_the_others_are_done_and_tried_again(world, tmp_path) -> None:
+    shared = {**base(world), "clip": 0.0}
+    rates = {"lora": {"lr": 1e30, "head-lr": 1e30}}
+    broken = Comparison(("classification",), ("iid",), ("lora", "asymmetric"), (0,), shared, rates)
+    for _ in range(2):
+        with pytest.raises(FederationError, match=r"1 of 2 cells failed.*iid-lora-0.*the training loss is"):
+            compare(broken, tmp_path / "cells.jsonl", tmp_path / "work", 1, QUIET)
+        assert [line["method"] for line in read_lines(tmp_path / "cells.jsonl")] == ["asymmetric"]
+
+
+def test_a_line_torn_by_a_crash_is_left_out_and_replaced(tmp_path) -> None:
+    file = tmp_path / "lines.jsonl"
+    append_line(file, {"a": 1})
+    with file.open("a") as end:
+        end.write('{"a": 2, "tor')
+    assert read_lines(file) == [{"a": 1}]
+    append_line(file, {"a": 3})
+    assert read_lines(file) == [{"a": 1}, {"a": 3}]
 
 
 def test_result_lines_need_a_finished_run(tmp_path) -> None:

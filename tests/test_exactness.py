@@ -4,11 +4,17 @@ import numpy as np
 import pytest
 
 from fedasym.average import ExactMean
-from fedasym.exactness import mismatch_common_A, mismatch_factors
+from fedasym.exactness import mismatch_common_A, mismatch_of_round
+from fedasym.methods import METHODS
 from fedasym.projection import frozen_A
 
 SHAPES = {"one": (9, 3, 14), "two": (20, 3, 6), "three": (5, 3, 3)}  # d_out, r, d_in
 WEIGHTS = (7, 1, 30, 12)
+
+
+def mismatch_factors(mean, replies, layers):
+    """Standard LoRA's mismatch: A and B averaged apart."""
+    return mismatch_of_round(METHODS["lora"], 1, {}, {}, replies, mean, layers)
 
 
 def draw(seed: int, scale: float = 1.0) -> dict[str, np.ndarray]:

@@ -10,11 +10,11 @@ from study_lines import make_line, make_lines
 
 from fedasym.study import cells
 from fedasym.study.statistics import (
+    Standing,
     bytes_to_reach,
     mean_over,
     paired,
     reach,
-    seed_spreads,
     spread,
     standing,
     values,
@@ -60,14 +60,6 @@ def test_a_paired_difference_takes_the_shared_cells_alone_and_turns_its_sign(our
     assert found.n == back.n == len(shared)
     assert found.mean == pytest.approx(-back.mean, abs=1e-12)
     assert (found.low is None) == (found.high is None) == (found.holds_zero is None) == (len(shared) < 2)
-
-
-def test_seed_spreads_are_over_the_seeds_of_one_task_split_and_method() -> None:
-    lines = make_lines(methods=("asymmetric", "lora"))
-    found = seed_spreads(lines)
-    assert len(found) == 2 * 4 * 3
-    slow = [x["final"] for x in lines if (x["task"], x["split"], x["method"]) == ("cola", "severe", "lora")]
-    assert found["cola", "severe", "lora"] == spread(slow)
 
 
 def test_a_mean_over_tasks_leaves_out_a_seed_that_lacks_one() -> None:
@@ -152,3 +144,9 @@ def test_central_stands_beside_every_split_and_is_never_written_over() -> None:
 def test_partitions_that_differ_between_methods_are_named() -> None:
     other = make_line("lora", partition={"digest": "other"})
     assert cells.unequal_partitions([make_line(), other, make_line("ffa", seed=1)]) == [("sst2", "iid", 0)]
+
+
+def test_methods_of_equal_means_are_tied_whichever_comes_first() -> None:
+    one, other = {"asymmetric": {0: 0.8}, "lora": {0: 0.8}}, {"lora": {0: 0.8}, "asymmetric": {0: 0.8}}
+    assert standing(one) == Standing("asymmetric", frozenset({"lora"}))
+    assert standing(other) == Standing("lora", frozenset({"asymmetric"}))

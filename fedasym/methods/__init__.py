@@ -1,6 +1,6 @@
 """Federated-LoRA methods, one short file each: what trains, what travels each way, how replies become the next model.
 
-`fedasym.methods.method` says what a method is; the defaults were tuned with one budget for all (simulations/README.md).
+`fedasym.methods.method` says what a method is. Which rates were tuned, and how, is in simulations/README.md.
 """
 
 from fedasym.methods.a_only import a_only

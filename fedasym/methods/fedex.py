@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedasym.average import ExactMean
-from fedasym.methods.method import Frame, Matrices, Method, layers_of, letter_of, share, unstack
+from fedasym.methods.method import Frame, Matrices, Method, layers_of, letter_of, stacked, unstack
 
 
 def fold(held: Matrices, sent: Matrices, weights: Sequence[int], number: int, frame: Frame) -> Matrices:
@@ -23,15 +23,10 @@ def fold(held: Matrices, sent: Matrices, weights: Sequence[int], number: int, fr
     after = {**held, **mean.mean(), **{name: m for name, m in sent.items() if not letter_of(name)}}
     for layer in layers_of(held):
         A, B = (after[f"{layer}.{letter}"].astype(np.float64) for letter in "AB")
-        residual = sum_of_products(layer, replies, weights) - B @ A
+        B_all, A_all = stacked(layer, replies, weights)
+        residual = B_all @ A_all - B @ A
         after[f"{layer}.shift"] = (held[f"{layer}.shift"] + frame.scale * residual).astype(np.float32)
     return after
-
-
-def sum_of_products(layer: str, replies: Sequence[Matrices], weights: Sequence[int]) -> np.ndarray:
-    """Return ``Σ w_k B_k A_k``, float64 ``(d_out, d_in)``."""
-    B = np.concatenate([w * reply[f"{layer}.B"] for w, reply in zip(share(weights), replies, strict=True)], axis=1)
-    return np.asarray(B @ np.concatenate([reply[f"{layer}.A"].astype(np.float64) for reply in replies]))
 
 
 fedex = Method(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedasym.methods.method import Matrices, Method, layers_of, share
+from fedasym.methods.method import Matrices, Method, layers_of, stacked
 
 
 def merge(held: Matrices, mean: Matrices, replies: Sequence[tuple[int, Matrices]]) -> Matrices:
@@ -18,11 +18,10 @@ def merge(held: Matrices, mean: Matrices, replies: Sequence[tuple[int, Matrices]
     No product of the size of W is formed: with ``[w_k B_k] = Q_B R_B`` and ``[A_k]ᵀ = Q_A R_A`` the singular values are
     those of ``R_B R_Aᵀ``.
     """
-    shares = share([weight for weight, _ in replies])
+    weights = [weight for weight, _ in replies]
     sent = dict(mean)
     for layer in layers_of(mean):
-        B = np.concatenate([w * reply[f"{layer}.B"] for w, (_, reply) in zip(shares, replies, strict=True)], axis=1)
-        A = np.concatenate([reply[f"{layer}.A"].astype(np.float64) for _, reply in replies])
+        B, A = stacked(layer, [reply for _, reply in replies], weights)
         rank = len(held[f"{layer}.A"])
         Q_B, R_B = np.linalg.qr(B)
         Q_A, R_A = np.linalg.qr(A.T)

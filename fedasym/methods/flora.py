@@ -9,8 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedasym.methods.fedex import sum_of_products
-from fedasym.methods.method import Frame, Matrices, Method, layers_of, letter_of, unstack
+from fedasym.methods.method import Frame, Matrices, Method, layers_of, letter_of, stacked, unstack
 from fedasym.projection import frozen_A
 
 
@@ -20,8 +19,8 @@ def fold(held: Matrices, sent: Matrices, weights: Sequence[int], number: int, fr
     after = {**held, **{name: m for name, m in sent.items() if not letter_of(name)}}
     for layer in layers_of(held):
         A, B = held[f"{layer}.A"], held[f"{layer}.B"]
-        update = sum_of_products(layer, replies, weights)
-        after[f"{layer}.shift"] = (held[f"{layer}.shift"] + frame.scale * update).astype(np.float32)
+        B_all, A_all = stacked(layer, replies, weights)
+        after[f"{layer}.shift"] = (held[f"{layer}.shift"] + frame.scale * (B_all @ A_all)).astype(np.float32)
         after[f"{layer}.B"] = np.zeros_like(B)
         after[f"{layer}.A"] = frozen_A(frame.seed, f"{layer}, round {number}", frame.rank, A.shape[1], frame.kind)
     return after

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 Matrices = dict[str, Float32]
 Schema = tuple[tuple[str, tuple[int, ...]], ...]
 
@@ -176,6 +177,12 @@ def share(weights: Sequence[int]) -> list[float]:
     """Return w_k = n_k / Σ n_k."""
     total = sum(weights)
     return [weight / total for weight in weights]
+
+
+def stacked(layer: str, replies: Sequence[Mapping[str, Float32]], weights: Sequence[int]) -> tuple[Float64, Float64]:
+    """Return ``[w_1 B_1 … w_K B_K]`` and ``[A_1; …; A_K]`` in float64; their product is ``Σ w_k B_k A_k``."""
+    B = [w * reply[f"{layer}.B"].astype(np.float64) for w, reply in zip(share(weights), replies, strict=True)]
+    return np.concatenate(B, axis=1), np.concatenate([reply[f"{layer}.A"].astype(np.float64) for reply in replies])
 
 
 def unstack(sent: Matrices, count: int) -> list[Matrices]:

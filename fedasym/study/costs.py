@@ -45,7 +45,8 @@ def cost_sheet(lines: Sequence[Line], reference: str = "lora") -> Sheet:
         "serialised; 1 kB = 10³ B. No head: the adapters only, without the output layer. "
         + (f"Saving: 1 − bytes / bytes of {against}, up and down, in the same cell. " if against else "")
         + "Mismatch: how far what is broadcast is from the mean of the clients' updates, relative to that mean, in "
-        f"the worst round of any cell; exact up to {EXACT:.0e}. Seconds and examples trained on: of one cell, the "
+        f"the worst round of any cell; exact up to {EXACT:.0e}; of FedEx-LoRA and FLoRA it is of what is relayed, and "
+        "each party's float32 rounding comes on top. Seconds and examples trained on: of one cell, the "
         "seconds in the mean. Where two values stand, they are the least and the most of all cells."
     )
     return Sheet("Cost", columns, rows, note)

@@ -86,14 +86,6 @@ def spread(numbers: Collection[float]) -> Spread:
     return Spread(statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else None, len(numbers))
 
 
-def seed_spreads(lines: Iterable[Line]) -> dict[tuple[str, str, str], Spread]:
-    """Return mean and standard deviation over the seeds of the final metric, by (task, split, method)."""
-    numbers: dict[tuple[str, str, str], list[float]] = {}
-    for line in lines:
-        numbers.setdefault((line["task"], line["split"], line["method"]), []).append(float(line["final"]))
-    return {key: spread(found) for key, found in numbers.items()}
-
-
 def mean_over(cells: Mapping[Cell, float], wanted: Sequence[Place]) -> dict[int, float]:
     """Return by seed the mean over places; a seed that lacks a place is left out, so that all means are over the same.
 
@@ -131,7 +123,8 @@ def standing(by_method: Mapping[str, Mapping[K, float]]) -> Standing:
     tied = set()
     for method, found in by_method.items():
         difference = paired(found, by_method[best])
-        if method != best and difference is not None and difference.holds_zero:
+        level = means.get(method) == means[best]  # to the last bit: neither is the better one
+        if method != best and (level or (difference is not None and difference.holds_zero)):
             tied.add(method)
     return Standing(best, frozenset(tied))
 
