@@ -174,7 +174,7 @@ def _saving_adapter(run: Run, lora: Run | None) -> float | None:
     if lora is None or METHODS[run.settings["method"]].factors == "W":
         return None
     adapters, reference = (_traffic(each) - 2 * each.summary["head_bytes"] for each in (run, lora))
-    return 1.0 - adapters / reference
+    return 1.0 - float(adapters) / float(reference)
 
 
 def scientific(value: float | None, digits: int = 2) -> str:

@@ -26,6 +26,8 @@ from server.strategy import FederationError
 from simulations.cells import HOLDOUT, Cell, cell_settings, comparable, run_cell
 from simulations.results import append_line, read_lines
 
+Rates = Mapping[tuple[str, str], Mapping[str, Value]]
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -35,7 +37,8 @@ class Comparison:
         tasks, splits, methods: as in the settings.
         seeds: of A, split, batches and sampling.
         base: the run config that all cells share.
-        rates: a method's tuned optimizer and rates; those not named take the method's own.
+        rates: tuned optimizer and rates by (method, task), or (method, "") for all other tasks; a method without any
+            takes its own.
     """
 
     tasks: tuple[str, ...]
@@ -43,7 +46,7 @@ class Comparison:
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
     base: Mapping[str, Any]
-    rates: Mapping[str, Mapping[str, Value]]
+    rates: Rates
 
     def cells(self) -> list[Cell]:
         """Return all cells, one seed after the other, so that a part of the grid is a whole grid of fewer seeds.
@@ -55,12 +58,15 @@ class Comparison:
         if unknown:
             raise ValueError(f"methods {', '.join(unknown)} are unknown; use {', '.join(METHODS)}")
         return [
-            Cell(task, split, method, seed, tuple(sorted(self.rates.get(method, {}).items())))
+            Cell(task, split, method, seed, tuple(sorted(self._rates(method, task).items())))
             for seed in self.seeds
             for split in self.splits
             for task in self.tasks
             for method in self.methods
         ]
+
+    def _rates(self, method: str, task: str) -> Mapping[str, Value]:
+        return self.rates.get((method, task)) or self.rates.get((method, ""), {})
 
     def shared(self) -> dict[str, Any]:
         """Return the cells' run config; all clients keep examples out where a compared method is personal."""

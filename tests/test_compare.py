@@ -44,7 +44,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(world: Path):
     """A comparison that was never interrupted, and its lines."""
     splits, methods = ("iid", "dirichlet:1.0"), ("asymmetric", "lora", "central")
-    comparison = Comparison(("classification",), splits, methods, (0,), base(world), {"lora": {"lr": 0.25}})
+    comparison = Comparison(("classification",), splits, methods, (0,), base(world), {("lora", ""): {"lr": 0.25}})
     return comparison, compare(comparison, world / "whole/cells.jsonl", world / "whole/work", 2, QUIET)
 
 
@@ -150,14 +150,17 @@ def test_central_trains_on_as_many_examples_as_the_federation_and_a_personal_met
     assert {cell_settings(cell, both.shared(), Path("x")).client_holdout for cell in both.cells()} == {0.2}
 
 
-def test_the_best_rates_are_those_of_the_highest_mean_over_all_tasks() -> None:
+def test_the_best_rates_are_a_tasks_own_or_those_of_the_highest_mean_over_all_tasks() -> None:
     def line(lr, task, score):
         return {"cell": {"method": "lora", "task": task, **GRID[0], "lr": lr}, "score": score}
 
     lines = [line(0.1, "a", 0.9), line(0.1, "b", 0.1), line(0.3, "a", 0.5), line(0.3, "b", 0.6), line(1.0, "a", 0.99)]
-    assert best_rates(lines) == {"lora": {**GRID[0], "lr": 0.3}}
+    assert {place: config["lr"] for place, config in best_rates(lines).items()} == {
+        ("lora", "a"): 1.0, ("lora", "b"): 0.3, ("lora", ""): 0.3,
+    }  # fmt: skip
     assert [point["score"] for point in grid_points(lines)] == pytest.approx([0.5, 0.55, 0.99])
-    assert best_rates([*lines, line(3.0, "a", 1.0), line(3.0, "b", None)]) == best_rates(lines)  # it diverged on b
+    failed = best_rates([*lines, line(3.0, "a", 0.0), line(3.0, "b", None)])  # it diverged on b
+    assert failed == best_rates(lines)
 
 
 def test_tuning_gives_every_method_the_same_grid_on_a_cut_of_the_training_data_alone(world, monkeypatch) -> None:
@@ -173,7 +176,7 @@ def test_tuning_gives_every_method_the_same_grid_on_a_cut_of_the_training_data_a
     lines = read_lines(file)
     assert [line["cell"]["method"] for line in lines] == ["asymmetric", "fedsa"]
     assert {line["settings"]["client_holdout"] for line in lines} == {0.2}
-    assert best_rates(lines)["local"] == best_rates(lines)["asymmetric"]
+    assert best_rates(lines)["local", ""] == best_rates(lines)["asymmetric", ""]
     other = dataclasses.replace(compared, base={**shared, "rank": 2})
     with pytest.raises(ValueError, match="rank: 4 there, 2 here"):
         tune_rates(other, ["classification"], "iid", file, world / "tuning", 1, QUIET)
@@ -184,7 +187,7 @@ def test_tuning_gives_every_method_the_same_grid_on_a_cut_of_the_training_data_a
 
 def test_a_cell_that_fails_is_named_after_the_others_are_done_and_tried_again(world, tmp_path) -> None:
     shared = {**base(world), "clip": 0.0}
-    rates = {"lora": {"lr": 1e30, "head-lr": 1e30}}
+    rates = {("lora", "classification"): {"lr": 1e30, "head-lr": 1e30}}
     broken = Comparison(("classification",), ("iid",), ("lora", "asymmetric"), (0,), shared, rates)
     for _ in range(2):
         with pytest.raises(FederationError, match=r"1 of 2 cells failed.*iid-lora-0.*the training loss is"):
