@@ -153,10 +153,7 @@ def _partitioner(examples: Examples, settings: Settings) -> Any:
         if name in _SIZE_SKEWS and not parameter:
             return getattr(library, _SIZE_SKEWS[name])(clients)
     except ValueError as error:
-        raise ValueError(
-            f"split={settings.split!r} is not possible with num-clients={clients} and "
-            f"min-examples={settings.min_examples} ({error}); the splits are {SPLITS}"
-        ) from error
+        raise ValueError(f"split={settings.split!r} has a bad parameter ({error}); use {SPLITS}") from error
     raise ValueError(f"split={settings.split!r} is unknown; use {SPLITS}")
 
 

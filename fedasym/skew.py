@@ -84,7 +84,9 @@ def draw_sizes(n: int, clients: int, alpha: float, least: int, chance: np.random
         sizes = np.diff(ends, prepend=0, append=n)
         if sizes.min() >= least:
             return [int(size) for size in sizes]
-    raise ValueError(f"none of {_DRAWS} draws gave every client {least} examples; use a larger ALPHA or fewer clients")
+    raise ValueError(
+        f"none of {_DRAWS} draws gave every client {least} examples; use a larger ALPHA, fewer clients or a lower min-examples"
+    )
 
 
 def score_bins(scores: NDArray[np.float32], bins: int) -> tuple[NDArray[np.int64], tuple[str, ...]]:

@@ -95,6 +95,8 @@ def compare(comparison: Comparison, results: Path, work: Path, jobs: int, consol
     done = {_key(line): line for line in read_lines(results)}
     for cell in cells:
         require_same(cell, base, done.get(_key_of(cell)), results)
+        if _key_of(cell) in done:
+            shutil.rmtree(work / cell.name, ignore_errors=True)  # killed after its line was written
     failed = []
     for cell, line in run_cells([cell for cell in cells if _key_of(cell) not in done], base, work, jobs, console):
         if isinstance(line, str):

@@ -8,6 +8,8 @@ from flwr.app import MessageType
 from safetensors.numpy import load_file
 from world import Seen, tiny_settings, watched_run
 
+from clients.site import site_of
+from clients.work import Refusal, train_round
 from fedasym import checkpoint, wire
 from fedasym.record import read_rounds
 from simulations.grid import InProcessGrid
@@ -142,3 +144,25 @@ def test_a_server_that_dies_in_every_round_while_clients_train_ends_with_the_sam
 def test_a_method_that_remembers_nothing_leaves_nothing_on_the_clients_disks(world: Path, tmp_path: Path) -> None:
     folder, _ = watched_run(tiny_settings(world, out=str(tmp_path / "run"), num_rounds=1, **FEW))
     assert not (folder / "clients").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "number", "weights"), [("asymmetric", 2, [1]), ("fedex", 2, []), ("fedex", 2, [3, 0]), ("flora", 1, [1])]
+)
+def test_weights_that_do_not_fit_the_method_are_refused(tmp_path: Path, method, number, weights) -> None:
+    site = site_of(tiny_settings(tmp_path, method=method).resolved())
+    about = {"contract": site.contract.hash, "round": number, "client": 0, "run": "0" * 32, "weights": weights}
+    content = wire.pack({}, (), about)
+    with pytest.raises(Refusal, match=rf"round {number} of {method} came with the weights \{weights}"):
+        train_round(site, content, tmp_path / "keep")
+
+
+def test_a_client_whose_private_matrices_are_gone_is_named_in_the_record(tmp_path: Path) -> None:
+    values = {"method": "fedsa", "client_holdout": 0.2, "out": str(tmp_path / "run"), **FEW}
+    watched_run(tiny_settings(tmp_path, **values, num_rounds=2))
+    assert read_rounds(tmp_path / "run")[1]["warnings"] == []
+    shutil.rmtree(next((tmp_path / "run").glob("clients/*/client-2")))
+    watched_run(tiny_settings(tmp_path, **values, num_rounds=3))
+    assert read_rounds(tmp_path / "run")[2]["warnings"] == [
+        "client 2 started its private matrices anew: it takes part for the first time, or lost its disk"
+    ]

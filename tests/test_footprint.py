@@ -173,7 +173,10 @@ def test_the_command_prints_the_same_numbers_as_a_table_and_as_json(capsys: pyte
 def test_an_unknown_method_or_head_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bytes", "--methods", "lora,nothing"]) == 1
     assert "methods nothing are unknown" in capsys.readouterr().out
-    assert main(["bytes", "--methods", ","]) == 1
-    assert "--methods names none" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["bytes", "--methods", ","])
+    assert "names nothing" in capsys.readouterr().err
+    assert main(["bytes", "--methods", "lora,central"]) == 1
+    assert "central has all data in one place" in capsys.readouterr().out
     assert main(["bytes", "--head", "none"]) == 1
     assert "head='none' is not one of" in capsys.readouterr().out

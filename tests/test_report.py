@@ -124,8 +124,9 @@ def test_saving_compares_with_the_same_rank_and_never_with_another_model(tmp_pat
     ours = make_run(tmp_path / "b", num_rounds=1, rank=4)
     wide = make_run(tmp_path / "wide", num_rounds=1, method="lora", rank=16)
     alike = make_run(tmp_path / "alike", num_rounds=1, method="lora", rank=4)
-    config = record.read_json(wide / "config.json")
-    record.write_json(wide / "config.json", config | {"trainable_values": 9100})
+    summary = record.summarise(record.read_json(wide / "config.json"), record.read_rounds(wide))
+    sent = dict.fromkeys(("payload_up_per_client_round", "payload_down_per_client_round"), 4 * 9100.0)
+    record.write_json(wide / "summary.json", summary | sent)
     assert comparison_rows([ours, wide, alike])[0]["saving_adapter"] == 1 - 1000 / 1900
     assert comparison_rows([ours, wide])[0]["saving_adapter"] == 1 - 1000 / 9000
     other = make_run(tmp_path / "other", num_rounds=1, method="lora", model="someone/else")
@@ -177,7 +178,7 @@ def test_numbers_on_the_page_are_those_of_the_files(pair, page) -> None:
 
 def test_what_differs_between_runs_is_marked_and_nothing_else(page) -> None:
     marked = re.findall(r'<tr class="differs"><th scope="row">(.*?) ≠', page.read_text())
-    assert marked == ["method", "kind", "run folder", "values that travel"]
+    assert marked == ["method", "kind", "run folder", "values that train"]
 
 
 class _Resources(HTMLParser):

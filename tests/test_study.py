@@ -217,11 +217,13 @@ def test_the_tuning_table_takes_any_settings_and_tasks() -> None:
         {"cell": {"method": "lora", "lr": 0.1}, "score": 0.5, "tasks": {"cola": 0.4, "sst2": 0.6}},
         {"cell": {"method": "lora", "lr": 0.3, "lambda": 1e-4}, "score": 0.7, "tasks": {"sst2": 0.7}},
         {"cell": {"method": "ffa", "lr": 1.0}, "score": 0.1},
+        {"cell": {"method": "lora", "lr": 3.0}, "score": None, "tasks": {"cola": None, "sst2": 0.2}},
     ]
     assert tuning_markdown(grid).splitlines()[2:] == [
         "| ffa | 1 | – | 0.1000 * | – | – |",
-        "| lora | 0.3 | 0.0001 | 0.7000 * | – | 0.7000 |",
-        "| lora | 0.1 | – | 0.5000 | 0.4000 | 0.6000 |",
+        "| lora | 0.3 | 0.0001 | 0.7000 * | – | 0.7000 * |",
+        "| lora | 0.1 | – | 0.5000 | 0.4000 * | 0.6000 |",
+        "| lora | 3 | – | – | – | 0.2000 |",
     ]
 
 

@@ -105,10 +105,8 @@ def test_the_verdict_is_exact_for_the_exact_methods_alone(run, method) -> None:
     found = [row["mismatch"] for row in read_rounds(folder)]
     if METHODS[method].personal:
         assert found == [None] * ROUNDS
-    elif method in EXACT:
+    elif method in EXACT or method == "full":
         assert max(found) <= 1e-6
-    elif method == "full":
-        assert max(found) <= 1e-4  # float32's rounding of W (6e-8), seen from a change that is a hundredth of W
     else:
         assert min(found) > 1e-6
 
