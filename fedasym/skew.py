@@ -85,7 +85,8 @@ def draw_sizes(n: int, clients: int, alpha: float, least: int, chance: np.random
         if sizes.min() >= least:
             return [int(size) for size in sizes]
     raise ValueError(
-        f"none of {_DRAWS} draws gave every client {least} examples; use a larger ALPHA, fewer clients or a lower min-examples"
+        f"none of {_DRAWS} draws gave every client {least} examples; use a larger ALPHA, fewer clients or a lower "
+        "min-examples"
     )
 
 
