@@ -28,10 +28,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## federate MiniLM on movie reviews: B only, then standard LoRA, side by side
 	@$(BIN)/python -m simulations demo
 
-test: $(STAMP)  ## lint, types and all tests but the slow ones
+test: $(STAMP)  ## lint, types and all tests but the slow ones, in two processes
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow"
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 check-slow: $(STAMP)  ## the slow tests: killed and resumed through Flower, a whole new demo
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
