@@ -1,6 +1,7 @@
 """What travels in a real federation under each method, in bytes counted by hand, and what the parties make of it."""
 
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -186,7 +187,7 @@ def test_full_fine_tuning_moves_every_parameter_to_the_mean_of_the_clients(run) 
     settings, _, seen = run("full")
     shapes = {name: tuple(p.shape) for name, p in build(settings, 2).model.named_parameters()}
     opened = [split_values(of_round(seen, number)[0].down, shapes) for number in (1, 2, 3)]
-    for start, after, number in zip(opened, opened[1:], (1, 2), strict=False):
+    for number, (start, after) in enumerate(pairwise(opened), start=1):
         replies = of_round(seen, number)
         ups = [split_values(one.up, shapes) for one in replies]
         for name in shapes:

@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from fedasym.plots import draw_clients
@@ -96,8 +97,9 @@ def _grids(
 
 def _curve(lines: Sequence[Line], place: int, by_round: _ByRound, **scales: bool) -> Curve | None:
     """Return a method's curve over the rounds in which all its seeds have a value; None without one."""
-    columns = list(zip(*(by_round(line) for line in lines), strict=False))
-    spent = list(zip(*(bytes_so_far(line) for line in lines), strict=False))
+    # A round that a seed does not have is None, as one that was not evaluated.
+    columns = list(zip_longest(*(by_round(line) for line in lines)))
+    spent = list(zip_longest(*(bytes_so_far(line) for line in lines)))
     whole = [(i, [float(v) for v in column]) for i, column in enumerate(columns) if None not in column]
     if not whole:
         return None
