@@ -100,7 +100,11 @@ def _curve(lines: Sequence[Line], place: int, by_round: _ByRound, **scales: bool
     # A round that a seed does not have is None, as one that was not evaluated.
     columns = list(zip_longest(*(by_round(line) for line in lines)))
     spent = list(zip_longest(*(bytes_so_far(line) for line in lines)))
-    whole = [(i, [float(v) for v in column]) for i, column in enumerate(columns) if None not in column]
+    whole = [
+        (i, values)
+        for i, column in enumerate(columns)
+        if len(values := [v for v in column if v is not None]) == len(column)
+    ]
     if not whole:
         return None
     xs = [statistics.fmean(spent[i]) if scales.get("x_bytes") else i + 1.0 for i, _ in whole]
