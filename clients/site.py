@@ -1,28 +1,39 @@
-"""What a client keeps in its process between messages: base model, adapters, tokens, contract.
+"""What a client keeps in its process between messages: base model, adapters, contract, and the examples it holds.
 
 One per thread and settings: Flower's simulation reuses its actors, the in-process grid its threads, and a model is
 mutable, so threads do not share one.
 """
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from clients.place import Place
 from fedasym import lora
 from fedasym.chance import generator
-from fedasym.contract import Contract, contract_of
-from fedasym.data import load_examples
+from fedasym.contract import SITES, Contract, contract_of
+from fedasym.data import load_examples, load_own_examples
 from fedasym.methods import METHODS
 from fedasym.model import Built, build
-from fedasym.partition import Partition, partition
+from fedasym.partition import partition
 from fedasym.settings import Settings
 from fedasym.tasks import Task, task_of
 from fedasym.tokens import Tokens, tokenize
 
 _kept = threading.local()
+
+
+@dataclass(frozen=True)
+class Holding:
+    """The examples that a place holds: tokens, and the places of each of its clients' examples in them."""
+
+    tokens: Tokens
+    indices: Mapping[int, NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -32,15 +43,14 @@ class Site:
     settings: Settings
     built: Built
     task: Task
-    tokens: Tokens
-    split: Partition
     contract: Contract
     initial: dict[str, NDArray[np.float32]]  # all that the federation moves, as drawn from the seed
     private: dict[str, NDArray[np.float32]]  # what stays with a client, as drawn from the seed
+    holdings: dict[str, Holding]  # by folder of the site; "" is the split that all nodes share
 
-    def shares(self, client: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def shares(self, holding: Holding, client: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the places of a client's training and kept-out examples (disjoint; drawn from the seed)."""
-        own = self.split.indices[client]
+        own = holding.indices[client]
         wanted = round(self.settings.client_holdout * len(own))
         kept = min(max(wanted, self.settings.client_holdout > 0), len(own) - 1)  # at least one each, where asked for
         order = generator(self.settings.seed, "holdout", client).permutation(len(own))
@@ -56,15 +66,43 @@ def site_of(settings: Settings) -> Site:
     return site
 
 
+def holding_of(site: Site, place: Place) -> Holding:
+    """Return what a place holds, reading a site's own data at the first call.
+
+    Raises:
+        ValueError: a site in a run that splits its data, a node without data in a run of sites, a name that the run
+            does not list, or data that cannot be used.
+        FileNotFoundError: a folder without the wanted file.
+    """
+    names = site.settings.site_names
+    if bool(names) != place.private:
+        here = f"site {place.site!r} has data of its own" if place.private else "this node has no data of its own"
+        raise ValueError(f"{here}, and the run's sites={site.settings.sites!r}; give every node its data-dir, or none")
+    if place.data not in site.holdings:
+        if place.site not in names:
+            raise ValueError(f"site {place.site!r} is none of the run's sites={site.settings.sites!r}; add it there")
+        examples = load_own_examples(site.settings, Path(place.data))
+        tokens = tokenize(site.built.tokenizer, examples, site.settings.max_length, site.settings.pooling)
+        site.holdings[place.data] = Holding(tokens, {names.index(place.site): np.arange(len(examples))})
+    return site.holdings[place.data]
+
+
 def _build_site(settings: Settings) -> Site:
     task = task_of(settings)
-    train, _ = load_examples(settings)
-    split = partition(train, settings)
-    built = build(settings, max(1, len(train.class_names)))
-    contract = contract_of(settings, built, train.class_names, split.digest)
-    tokens = tokenize(built.tokenizer, train, settings.max_length, settings.pooling)
+    holdings = {}
+    if settings.sites:
+        names, data = task.label_names, SITES
+        built = build(settings, max(1, len(names)))
+    else:
+        train, _ = load_examples(settings)
+        split = partition(train, settings)
+        names, data = train.class_names, split.digest
+        built = build(settings, max(1, len(names)))
+        tokens = tokenize(built.tokenizer, train, settings.max_length, settings.pooling)
+        holdings[""] = Holding(tokens, dict(enumerate(split.indices)))
+    contract = contract_of(settings, built, names, data)
     moved = lora.read(lora.common(built.model))
     shared = METHODS[settings.method].common(moved)
     private = lora.read(lora.local_only(built.model)) | {n: m for n, m in moved.items() if n not in shared}
     initial = {name: matrix for name, matrix in moved.items() if name in shared}
-    return Site(settings, built, task, tokens, split, contract, initial, private)
+    return Site(settings, built, task, contract, initial, private, holdings)

@@ -1,6 +1,7 @@
 """A client's work for one message: check, load, train, reply. Plain functions of a site and a record."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from flwr.app import RecordDict
 from numpy.typing import NDArray
 
 from clients.local import read_held, read_local, write_held, write_local
-from clients.site import Site
+from clients.place import Place
+from clients.site import Holding, Site
 from fedasym import lora, wire
 from fedasym.chance import generator
 from fedasym.contract import frame_of
@@ -26,8 +28,8 @@ class Behind(Refusal):
     """The client lacks what the message builds on; it must be sent everything."""
 
 
-def handshake(site: Site, content: RecordDict) -> wire.About:
-    """Check the server's contract against our own.
+def handshake(site: Site, content: RecordDict, place: Place) -> wire.About:
+    """Check the server's contract against our own, and ours against the one that the place is pinned to.
 
     Raises:
         Refusal: the contracts differ; names each difference.
@@ -38,17 +40,34 @@ def handshake(site: Site, content: RecordDict) -> wire.About:
     reason = site.contract.refusal(stated)
     if reason:
         raise Refusal(reason)
+    require_pin(site, place)
     return {"contract": site.contract.hash}
 
 
-def train_round(site: Site, content: RecordDict, keep: Path) -> tuple[RecordDict, dict[str, int | float]]:
+def require_pin(site: Site, place: Place) -> None:
+    """Require the contract that the place is pinned to, if it is; called before any data are read.
+
+    Raises:
+        Refusal: another contract.
+    """
+    if place.contract not in ("", site.contract.hash):
+        raise Refusal(
+            f"site {place.site!r} works under the contract {place.contract} alone, and this run's is "
+            f"{site.contract.hash}; agree on it with the site, which pins it anew"
+        )
+
+
+def train_round(
+    site: Site, holding: Holding, content: RecordDict, keep: Path
+) -> tuple[RecordDict, dict[str, int | float]]:
     """Train one client for one round.
 
     The message names the client whose share of the split is to be trained on. Start and end are proved by digests:
     of the matrices as read back after loading, of A and of W after training.
 
     Args:
-        site: model, data and contract.
+        site: model and contract.
+        holding: the examples of this place.
         content: the server's message.
         keep: folder of this site for what its clients keep: what never leaves them, and what they were sent.
 
@@ -68,8 +87,8 @@ def train_round(site: Site, content: RecordDict, keep: Path) -> tuple[RecordDict
             f"{site.contract.hash}; run the handshake (query) to see the difference"
         )
     client, number = int(about["client"]), int(about["round"])
-    if not 0 <= client < len(site.split.indices):
-        raise Refusal(f"client {client} is not in the split of {len(site.split.indices)} clients")
+    if client not in holding.indices:
+        raise Refusal(f"client {client} is not here; this place holds the data of clients {_span(holding.indices)}")
     settings, model, method = site.settings, site.built.model, METHODS[site.settings.method]
     own = _own_folder(keep, str(about.get("run")), client)
     held = _receive(site, content, about, own)
@@ -80,18 +99,19 @@ def train_round(site: Site, content: RecordDict, keep: Path) -> tuple[RecordDict
     loaded = wire.digest(lora.read({name: everything[name] for name in held}))
     parameters = lora.trainable(model) | lora.local_only(model)
     moving = {n: p for n, p in parameters.items() if letter_of(n) in {*method.trains(number), ""}}
-    train_set, kept_out = site.shares(client)
-    metrics: dict[str, int | float] = {"num-examples": len(train_set), **_evaluate(site, kept_out, "before")}
+    train_set, kept_out = site.shares(holding, client)
+    metrics: dict[str, int | float] = {"num-examples": len(train_set)}
+    metrics.update(_evaluate(site, holding, kept_out, "before"))
     batches = draw_batches(
-        site.tokens.lengths[train_set],
+        holding.tokens.lengths[train_set],
         settings.batch_size,
         settings.local_steps,
         settings.local_epochs,
         generator(settings.seed, "batches", number, client),
     )
     places = [train_set[batch] for batch in batches]
-    trained = train_steps(model, moving, site.built.tokenizer, site.tokens, places, site.task, settings)
-    metrics.update(_evaluate(site, kept_out, "after"))
+    trained = train_steps(model, moving, site.built.tokenizer, holding.tokens, places, site.task, settings)
+    metrics.update(_evaluate(site, holding, kept_out, "after"))
     if private:
         write_local(own, number, lora.read(private))
     particulars: wire.About = {
@@ -141,10 +161,14 @@ def _own_folder(keep: Path, run: str, client: int) -> Path:
     return keep / run / f"client-{client}"
 
 
-def _evaluate(site: Site, kept_out: NDArray[np.int64], when: str) -> dict[str, float]:
+def _span(clients: Iterable[int]) -> str:
+    return f"{min(clients)} to {max(clients)}"
+
+
+def _evaluate(site: Site, holding: Holding, kept_out: NDArray[np.int64], when: str) -> dict[str, float]:
     """Evaluate on the client's kept-out examples, if it keeps any: ``accuracy-before`` and the like."""
     if not len(kept_out):
         return {}
-    tokens = site.tokens.take(kept_out)
+    tokens = holding.tokens.take(kept_out)
     scores = evaluate(site.built.model, site.built.tokenizer, tokens, site.task)
     return {"kept-out": len(kept_out), **{f"{name}-{when}": value for name, value in scores.items()}}

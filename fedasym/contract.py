@@ -16,6 +16,7 @@ from fedasym.methods.method import Frame, layers_of
 from fedasym.model import Built
 from fedasym.settings import Settings, difference
 
+SITES = "sites"  # in place of the split's digest, where every site has data of its own
 _VERSIONS = ("torch", "transformers", "flwr")  # their changes can move bits or formats
 
 
@@ -31,7 +32,7 @@ class Contract:
         schema: ``(name, shape)`` of every matrix that trains, sorted by name, float32 all; what of it travels
             when is the method's.
         task, labels: what is learned, and the class names by id.
-        data: digest of the split training data.
+        data: digest of the split training data; `SITES` where nobody knows all of them.
         local: the knobs of local training.
         versions: of the packages that matter.
     """

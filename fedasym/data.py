@@ -72,18 +72,17 @@ def load_examples(settings: Settings) -> tuple[Examples, Examples]:
     """
     task = task_of(settings)
     train = _capped(_frame(task, task.train_split), settings.train_cap, "train-cap")
+    held = None
     if settings.validation_cut:
         if settings.validation_cut >= len(train):
             raise ValueError(f"validation-cut={settings.validation_cut} leaves nothing of {len(train)} examples")
         order = generator(settings.seed, "validation-cut").permutation(len(train))
         held = train.iloc[order[: settings.validation_cut]]
         train = train.iloc[np.sort(order[settings.validation_cut :])]
-    else:
-        held = _capped(_frame(task, task.test_split), settings.test_cap, "test-cap")
-    held_split = task.train_split if settings.validation_cut else task.test_split
-    for frame, split in ((train, task.train_split), (held, held_split)):
-        _require_cells(frame, task, split)
-    names = task.class_names
+    _require_cells(train, task, task.train_split)
+    if held is not None:
+        _require_cells(held, task, task.train_split)
+    names = task.label_names
     if not names and not task.regression:
         names = _class_names(train[task.label_column])
         if len(names) < 2:
@@ -92,7 +91,44 @@ def load_examples(settings: Settings) -> tuple[Examples, Examples]:
     kind, _, column = settings.split.partition(":")
     if kind == "column" and column:
         examples = replace(examples, groups=_groups(train, column, task.train_split))
-    return examples, _examples(held, task, names, held_split)
+    if held is not None:
+        return examples, _examples(held, task, names, task.train_split)
+    return examples, load_held_out(settings, names)
+
+
+def load_held_out(settings: Settings, names: tuple[str, ...]) -> Examples:
+    """Load the test split alone, capped by ``test-cap``.
+
+    Args:
+        settings: where it is.
+        names: the classes by id; empty for a regression.
+
+    Raises:
+        ValueError, FileNotFoundError, ConnectionError: as `load_examples`.
+    """
+    task = task_of(settings)
+    held = _capped(_frame(task, task.test_split), settings.test_cap, "test-cap")
+    _require_cells(held, task, task.test_split)
+    return _examples(held, task, names, task.test_split)
+
+
+def load_own_examples(settings: Settings, folder: Path) -> Examples:
+    """Load the training examples of a site from its own folder, ``TRAIN_SPLIT.parquet``, .csv, .tsv or .jsonl.
+
+    The classes are those that the settings name, whether or not the site has examples of each.
+
+    Raises:
+        ValueError: a missing column, an empty cell, a label that is none of the run's, or fewer than ``min-examples``.
+        FileNotFoundError: no such folder, or no such file in it.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no data folder {folder}")
+    task = replace(task_of(settings), data=str(folder.absolute()), data_config="")
+    frame = _capped(_frame(task, task.train_split), settings.train_cap, "train-cap")
+    _require_cells(frame, task, task.train_split)
+    if len(frame) < settings.min_examples:
+        raise ValueError(f"{folder} holds {len(frame)} examples, fewer than min-examples={settings.min_examples}")
+    return _examples(frame, task, task.label_names, task.train_split)
 
 
 def load_extra_examples(settings: Settings) -> dict[str, Examples]:
@@ -109,7 +145,7 @@ def load_extra_examples(settings: Settings) -> dict[str, Examples]:
     for suffix, split in () if settings.validation_cut else task.extra_splits:
         frame = _capped(_frame(task, split), settings.test_cap, "test-cap")
         _require_cells(frame, task, split)
-        extra[suffix] = _examples(frame, task, task.class_names, split)
+        extra[suffix] = _examples(frame, task, task.label_names, split)
     return extra
 
 
@@ -238,12 +274,13 @@ def _examples(frame: Any, task: Task, names: tuple[str, ...], split: str) -> Exa
         if not np.isfinite(labels).all():
             raise ValueError(f"split {split!r}: column {task.label_column!r} holds values that are not finite")
         return Examples(texts, labels, names)
-    ids = {str(i) if task.class_names else name: i for i, name in enumerate(names)}
+    ids = {value: i for i, value in enumerate(task.class_values or names)}
     unknown = sorted({_class_name(value) for value in raw} - ids.keys())
-    if unknown and task.class_names:
+    if unknown and task.class_values:
+        hint = "GLUE's test splits are unlabelled" if task.name in glue.TASKS else "set labels, or mend the data"
         raise ValueError(
             f"split {split!r} holds the labels {', '.join(unknown)}; those of {task.name} are {', '.join(ids)} "
-            f"({', '.join(names)}); GLUE's test splits are unlabelled"
+            f"({', '.join(names)}); {hint}"
         )
     if unknown:
         raise ValueError(

@@ -11,7 +11,7 @@ from pathlib import Path
 HUB = "nyu-mll/glue"
 VARIABLE = "FEDASYM_GLUE_DIR"  # of the environment
 # Settings that follow from a GLUE task and so may not be set.
-DECIDED = ("data", "data_config", "train_split", "test_split", "text_columns", "label_column")
+DECIDED = ("data", "data_config", "train_split", "test_split", "text_columns", "label_column", "labels")
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def _sentence(runs: Sequence[Run]) -> str:
     for run in runs:
         s, count = run.settings, len(run.rounds)
         judges = f"{run.config['held_out_examples']:,} held-out examples"
-        if judged_at_clients(s["method"], s["head"]):
+        if judged_at_clients(s["method"], s["head"], s["data"]):
             judges = "the examples that the clients keep out"
         said.append(
             f"{count} round{'s' if count > 1 else ''} on task {s['task']} with model {s['model']} and "

@@ -7,6 +7,7 @@ The names are Flower's run-config keys with ``-`` for ``_``; the defaults are th
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,21 +29,27 @@ class Settings:
 
     method: str = _knob("asymmetric", "federated-LoRA method", choices=tuple(METHODS))
     num_rounds: int = _knob(5, "rounds", least=1)
-    num_clients: int = _knob(10, "clients the data is split over", least=1)
+    num_clients: int = _knob(10, "clients the data is split over; with sites, their number", least=1)
+    sites: str = _knob("", "registered names of sites with data of their own, by commas; empty: the data is split")
     clients_per_round: int = _knob(0, "clients asked each round; 0 asks all", least=0)
+    fraction: float = _knob(1.0, "share of the clients that are there which a round asks, rounded up", least=0.0)
+    quorum: int = _knob(0, "clients that must be there before a round begins; 0: all", least=0)
     min_valid: int = _knob(1, "valid replies without which a round fails", least=1)
     round_timeout: float = _knob(3600.0, "seconds to wait for a round's replies", least=0.001)
+    rest_after: int = _knob(0, "failed rounds in a row after which a client rests; 0: never", least=0)
+    rest_rounds: int = _knob(1, "rounds that it rests", least=1)
     seed: int = _knob(0, "common seed of A, split, batches and sampling")
     out: str = _knob("", "run folder; empty makes a new one under runs/, a used one is continued")
 
     task: str = _knob("reviews", "what is learned", choices=("reviews", "classification", "regression", *glue.TASKS))
-    data: str = _knob("demo", "'demo', a dataset's hub id, or a local folder")
+    data: str = _knob("demo", "'demo', a dataset's hub id, a local folder, or with sites 'none'")
     data_config: str = _knob("", "the hub dataset's configuration, or a subfolder of the local folder")
     glue_dir: str = _knob("", f"folder of the GLUE tasks; empty: that of {glue.VARIABLE}, else the hub")
     train_split: str = _knob("train", "name of the training split or file")
     test_split: str = _knob("test", "name of the held-out split or file")
     text_columns: str = _knob("text", "text column, or two joined by a comma for sentence pairs")
     label_column: str = _knob("label", "label column")
+    labels: str = _knob("", "the classes in the order of their ids, by commas, as in the label column; empty: found")
     validation_cut: int = _knob(0, "evaluate on this many training examples cut off; 0: the test split", least=0)
     train_cap: int = _knob(0, "train on this many examples, the same for every seed; 0: all", least=0)
     test_cap: int = _knob(0, "evaluate on this many of the test split, the same for every seed; 0: all", least=0)
@@ -89,6 +96,7 @@ class Settings:
         for knob in dataclasses.fields(self):
             _check(knob, getattr(self, knob.name))
         self._check_glue()
+        self._check_sites()
         if self.alpha == 0.0:
             raise ValueError("alpha=0.0 makes every adapter zero; use a positive alpha")
         if self.server_momentum >= 1.0:
@@ -106,8 +114,14 @@ class Settings:
         if self.client_holdout >= 1.0:
             raise ValueError(f"client-holdout={self.client_holdout} leaves nothing to train on; use less than 1")
         method = METHODS[self.method]
-        if judged_at_clients(self.method, self.head) and self.client_holdout == 0.0:
-            own = f"method={self.method!r}" if method.personal else "head='local'"
+        if judged_at_clients(self.method, self.head, self.data) and self.client_holdout == 0.0:
+            own = (
+                f"method={self.method!r}"
+                if method.personal
+                else "head='local'"
+                if self.head == "local"
+                else "data='none'"
+            )
             raise ValueError(f"{own} is evaluated at the clients only; set client-holdout, e.g. client-holdout=0.2")
         if self.server_optimizer != "none" and (method.merge or method.fold or method.personal):
             raise ValueError(
@@ -120,8 +134,42 @@ class Settings:
             raise ValueError(f"head={self.head!r}: full fine-tuning trains the whole head; leave head at 'auto'")
         if self.clients_per_round > self.num_clients:
             raise ValueError(f"clients-per-round={self.clients_per_round} exceeds num-clients={self.num_clients}")
-        if self.min_valid > (self.clients_per_round or self.num_clients):
-            raise ValueError(f"min-valid={self.min_valid} exceeds the clients asked each round")
+        if self.fraction != 1.0 and (self.clients_per_round or not 0.0 < self.fraction < 1.0):
+            raise ValueError(
+                f"fraction={self.fraction} must be above 0 and at most 1, and goes without clients-per-round="
+                f"{self.clients_per_round}; set one of them"
+            )
+        if self.quorum > self.num_clients:
+            raise ValueError(f"quorum={self.quorum} exceeds the {self.num_clients} clients")
+        least = self.asked_of(self.quorum or self.num_clients)
+        if self.min_valid > least:
+            raise ValueError(f"min-valid={self.min_valid} exceeds the clients asked each round, {least} at a quorum")
+        if self.rest_after == 0 and self.rest_rounds != 1:
+            raise ValueError(f"rest-rounds={self.rest_rounds} does nothing with rest-after=0; set rest-after")
+
+    def _check_sites(self) -> None:
+        names, default = self.site_names, type(self).__dataclass_fields__
+        if not names:
+            if self.data == "none":
+                raise ValueError("data='none' leaves nothing to learn from; it is for sites with data of their own")
+            return
+        bad = [name for name in names if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name)]
+        if bad or len(set(names)) < len(names):
+            raise ValueError(
+                f"sites={self.sites!r} must be different names of letters, digits, '.', '_' and '-', 63 at most"
+            )
+        if self.num_clients not in (len(names), default["num_clients"].default):
+            raise ValueError(f"num-clients={self.num_clients}, but sites names {len(names)}; leave num-clients out")
+        object.__setattr__(self, "num_clients", len(names))
+        for name in ("split", "validation_cut"):
+            value, usual = getattr(self, name), default[name].default
+            if value != usual:
+                raise ValueError(f"{name.replace('_', '-')}={value!r} does nothing with sites; leave it at {usual!r}")
+        if self.task not in ("regression", *glue.TASKS) and len(self.label_names) < 2:
+            raise ValueError(
+                f"labels={self.labels!r}: sites cannot see one another's labels; name the classes in the order of "
+                "their ids, as they stand in the label column, e.g. labels='no,yes'"
+            )
 
     def _check_glue(self) -> None:
         if self.task not in glue.TASKS:
@@ -166,6 +214,22 @@ class Settings:
         """Return the flat run config that `from_run_config` reads."""
         return {key.replace("_", "-"): value for key, value in dataclasses.asdict(self).items()}
 
+    def asked_of(self, present: int) -> int:
+        """Return how many of the clients that are there a round asks."""
+        if self.clients_per_round:
+            return min(self.clients_per_round, present)
+        return math.ceil(self.fraction * present)
+
+    @property
+    def site_names(self) -> tuple[str, ...]:
+        """The sites with data of their own; client k is the k-th of them."""
+        return tuple(name.strip() for name in self.sites.split(",") if name.strip())
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The classes in ``labels``, by id."""
+        return tuple(name.strip() for name in self.labels.split(",") if name.strip())
+
     @property
     def text_column_names(self) -> tuple[str, ...]:
         """The text columns, one or two."""
@@ -177,9 +241,9 @@ class Settings:
         return tuple(name.strip() for name in self.targets.split(",") if name.strip())
 
 
-def judged_at_clients(method: str, head: str) -> bool:
-    """Say whether a run has no common model that the server could evaluate."""
-    return head == "local" or METHODS[method].personal
+def judged_at_clients(method: str, head: str, data: str) -> bool:
+    """Say whether the server has no common model, or no data, by which it could evaluate a run."""
+    return head == "local" or data == "none" or METHODS[method].personal
 
 
 def from_run_config(config: Mapping[str, Any]) -> Settings:

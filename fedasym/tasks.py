@@ -21,7 +21,8 @@ class Task:
         train_split: name of the training split.
         test_split: name of the held-out split that judges a run.
         extra_splits: further held-out splits, by the suffix of their metrics' names.
-        class_names: where the labels are ids whose names are known: the names by id. Empty: found in the data.
+        label_names: the classes by id, where they are known beforehand. Empty: found in the data.
+        class_values: what stands for them in the label column, by id: GLUE's ids, or the names themselves.
     """
 
     name: str
@@ -34,7 +35,8 @@ class Task:
     train_split: str
     test_split: str
     extra_splits: tuple[tuple[str, str], ...] = ()
-    class_names: tuple[str, ...] = ()
+    label_names: tuple[str, ...] = ()
+    class_values: tuple[str, ...] = ()
 
     @property
     def metric(self) -> str:
@@ -57,6 +59,7 @@ def task_of(settings: Settings) -> Task:
         return Task(
             settings.task, row.text_columns, "label", not row.class_names, row.metrics,
             glue.place(settings.glue_dir), settings.task, "train", row.held_out, row.extra_splits, row.class_names,
+            tuple(map(str, range(len(row.class_names)))),
         )  # fmt: skip
     columns = settings.text_column_names
     if len(columns) not in (1, 2):
@@ -66,4 +69,5 @@ def task_of(settings: Settings) -> Task:
     return Task(
         settings.task, columns, settings.label_column, regression, metrics,
         settings.data, settings.data_config, settings.train_split, settings.test_split,
+        label_names=settings.label_names, class_values=settings.label_names,
     )  # fmt: skip

@@ -20,8 +20,8 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedasym import checkpoint, lora, record, wire
-from fedasym.contract import Contract, contract_of
-from fedasym.data import load_examples, load_extra_examples
+from fedasym.contract import SITES, Contract, contract_of
+from fedasym.data import Examples, load_examples, load_extra_examples, load_held_out
 from fedasym.export import write_adapter
 from fedasym.methods import METHODS
 from fedasym.methods.method import Matrices, select, values
@@ -54,8 +54,7 @@ class Bench:
     settings: Settings
     built: Built
     task: Task
-    held_out: Tokens
-    extra: dict[str, Tokens]  # further held-out sets by the suffix of their metrics
+    held_out: dict[str, Tokens]  # held-out sets by the suffix of their metrics; "" is the one that judges
     contract: Contract
     frozen: Matrices  # the factor of every layer that never moves, by name
     config: dict[str, Any]  # of config.json
@@ -81,7 +80,7 @@ def federate(grid: Grid, settings: Settings, folder: Path) -> None:
     bench, state = train(grid, settings, folder)
     _load(bench, state.matrices)
     write_adapter(folder / "adapter", bench.built, settings)
-    if judged_at_clients(settings.method, settings.head):
+    if judged_at_clients(settings.method, settings.head, settings.data):
         log.info("what is in adapter/ of private matrices is as first drawn: the trained ones stay with their clients")
     write_report([folder], folder / "report.html")
     log.info("report %s", folder / "report.html")
@@ -111,28 +110,49 @@ def prepare(settings: Settings) -> Bench:
     """Build model, held-out tokens and contract from resolved settings."""
     torch.set_num_threads(_cores())
     task = task_of(settings)
-    train, held_out = load_examples(settings)
-    extra = load_extra_examples(settings)
-    split = partition(train, settings)
-    built = build(settings, max(1, len(train.class_names)))
-    contract = contract_of(settings, built, train.class_names, split.digest)
+    data = _load_data(settings, task)
+    built = build(settings, max(1, len(data.names)))
+    contract = contract_of(settings, built, data.names, data.digest)
     config = {
         "settings": {key.replace("-", "_"): value for key, value in settings.run_config().items()},
         "metric": task.metric,
         "contract": contract.to_json(),
         "contract_hash": contract.hash,
-        "partition": split.report(train.class_names),
-        "held_out_examples": len(held_out),
+        "partition": data.report,
+        "held_out_examples": len(data.held_out.get("", ())),
         "trainable_values": values(contract.schema),
         "head_values": 0 if contract.factors == "W" else values(select(contract.schema, "")),
         "versions": record.versions(),
     }
-    tokens, *more = (
-        tokenize(built.tokenizer, examples, settings.max_length, settings.pooling)
-        for examples in (held_out, *extra.values())
-    )
+    held_out = {
+        suffix: tokenize(built.tokenizer, examples, settings.max_length, settings.pooling)
+        for suffix, examples in data.held_out.items()
+    }
     frozen = lora.read(lora.frozen_factors(built.model))
-    return Bench(settings, built, task, tokens, dict(zip(extra, more, strict=True)), contract, frozen, config)
+    return Bench(settings, built, task, held_out, contract, frozen, config)
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What the server's data say: classes by id, digest of the split, its report, held-out sets by metrics' suffix."""
+
+    names: tuple[str, ...]
+    digest: str
+    report: dict[str, Any]
+    held_out: dict[str, Examples]
+
+
+def _load_data(settings: Settings, task: Task) -> _Data:
+    if not settings.sites:
+        train, held_out = load_examples(settings)
+        split = partition(train, settings)
+        held = {"": held_out, **load_extra_examples(settings)}
+        return _Data(train.class_names, split.digest, split.report(train.class_names), held)
+    held = {}
+    if settings.data != "none":
+        held = {"": load_held_out(settings, task.label_names), **load_extra_examples(settings)}
+    # What the sites hold is theirs; a round's line says how many examples each trained on.
+    return _Data(task.label_names, SITES, {"sites": list(settings.site_names), "digest": SITES}, held)
 
 
 def _next_round(
@@ -179,7 +199,7 @@ def _row(result: Round, bench: Bench, matrices: Matrices, mismatch: float | None
         if any(f"{name}-{when}" in row for row in result.metrics.values())
     }
     metrics: dict[str, float | None]
-    if judged_at_clients(settings.method, settings.head):
+    if judged_at_clients(settings.method, settings.head, settings.data):
         if not all(f"{name}_after" in clients for name in names):
             raise FederationError(
                 f"round {result.number}: no client kept examples out, by which alone {settings.method} with "
@@ -191,10 +211,10 @@ def _row(result: Round, bench: Bench, matrices: Matrices, mismatch: float | None
     else:
         _load(bench, matrices)
         torch.set_num_threads(_cores())
-        metrics = {**evaluate(bench.built.model, bench.built.tokenizer, bench.held_out, bench.task)}
-        for suffix, tokens in bench.extra.items():
+        metrics = {}
+        for suffix, tokens in bench.held_out.items():
             found = evaluate(bench.built.model, bench.built.tokenizer, tokens, bench.task)
-            metrics |= {f"{name}_{suffix}": value for name, value in found.items()}
+            metrics |= {f"{name}_{suffix}" if suffix else name: value for name, value in found.items()}
     return {
         "round": result.number,
         "seconds": 0.0,

@@ -17,10 +17,11 @@ from typing import Any
 from rich.console import Console
 
 from fedasym.methods import METHODS
+from fedasym.processes import free_port, started, tool
 from fedasym.record import read_rounds, versions
 from fedasym.settings import Settings
 from simulations.proxy import CountingProxy, Passed, counting_proxy
-from simulations.superlink import free_port, run_app, started, superlink, tool
+from simulations.superlink import PROJECT, run_app, superlink
 
 WAYS = ("up", "down")
 _LOOK_SECONDS = 0.02  # a SuperNode asks for work every 3 s: far apart, compared with this
@@ -72,7 +73,7 @@ def measure_one(settings: Settings, nodes: int) -> dict[str, Any]:
                 "--superlink", f"127.0.0.1:{proxy.port}", "--port", str(free_port()),
                 "--node-config", f"partition-id={share} num-partitions={nodes}",
             ]  # fmt: skip
-            stack.enter_context(started(command, link.environment, folder / f"node-{share}.log"))
+            stack.enter_context(started(command, link.environment, PROJECT, folder / f"node-{share}.log"))
         watch = stack.enter_context(_Watch(proxy, folder))
         run_app(link, settings)
         whole = proxy.totals()

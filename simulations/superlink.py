@@ -5,12 +5,8 @@ SuperLink is a child with a port and a home of its own, the status is polled, an
 """
 
 import json
-import os
 import shutil
-import signal
-import socket
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
@@ -20,22 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedasym.processes import flower_environment, free_port, started, tail, tool
 from fedasym.settings import Settings, Value
 
 PROJECT = Path(__file__).resolve().parents[1]
 POLL_SECONDS = 20.0  # without a new round; each poll is a process of about 2 s of one core, taken from the training
 _START_SECONDS = 60.0
 _CONNECTION = "fedasym"
-
-QUIET = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-}
 
 
 class FlowerError(RuntimeError):
@@ -111,7 +98,7 @@ def _wait(run_id: str, environment: dict[str, str], log_file: Path, summary: Pat
                 return
             if status.startswith("finished"):
                 _keep_run_log(run_id, environment, log_file)
-                raise FlowerError(f"Flower's run ended as {status!r}; the end of {log_file}:\n{_tail(log_file)}")
+                raise FlowerError(f"Flower's run ended as {status!r}; the end of {log_file}:\n{tail(log_file)}")
     except KeyboardInterrupt:
         _flwr(["stop", run_id, _CONNECTION], environment)
         raise
@@ -122,11 +109,6 @@ def _keep_run_log(run_id: str, environment: dict[str, str], log_file: Path) -> N
     with log_file.open("ab") as log:
         command = [tool("flwr"), "log", run_id, _CONNECTION, "--show"]
         subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False)
-
-
-def tool(name: str) -> str:
-    """Return the path of a command that is installed beside this Python."""
-    return str(Path(sys.executable).with_name(name))
 
 
 def _written(path: Path) -> int:
@@ -164,7 +146,7 @@ def superlink(log_file: Path, *options: str) -> Iterator[Superlink]:
             "--host", "127.0.0.1", "--port", str(link.port),
             "--database", str(link.home / "state.db"),
         ]  # fmt: skip
-        with started(command, link.environment, log_file) as process:
+        with started(command, link.environment, PROJECT, log_file) as process:
             _await_health(process, link.port, log_file)
             yield link
 
@@ -172,57 +154,20 @@ def superlink(log_file: Path, *options: str) -> Iterator[Superlink]:
 def _configure(home: Path, log_file: Path) -> Superlink:
     """Choose a port and write Flower's own configuration for it."""
     port = free_port()
-    environment = {**os.environ, **QUIET, "FLWR_HOME": str(home)}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
+    environment = flower_environment(home)
     connection = f'[superlink]\ndefault = "{_CONNECTION}"\n\n[superlink.{_CONNECTION}]\naddress = "127.0.0.1:{port}"\n'
     (home / "config.toml").write_text(connection + "insecure = true\n")
     return Superlink(home, port, environment, log_file)
-
-
-@contextmanager
-def started(command: list[str], environment: dict[str, str], log_file: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a process in a group of its own; end it and all it started."""
-    with log_file.open("ab") as log:
-        process = subprocess.Popen(
-            command, env=environment, cwd=PROJECT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    try:
-        yield process
-    finally:
-        _end(process)
 
 
 def _await_health(process: subprocess.Popen[bytes], port: int, log_file: Path) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise FlowerError(f"flower-superlink exited with {process.returncode}:\n{_tail(log_file)}")
+            raise FlowerError(f"flower-superlink exited with {process.returncode}:\n{tail(log_file)}")
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1.0):
                 return
         except OSError:
             time.sleep(0.1)
-    raise FlowerError(f"flower-superlink was not ready within {_START_SECONDS} s:\n{_tail(log_file)}")
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a whole process group: politely, then by force."""
-    for how, seconds in ((signal.SIGTERM, 15.0), (signal.SIGKILL, 15.0)):
-        try:
-            os.killpg(process.pid, how)
-            process.wait(seconds)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
-
-
-def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _tail(path: Path, lines: int = 40) -> str:
-    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+    raise FlowerError(f"flower-superlink was not ready within {_START_SECONDS} s:\n{tail(log_file)}")

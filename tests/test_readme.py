@@ -15,8 +15,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from world import make_data, make_model
 
+from fedasym.processes import QUIET
 from fedasym.record import read_json
-from simulations.superlink import QUIET
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

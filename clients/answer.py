@@ -1,0 +1,107 @@
+"""The answer to one message: the same function in Flower's process of a client and in a site's warm worker.
+
+A refusal that we can name travels back as a reply of its own. From a site with data of its own nothing else does: an
+error becomes a code, and its text a line of the site's own log.
+"""
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from flwr.app import ConfigRecord, MetricRecord, RecordDict
+
+from clients.place import Place
+from clients.site import holding_of, site_of
+from clients.work import Behind, Refusal, handshake, require_pin, train_round
+from fedasym.record import run_folder
+from fedasym.settings import Settings, Value, from_run_config
+
+QUERY, WARM, TRAIN = "query", "query.warm", "train"
+
+
+def answer(kind: str, content: RecordDict, run_config: Mapping[str, Value], run_id: int, place: Place) -> RecordDict:
+    """Work on one message.
+
+    Args:
+        kind: ``query`` (the handshake), ``query.warm`` (load ahead of it) or ``train``.
+        content: the message's.
+        run_config: Flower's flat run config.
+        run_id: Flower's id of the run.
+        place: where we are.
+
+    Returns:
+        The reply's records; a refusal is a record ``refusal`` with its ``reason``.
+
+    Raises:
+        Exception: what is no refusal, in a simulation; at a site with data of its own nothing is raised.
+    """
+    try:
+        return _ANSWERS[kind](content, run_config, run_id, place)
+    except Refusal as error:
+        return refused(f"{type(error).__name__}: {error}", behind=isinstance(error, Behind))
+    except Exception as error:
+        if place.private:
+            return refused(hidden(error, place))
+        if isinstance(error, (ValueError, FloatingPointError)):
+            return refused(f"{type(error).__name__}: {error}")
+        raise
+
+
+def refused(reason: str, *, behind: bool = False) -> RecordDict:
+    """Return a reply that says no, and why."""
+    return RecordDict({"refusal": ConfigRecord({"reason": reason, "behind": behind})})
+
+
+def hidden(error: Exception, place: Place) -> str:
+    """Write an error with its traceback to the site's log and return what may be told: a code to find it by."""
+    code = os.urandom(4).hex()
+    text = "".join(traceback.format_exception(error))
+    line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} error {code}\n{text}"
+    if place.log:
+        with open(place.log, "a", encoding="utf-8") as log:
+            log.write(line)
+    else:
+        sys.stderr.write(line)
+    return f"error {code} at site {place.site}; the log of the site says which"
+
+
+def _query(content: RecordDict, run_config: Mapping[str, Value], run_id: int, place: Place) -> RecordDict:
+    """Compare the server's contract with our own and say which data we hold."""
+    settings = from_run_config(run_config).resolved()
+    site = site_of(settings)
+    about = handshake(site, content, place)
+    holding_of(site, place)  # data that cannot be used are found before the first round
+    if place.share >= 0:
+        about |= {"partition-id": place.share, "num-partitions": place.shares}
+    if place.site:
+        about["site"] = place.site
+    return RecordDict({"about": ConfigRecord({**about})})
+
+
+def _warm(content: RecordDict, run_config: Mapping[str, Value], run_id: int, place: Place) -> RecordDict:
+    """Load the model ahead of the handshake, while the server loads its own; what fails is said there."""
+    with suppress(ValueError, OSError):
+        site_of(from_run_config(run_config).resolved())
+    return RecordDict()
+
+
+def _train(content: RecordDict, run_config: Mapping[str, Value], run_id: int, place: Place) -> RecordDict:
+    """Load the broadcast matrices, train them on the client's data, reply with them."""
+    settings = from_run_config(run_config).resolved()
+    site = site_of(settings)
+    require_pin(site, place)
+    reply, metrics = train_round(site, holding_of(site, place), content, _folder(settings, run_id, place))
+    reply["metrics"] = MetricRecord({**metrics})
+    return reply
+
+
+def _folder(settings: Settings, run_id: int, place: Place) -> Path:
+    """Return where this place keeps what never leaves it."""
+    return Path(place.state) if place.state else run_folder(settings, run_id) / "clients"
+
+
+_ANSWERS = {QUERY: _query, WARM: _warm, TRAIN: _train}

@@ -1,0 +1,51 @@
+"""Where a client's messages are worked on: a share of a split, or a site with data of its own."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a node says of itself; a node of a simulation says nothing but its partition.
+
+    Attributes:
+        site: the site's name, as registered with the server; "" in a split.
+        data: folder of the site's own training data; "": the data of the settings are split over the clients.
+        state: folder for what never leaves the site; "": below the run folder.
+        log: file for what went wrong, of which others are told a code alone; "": standard error.
+        contract: hash of the only contract that is worked under; "": any.
+        share, shares: the node's partition and their number; -1 and 0 if it has none.
+    """
+
+    site: str = ""
+    data: str = ""
+    state: str = ""
+    log: str = ""
+    contract: str = ""
+    share: int = -1
+    shares: int = 0
+
+    @property
+    def private(self) -> bool:
+        """Whether nothing of the data, texts of errors included, may leave."""
+        return bool(self.data)
+
+
+def place_of(node_config: Mapping[str, Any]) -> Place:
+    """Read a place from Flower's node config.
+
+    Keys: ``site``, ``data-dir``, ``state-dir``, ``log-file``, ``contract``, ``partition-id``, ``num-partitions``.
+
+    Raises:
+        ValueError: a site without data or data without a site.
+    """
+    keys = {"site": "site", "data": "data-dir", "state": "state-dir", "log": "log-file", "contract": "contract"}
+    texts = {name: str(node_config.get(key, "")) for name, key in keys.items()}
+    if bool(texts["site"]) != bool(texts["data"]):
+        raise ValueError(
+            f"the node config has site={texts['site']!r} and data-dir={texts['data']!r}; a site needs both, a share of "
+            "a split neither"
+        )
+    share, shares = node_config.get("partition-id", -1), node_config.get("num-partitions", 0)
+    return Place(**texts, share=int(share), shares=int(shares))

@@ -1,0 +1,84 @@
+"""Processes that we start: a group of their own each, ended with all they started; Flower kept quiet and offline."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+_POLITE_SECONDS = 15.0
+
+
+def tool(name: str) -> str:
+    """Return the path of a command that is installed beside this Python."""
+    return str(Path(sys.executable).with_name(name))
+
+
+def flower_environment(home: Path, first_on_path: Sequence[Path] = ()) -> dict[str, str]:
+    """Return our environment with Flower quiet, its home elsewhere, and this Python's commands found first.
+
+    Args:
+        home: Flower's home (``FLWR_HOME``), for its configuration and installed apps.
+        first_on_path: folders whose commands come before those beside this Python.
+    """
+    found = [*map(str, first_on_path), str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+    return {**os.environ, **QUIET, "FLWR_HOME": str(home), "PATH": os.pathsep.join(found)}
+
+
+def start(
+    command: Sequence[str], environment: Mapping[str, str], folder: Path, log_file: Path
+) -> subprocess.Popen[bytes]:
+    """Start a process in a group of its own, its output appended to a file."""
+    with log_file.open("ab") as log:
+        return subprocess.Popen(
+            command, env=environment, cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a process and all of its group: politely, then by force."""
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, how)
+            process.wait(_POLITE_SECONDS)
+        except ProcessLookupError:
+            process.poll()
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+@contextmanager
+def started(
+    command: Sequence[str], environment: Mapping[str, str], folder: Path, log_file: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a process as `start` does and end it, with all it started, at the end."""
+    process = start(command, environment, folder, log_file)
+    try:
+        yield process
+    finally:
+        end(process)
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def tail(path: Path, lines: int = 40) -> str:
+    """Return the last lines of a text file, "" if there is none."""
+    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
