@@ -71,12 +71,13 @@ def _sentence(runs: Sequence[Run]) -> str:
     said = []
     for run in runs:
         s, count = run.settings, len(run.rounds)
+        whose = f"sites {s['sites']}" if s.get("sites") else f"split {s['split']}"
         judges = f"{run.config['held_out_examples']:,} held-out examples"
         if judged_at_clients(s["method"], s["head"], s["data"]):
             judges = "the examples that the clients keep out"
         said.append(
             f"{count} round{'s' if count > 1 else ''} on task {s['task']} with model {s['model']} and "
-            f"{s['num_clients']} clients (split {s['split']}), judged by {run.metric} on {judges}."
+            f"{s['num_clients']} clients ({whose}), judged by {run.metric} on {judges}."
         )
     return said[0] if len(set(said)) == 1 else "They differ in more than the method; see the settings below."
 

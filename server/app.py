@@ -33,8 +33,8 @@ from fedasym.tasks import Task, task_of
 from fedasym.tokens import Tokens, tokenize
 from fedasym.train import evaluate
 from server.conclusion import conclude
-from server.nodes import meet, warm
-from server.strategy import FederationError, Opening, Round, run_round
+from server.nodes import Roster, warm
+from server.strategy import FederationError, Opening, Round, name_of, run_round
 
 app = ServerApp()
 log = logging.getLogger("fedasym")
@@ -80,7 +80,7 @@ def federate(grid: Grid, settings: Settings, folder: Path) -> None:
     bench, state = train(grid, settings, folder)
     _load(bench, state.matrices)
     write_adapter(folder / "adapter", bench.built, settings)
-    if judged_at_clients(settings.method, settings.head, settings.data):
+    if settings.head == "local" or METHODS[settings.method].personal:
         log.info("what is in adapter/ of private matrices is as first drawn: the trained ones stay with their clients")
     write_report([folder], folder / "report.html")
     log.info("report %s", folder / "report.html")
@@ -97,9 +97,9 @@ def train(grid: Grid, settings: Settings, folder: Path) -> tuple[Bench, checkpoi
     record.write_json(folder / "config.json", bench.config)
     log.info("run folder %s, contract %s", folder, bench.contract.hash[:12])
     if state.round < settings.num_rounds:
-        nodes = meet(grid, bench.contract, settings)
+        roster = Roster(grid, bench.contract, settings, record.read_rounds(folder))
         while state.round < settings.num_rounds:
-            state = _next_round(grid, nodes, bench, state, folder)
+            state = _next_round(grid, roster, bench, state, folder)
     else:
         log.info("all %d rounds are done already", state.round)
     record.write_json(folder / "summary.json", record.summarise(bench.config, record.read_rounds(folder)))
@@ -155,15 +155,16 @@ def _load_data(settings: Settings, task: Task) -> _Data:
     return _Data(task.label_names, SITES, {"sites": list(settings.site_names), "digest": SITES}, held)
 
 
-def _next_round(
-    grid: Grid, nodes: dict[int, int], bench: Bench, state: checkpoint.State, folder: Path
-) -> checkpoint.State:
-    started = time.perf_counter()
+def _next_round(grid: Grid, roster: Roster, bench: Bench, state: checkpoint.State, folder: Path) -> checkpoint.State:
     settings = bench.settings
+    nodes = roster.gather(state.round + 1)
+    started = time.perf_counter()
     opening = Opening(state.round + 1, state.run, state.matrices, state.stack, state.weights)
     result = run_round(grid, nodes, bench.contract, opening, settings)
+    roster.note(result)
+    result.warnings += roster.late_replies()
     for client, reason in sorted(result.rejected.items()):
-        log.warning("round %d: client %d rejected: %s", result.number, client, reason)
+        log.warning("round %d: %s rejected: %s", result.number, name_of(client, settings), reason)
     for warning in result.warnings:
         log.warning("round %d: %s", result.number, warning)
     outcome = conclude(bench.contract, state, result, bench.frozen, settings)
@@ -218,11 +219,13 @@ def _row(result: Round, bench: Bench, matrices: Matrices, mismatch: float | None
     return {
         "round": result.number,
         "seconds": 0.0,
+        "asked": result.asked,
         "clients_asked": len(result.asked),
         "clients_valid": len(result.metrics),
         "clients_rejected": len(result.rejected),
         "warnings": result.warnings,
         "rejections": {str(client): reason for client, reason in sorted(result.rejected.items())},
+        "weights": {str(client): row["num-examples"] for client, row in sorted(result.metrics.items())},  # n_k
         "examples": sum(int(each.get("examples-used", 0)) for each in result.metrics.values()),
         "train_loss": result.train_loss(),
         "metrics": metrics,

@@ -1,12 +1,16 @@
-"""Who is there: wait for the nodes, shake hands, and map clients to nodes.
+"""Who is there: shake hands with nodes, map clients to them, and say who may be asked in a round.
 
-A node says by its config which share of the split it holds (``partition-id`` of ``num-partitions``, as Flower's
-simulation sets it). Client k is served by the node of partition k; where there are fewer nodes than clients, by
-partition k modulo the number of nodes, so a run's result does not depend on how many nodes do the work.
+Where the data are split, a node says by its config which share it holds (``partition-id`` of ``num-partitions``, as
+Flower's simulation sets it). Client k is served by the node of partition k; where there are fewer nodes than clients,
+by partition k modulo the number of nodes, so a run's result does not depend on how many nodes do the work.
+
+Where sites have data of their own, client k is the k-th of the setting ``sites``: the name that a node is registered
+under, whatever its id. Sites may come late, leave and come back; a round asks those that are there.
 """
 
 import logging
 import time
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
@@ -15,7 +19,8 @@ from flwr.serverapp import Grid
 from fedasym import wire
 from fedasym.contract import Contract
 from fedasym.settings import Settings
-from server.strategy import POLL_SECONDS, FederationError
+from server.membership import Membership
+from server.strategy import POLL_SECONDS, FederationError, Round, name_of
 
 log = logging.getLogger("fedasym")
 
@@ -28,82 +33,170 @@ def warm(grid: Grid) -> None:
     grid.push_messages([Message(RecordDict(), node, f"{MessageType.QUERY}.warm", group_id="warm") for node in nodes])
 
 
-def meet(grid: Grid, contract: Contract, settings: Settings) -> dict[int, int]:
-    """Hand the contract to every node and return the node id that serves each client.
+class Roster:
+    """The nodes of a run: who agreed to the contract, who is there, who rests.
 
-    Waits until all nodes that the first answers speak of (``num-partitions``) have agreed.
-
-    Raises:
-        FederationError: a node refuses (names the difference), two nodes hold one share, or not all nodes came
-            within ``round-timeout`` seconds.
+    Args:
+        grid: Flower's grid.
+        contract: what every node must agree to.
+        settings: clients, quorum, deadlines.
+        past: the record's rounds so far, of which rests are told.
     """
-    deadline = time.monotonic() + settings.round_timeout
-    agreed: dict[int, int] = {}  # node id by partition
-    asked: set[int] = set()
-    expected = 1
-    while len(agreed) < expected:
-        new = sorted(set(grid.get_node_ids()) - asked)
-        if new:
-            asked |= set(new)
-            for node, about in _query(grid, new, contract, deadline).items():
-                share = int(about.get("partition-id", len(agreed)))
-                if share in agreed:
-                    raise FederationError(
-                        f"nodes {agreed[share]} and {node} both hold partition-id={share}; give each node its own"
-                    )
-                agreed[share] = node
-                expected = max(expected, int(about.get("num-partitions", 1)))
-        elif time.monotonic() > deadline:
-            raise FederationError(
-                f"{len(agreed)} of {expected} nodes agreed within round-timeout={settings.round_timeout} s; "
-                "start the missing ones or raise round-timeout"
-            )
-        else:
-            time.sleep(POLL_SECONDS)
-    order = [agreed[share] for share in sorted(agreed)]
-    log.info(
-        "%d nodes agreed to contract %s; they serve %d clients", len(order), contract.hash[:12], settings.num_clients
-    )
-    return {client: order[client % len(order)] for client in range(settings.num_clients)}
 
+    def __init__(self, grid: Grid, contract: Contract, settings: Settings, past: Sequence[dict[str, Any]] = ()) -> None:
+        self._grid, self._contract, self._settings = grid, contract, settings
+        self._membership = Membership(settings)
+        for row in past:
+            self._membership.note(row["round"], row["asked"], {int(client) for client in row["rejections"]})
+        self._waiting: dict[str, int] = {}  # node by id of the handshake's message
+        self._agreed: dict[int, int] = {}  # node by client, or by partition where the data are split
+        self._asked: set[int] = set()
+        self._refusals: dict[int, str] = {}  # reason by node
+        self._expected = 1  # partitions
+        # Client, round and the time until which it counts as busy, by id of a message that was not answered in time.
+        self._late: dict[str, tuple[int, int, float]] = {}
+        self._names: dict[int, str] = {}  # registered, by node
+        self._split: dict[int, int] = {}  # node by client, once all shares are held
 
-def _doubt(about: dict[str, Any], contract: Contract) -> str:
-    """Say what is wrong with a node's answer; "" if nothing is."""
-    share, shares = about.get("partition-id", 0), about.get("num-partitions", 1)
-    if about.get("contract") != contract.hash:
-        return f"it answered with contract={about.get('contract')!r}, not {contract.hash}"
-    if type(share) is not int or type(shares) is not int or not 0 <= share < shares <= _MOST_NODES:
-        return f"its partition-id={share!r} of num-partitions={shares!r} is no share; set both in its node config"
-    return ""
+    def gather(self, number: int) -> dict[int, int]:
+        """Return the node of each client that may be asked in a round; wait for the quorum.
 
-
-def _query(grid: Grid, nodes: list[int], contract: Contract, deadline: float) -> dict[int, dict[str, Any]]:
-    """Ask nodes to agree; return what each says of itself."""
-    content = RecordDict({"about": ConfigRecord({"contract": contract.to_json()})})
-    ids = grid.push_messages([Message(content, node, MessageType.QUERY, group_id="handshake") for node in nodes])
-    waiting = dict(zip(ids, nodes, strict=True))
-    answers: dict[int, dict[str, Any]] = {}
-    refusals: dict[str, list[int]] = {}
-    while waiting:
-        arrived = list(grid.pull_messages(list(waiting)))
-        for reply in arrived:
-            node = waiting.pop(reply.metadata.reply_to_message_id, -1)
-            if node < 0:
-                log.warning("a node answered the handshake twice; its later answer does not count")
-            elif reply.has_error():
-                refusals.setdefault(f"its process failed: {reply.error.reason}", []).append(node)
-            elif "refusal" in reply.content.config_records:
-                reason = str(reply.content.config_records["refusal"].get("reason", "no reason given"))
-                refusals.setdefault(reason, []).append(node)
-            elif reason := _doubt(wire.about(reply.content), contract):
-                refusals.setdefault(reason, []).append(node)
-            else:
-                answers[node] = wire.about(reply.content)
-        if not arrived:
+        Raises:
+            FederationError: too few came within ``round-timeout`` seconds, or, where the data are split, a node refuses
+                or two hold one share; names who and why.
+        """
+        deadline = time.monotonic() + self._settings.round_timeout
+        while True:
+            here = self._meet()
+            chosen: Iterable[int] = here
+            if self._settings.sites:
+                busy = {client for client, _, until in self._late.values() if until > time.monotonic()}
+                chosen = self._membership.choose(number, here.keys() - busy)
+            if chosen:
+                return {client: here[client] for client in sorted(chosen)}
             if time.monotonic() > deadline:
-                raise FederationError(f"nodes {sorted(waiting.values())} did not answer the handshake in time")
+                raise FederationError(self._missing(here))
             time.sleep(POLL_SECONDS)
-    if refusals:
-        lines = [f"{len(who)} node(s), first {who[0]}: {reason}" for reason, who in refusals.items()]
-        raise FederationError("the handshake failed. " + " | ".join(lines))
-    return answers
+
+    def note(self, result: Round) -> None:
+        """Remember who failed in a round and whose reply is still to come: it is not asked for one deadline more."""
+        self._membership.note(result.number, result.asked, set(result.rejected))
+        until = time.monotonic() + self._settings.round_timeout
+        self._late |= {name: (client, result.number, until) for name, client in result.unanswered.items()}
+
+    def late_replies(self) -> list[str]:
+        """Return in words which replies to earlier rounds have come since; they do not count."""
+        said = []
+        for reply in self._grid.pull_messages(list(self._late)) if self._late else ():
+            client, number, _ = self._late.pop(reply.metadata.reply_to_message_id)
+            end = f"failed ({reply.error.reason})" if reply.has_error() else "came after the deadline"
+            said.append(f"{name_of(client, self._settings)}: its reply to round {number} {end}; it does not count")
+        return said
+
+    def _meet(self) -> dict[int, int]:
+        """Shake hands with who is new; return the node of each client that agreed and is there.
+
+        Where the data are split the nodes are those of the first round; {} until all shares are held.
+        """
+        if self._split:
+            return self._split
+        online = {node.node_id: node.name for node in self._grid.get_nodes()}
+        self._names = online
+        gone = self._asked - online.keys()
+        self._asked -= gone  # who comes back is asked again
+        self._refusals = {node: why for node, why in self._refusals.items() if node not in gone}
+        new = sorted(online.keys() - self._asked)
+        if new:
+            content = RecordDict({"about": ConfigRecord({"contract": self._contract.to_json()})})
+            messages = [Message(content, node, MessageType.QUERY, group_id="handshake") for node in new]
+            self._waiting |= dict(zip(self._grid.push_messages(messages), new, strict=True))
+            self._asked |= set(new)
+        if self._waiting:
+            for reply in self._grid.pull_messages(list(self._waiting)):
+                node = self._waiting.pop(reply.metadata.reply_to_message_id, None)
+                if node is None:
+                    log.warning("a node answered the handshake twice; its later answer does not count")
+                else:
+                    self._hear(node, reply)
+        if self._settings.sites:
+            return {client: node for client, node in self._agreed.items() if node in online}
+        if self._refusals and not self._waiting:
+            raise FederationError("the handshake failed. " + self._said())
+        if not self._waiting and len(self._agreed) >= self._expected:
+            order = [self._agreed[share] for share in sorted(self._agreed)]
+            self._split = {client: order[client % len(order)] for client in range(self._settings.num_clients)}
+            log.info(
+                "%d nodes agreed to contract %s; they serve %d clients",
+                len(order), self._contract.hash[:12], self._settings.num_clients,
+            )  # fmt: skip
+        return self._split
+
+    def _hear(self, node: int, reply: Message) -> None:
+        """Take a node's answer to the handshake."""
+        if reply.has_error():
+            reason = f"its process failed: {reply.error.reason}"
+        elif "refusal" in reply.content.config_records:
+            reason = str(reply.content.config_records["refusal"].get("reason", "no reason given"))
+        else:
+            reason = self._admit(node, wire.about(reply.content))
+        if not reason:
+            return
+        self._refusals[node] = reason
+        if self._settings.sites:
+            log.warning("node %s refused or was refused: %s", self._names.get(node) or node, reason)
+
+    def _admit(self, node: int, about: dict[str, Any]) -> str:
+        """Admit a node that agrees, or say why not."""
+        if about.get("contract") != self._contract.hash:
+            return f"it answered with contract={about.get('contract')!r}, not {self._contract.hash}"
+        if self._settings.sites:
+            return self._admit_site(node, str(about.get("site", "")))
+        share, shares = about.get("partition-id", 0), about.get("num-partitions", 1)
+        if type(share) is not int or type(shares) is not int or not 0 <= share < shares <= _MOST_NODES:
+            return f"its partition-id={share!r} of num-partitions={shares!r} is no share; set both in its node config"
+        if "partition-id" not in about:
+            share = len(self._agreed)
+        if share in self._agreed:
+            raise FederationError(
+                f"nodes {self._agreed[share]} and {node} both hold partition-id={share}; give each node its own"
+            )
+        self._agreed[share] = node
+        self._expected = max(self._expected, int(shares))
+        return ""
+
+    def _admit_site(self, node: int, claimed: str) -> str:
+        registered, names = self._names.get(node, ""), self._settings.site_names
+        name = registered or claimed
+        if claimed != name:
+            return f"it is registered as {registered!r} and calls itself site {claimed!r}; give it its own kit"
+        if name not in names:
+            return f"site {name!r} is none of the run's sites={self._settings.sites!r}"
+        client = names.index(name)
+        other = self._agreed.get(client, node)
+        if other != node and other in self._names:
+            return f"node {other} is site {name!r} already, and is there; end one of the two"
+        log.info("site %s %s", name, "is back" if client in self._agreed else "agreed to the contract")
+        self._agreed[client] = node
+        return ""
+
+    def _said(self) -> str:
+        by_reason: dict[str, list[int]] = {}
+        for node, reason in self._refusals.items():
+            by_reason.setdefault(reason, []).append(node)
+        return " | ".join(f"{len(who)} node(s), first {who[0]}: {reason}" for reason, who in by_reason.items())
+
+    def _missing(self, here: dict[int, int]) -> str:
+        waited = f"within round-timeout={self._settings.round_timeout} s"
+        refusals = f". Refusals: {self._said()}" if self._refusals else ""
+        if self._settings.sites:
+            absent = [name for k, name in enumerate(self._settings.site_names) if k not in here]
+            quorum = self._settings.quorum or self._settings.num_clients
+            return (
+                f"{len(here)} of the sites were there {waited}, quorum={quorum}; missing: "
+                f"{', '.join(absent) or 'none, but some are busy'}; start them, lower quorum or raise round-timeout"
+                f"{refusals}"
+            )
+        if self._waiting:
+            return f"nodes {sorted(self._waiting.values())} did not answer the handshake {waited}"
+        some = f"{len(self._agreed)} of {self._expected} nodes"
+        return f"{some} agreed {waited}; start the missing ones or raise round-timeout"

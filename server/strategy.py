@@ -24,6 +24,7 @@ from fedasym.methods.method import Matrices, letter_of, pick, select
 from fedasym.settings import Settings
 
 POLL_SECONDS = 0.2
+_LEAST_TTL = 600.0  # seconds that a message lives at least: the clocks of server and sites may differ
 _LARGEST_METRIC = 1e30  # keeps weighted means of what clients report finite
 
 
@@ -42,6 +43,7 @@ class Round:
     number: int
     asked: list[int]
     rejected: dict[int, str] = field(default_factory=dict)  # reason by client
+    unanswered: dict[str, int] = field(default_factory=dict)  # client by id of a message without a reply in time
     warnings: list[str] = field(default_factory=list)  # what was left out of a client that does count
     metrics: dict[int, dict[str, float]] = field(default_factory=dict)  # of valid replies, by client
     payload_down: int = 0
@@ -82,14 +84,18 @@ class Opening:
     weights: tuple[int, ...]
 
 
-def sample_clients(settings: Settings, number: int) -> list[int]:
-    """Choose the clients of a round from (seed, round), sorted."""
-    if settings.clients_per_round == 0:
-        return list(range(settings.num_clients))
-    chosen = generator(settings.seed, "sample", number).choice(
-        settings.num_clients, settings.clients_per_round, replace=False
-    )
-    return sorted(int(client) for client in chosen)
+def name_of(client: int, settings: Settings) -> str:
+    """Return what a client is called: the site's name, or its number in the split."""
+    return f"site {settings.site_names[client]}" if settings.sites else f"client {client}"
+
+
+def sample_clients(settings: Settings, number: int, here: Sequence[int]) -> list[int]:
+    """Choose the clients of a round, of those that are there, from (seed, round), sorted."""
+    present, count = sorted(here), settings.asked_of(len(here))
+    if count == len(present):
+        return present
+    chosen = generator(settings.seed, "sample", number).choice(len(present), count, replace=False)
+    return sorted(present[place] for place in chosen)
 
 
 def run_round(grid: Grid, nodes: Mapping[int, int], contract: Contract, opening: Opening, settings: Settings) -> Round:
@@ -97,7 +103,7 @@ def run_round(grid: Grid, nodes: Mapping[int, int], contract: Contract, opening:
 
     Args:
         grid: Flower's grid.
-        nodes: node id by client.
+        nodes: node id of each client that is there.
         contract: what every message refers to.
         opening: what opens the round.
         settings: sampling, timeout, quorum.
@@ -106,16 +112,20 @@ def run_round(grid: Grid, nodes: Mapping[int, int], contract: Contract, opening:
         FederationError: fewer than ``min-valid`` valid replies; names every rejected client with its reason.
     """
     number, method = opening.number, METHODS[settings.method]
-    result = Round(number, sample_clients(settings, number))
-    pending = _send(grid, nodes, contract, opening, result.asked, False, result)
+    result = Round(number, sample_clients(settings, number, [*nodes]))
+    lifetime = max(2 * settings.round_timeout, _LEAST_TTL)
+    pending = _send(grid, nodes, contract, opening, result.asked, False, lifetime, result)
     total = ExactMean()
     kept: dict[int, tuple[int, Matrices]] = {}
     behind: set[int] = set()
-    for client, reply in _replies(grid, pending, settings.round_timeout):
+    answered: set[str] = set()
+    for name, reply in _replies(grid, pending, settings.round_timeout):
+        client = pending[name]
+        answered.add(name)
         if client not in behind and _is_behind(reply):
             behind.add(client)
             result.message_up += wire.message_bytes(reply)
-            pending.update(_send(grid, nodes, contract, opening, [client], True, result))
+            pending.update(_send(grid, nodes, contract, opening, [client], True, lifetime, result))
             continue
         if client in result.metrics or client in result.rejected:
             result.warnings.append(f"client {client} was seen twice in this round; its later reply does not count")
@@ -136,12 +146,15 @@ def run_round(grid: Grid, nodes: Mapping[int, int], contract: Contract, opening:
         result.metrics[client] = metrics
         if len(method.up(number)) == 2:
             kept[client] = (weight, update)
+    result.unanswered = {name: client for name, client in pending.items() if name not in answered}
     for client in result.asked:
         if client not in result.metrics and client not in result.rejected:
             result.rejected[client] = f"no reply within round-timeout={settings.round_timeout} s"
     valid, asked = len(result.metrics), len(result.asked)
     if valid < settings.min_valid:
-        reasons = "; ".join(f"client {client}: {reason}" for client, reason in sorted(result.rejected.items()))
+        reasons = "; ".join(
+            f"{name_of(client, settings)}: {reason}" for client, reason in sorted(result.rejected.items())
+        )
         raise FederationError(
             f"round {number}: {valid} of {asked} replies are valid, min-valid={settings.min_valid}. {reasons}"
         )
@@ -163,9 +176,13 @@ def _send(
     opening: Opening,
     clients: Sequence[int],
     whole: bool,
+    lifetime: float,
     result: Round,
 ) -> dict[str, int]:
-    """Push one message per client, with all that a party holds if ``whole``; return the clients by message id."""
+    """Push one message per client, with all that a party holds if ``whole``; return the clients by message id.
+
+    A message that nobody answered within ``lifetime`` seconds is void, so that no node begins it later.
+    """
     method = METHODS[contract.method]
     if whole:
         schema, weights = method.held_schema(contract.schema), []
@@ -179,22 +196,25 @@ def _send(
     for client in clients:
         about: wire.About = {**common, "client": client, "weights": weights}
         content = RecordDict({"matrices": packed, "about": ConfigRecord({**about})})
-        message = Message(content, nodes[client], MessageType.TRAIN, group_id=str(result.number))
+        message = Message(content, nodes[client], MessageType.TRAIN, ttl=lifetime, group_id=str(result.number))
         result.payload_down += wire.payload_bytes(content)
         result.message_down += wire.message_bytes(message)
         messages.append(message)
     return dict(zip(grid.push_messages(messages), clients, strict=True))
 
 
-def _replies(grid: Grid, pending: dict[str, int], timeout: float) -> Iterable[tuple[int, Message]]:
-    """Yield replies with their clients as they arrive, until all did or the time is up; ``pending`` may grow."""
+def _replies(grid: Grid, pending: dict[str, int], timeout: float) -> Iterable[tuple[str, Message]]:
+    """Yield replies with the ids of what they reply to as they arrive, until all did or the time is up.
+
+    ``pending`` may grow meanwhile.
+    """
     deadline = time.monotonic() + timeout
     answered: set[str] = set()
     while len(answered) < len(pending) and time.monotonic() < deadline:
         arrived = list(grid.pull_messages([name for name in pending if name not in answered]))
         for reply in arrived:
             answered.add(reply.metadata.reply_to_message_id)
-            yield pending[reply.metadata.reply_to_message_id], reply
+            yield reply.metadata.reply_to_message_id, reply
         if not arrived:
             time.sleep(POLL_SECONDS)
 

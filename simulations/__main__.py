@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
             demo(options.out, options.engine, options.workers, options.rounds, console)
         else:
             settings = read_settings(options.config, options.set, options.out)
-            folder = run(settings, options.engine, options.workers, console)
+            folder = run(settings, options.engine, options.workers, console, options.site_data)
             console.print(f"summary {folder / 'summary.json'}\nreport  {folder / 'report.html'}", soft_wrap=True)
     except BrokenProcessPool:
         console.print("[bold red]failed:[/bold red] a process ended, perhaps for lack of memory; try a lower --jobs")
@@ -125,6 +125,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--set", action="append", default=[], metavar="key=value", help="one more setting; repeatable")
     one.add_argument("--out", type=Path, metavar="DIR", help="run folder; a used one is continued")
+    one.add_argument(
+        "--site-data", type=Path, metavar="DIR", help="with the setting sites: DIR/NAME holds the data of site NAME"
+    )
     both = commands.add_parser("demo", help="B only, then standard LoRA, side by side")
     both.add_argument(
         "--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="folder of both runs; replaced"

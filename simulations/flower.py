@@ -7,19 +7,23 @@ from fedasym.settings import Settings
 from simulations.superlink import run_app, superlink
 
 
-def run_flower(settings: Settings, workers: int) -> Path:
+def run_flower(settings: Settings, workers: int, data: Path | None = None) -> Path:
     """Run a federation through ``flwr run`` on Flower's simulation engine.
 
     Args:
         settings: ``out`` must name the run folder.
         workers: clients that train at the same time, each in a process of its own.
+        data: must be None: Flower's simulated nodes have no data of their own.
 
     Returns:
         The run folder.
 
     Raises:
+        ValueError: sites with data of their own.
         FlowerError: the run ended otherwise than ``finished:completed``.
     """
+    if settings.sites or data is not None:
+        raise ValueError("Flower's simulated nodes cannot have data of their own; use --engine local, or deploy")
     # Ray starts as many actors as fit: num-cpus of each into num-cpus of all.
     each = max(1, (os.cpu_count() or 1) // workers)
     federation = (

@@ -1,16 +1,18 @@
 """An in-process Flower Grid: the same ServerApp and ClientApp, without Ray, processes or sockets.
 
 Clients run on a pool of threads, each with its own model. Messages are handed over as Flower hands them: content only,
-by copy. The one place that touches a private part of Flower (a task's identity, without which messages cannot be made).
+by copy. The one place that touches private parts of Flower: a task's identity, without which messages cannot be made,
+and the type that describes a node.
 """
 
 import copy
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -26,21 +28,27 @@ class InProcessGrid(Grid):
     Args:
         client_app: what each node runs.
         run_config: the run config that clients see.
-        num_nodes: nodes, with ``partition-id`` 0 to num_nodes - 1.
+        nodes: their number, with ``partition-id`` from 0, or each one's node config; ``site`` in it is its name.
         workers: threads; results do not depend on it.
     """
 
-    def __init__(self, client_app: ClientApp, run_config: dict[str, Value], num_nodes: int, workers: int = 1) -> None:
+    def __init__(
+        self,
+        client_app: ClientApp,
+        run_config: dict[str, Value],
+        nodes: int | Sequence[dict[str, Value]],
+        workers: int = 1,
+    ) -> None:
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, SERVER_NODE, 1
         self._app = client_app
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="client")
         self._ids = itertools.count(1)
         self._replies: dict[str, Future[Message]] = {}
+        if isinstance(nodes, int):
+            nodes = [{"partition-id": k, "num-partitions": nodes} for k in range(nodes)]
         self._contexts = {
-            node: Context(
-                RUN_ID, node, {"partition-id": k, "num-partitions": num_nodes}, RecordDict(), dict(run_config)
-            )
-            for k, node in enumerate(range(100, 100 + num_nodes))
+            100 + k: Context(RUN_ID, 100 + k, dict(config), RecordDict(), dict(run_config))
+            for k, config in enumerate(nodes)
         }
 
     def __enter__(self) -> "InProcessGrid":
@@ -77,6 +85,13 @@ class InProcessGrid(Grid):
     def get_node_ids(self) -> Iterable[int]:
         """Return the ids of all nodes; they are all there from the start."""
         return list(self._contexts)
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """Return the nodes with their names; they are all there from the start."""
+        return [
+            NodeInfo(node_id=node, name=str(context.node_config.get("site", "")))
+            for node, context in self._contexts.items()
+        ]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Hand messages to the nodes' threads and return their ids."""

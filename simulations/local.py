@@ -5,22 +5,37 @@ from pathlib import Path
 from flwr.app import Context, RecordDict
 
 from clients.app import app as client_app
-from fedasym.settings import Settings
+from fedasym.settings import Settings, Value
 from server.app import app as server_app
 from simulations.grid import RUN_ID, SERVER_NODE, InProcessGrid
 
 
-def run_local(settings: Settings, workers: int) -> Path:
+def run_local(settings: Settings, workers: int, data: Path | None = None) -> Path:
     """Run a federation in this process.
 
     Args:
         settings: ``out`` must name the run folder.
         workers: clients that train at the same time, on one thread each.
+        data: with ``sites``, the folder that holds each one's data in a folder of its name.
 
     Returns:
         The run folder.
+
+    Raises:
+        ValueError: sites without data, or data without sites.
     """
+    if (data is None) == bool(settings.sites):
+        raise ValueError(
+            f"sites={settings.sites!r} and the folder of their data is {data}; give both (--site-data DIR) or neither"
+        )
     config = settings.run_config()
-    with InProcessGrid(client_app, config, settings.num_clients, workers) as grid:
+    nodes: int | list[dict[str, Value]] = settings.num_clients
+    if data is not None:
+        log_file = str(Path(settings.out) / "sites.log")
+        nodes = [
+            {"site": name, "data-dir": str((data / name).absolute()), "log-file": log_file}
+            for name in settings.site_names
+        ]
+    with InProcessGrid(client_app, config, nodes, workers) as grid:
         server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(config)))
     return Path(settings.out)

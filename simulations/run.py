@@ -60,10 +60,11 @@ def _value(raw: str) -> Any:
         return raw
 
 
-def run(settings: Settings, engine: str, workers: int, console: Console) -> Path:
+def run(settings: Settings, engine: str, workers: int, console: Console, data: Path | None = None) -> Path:
     """Run one federation with its display and return its folder."""
     folder = Path(settings.out)
-    title = f"{METHODS[settings.method].label}, {settings.task}, {settings.num_clients} clients, {settings.split}"
+    whose = f"sites {settings.sites}" if settings.sites else f"{settings.num_clients} clients, {settings.split}"
+    title = f"{METHODS[settings.method].label}, {settings.task}, {whose}"
     console.print(f"run folder {folder}", soft_wrap=True)
     with quiet_log(), Follower(title, folder, settings.num_rounds, console):
-        return ENGINES[engine](settings, workers)
+        return ENGINES[engine](settings, workers, data)
