@@ -23,6 +23,7 @@ from simulations import bytes as calculator
 from simulations.compare import Comparison, compare
 from simulations.demo import demo
 from simulations.display import show_sheets
+from simulations.federation import federation
 from simulations.rates import best_rates, grid_points, tune_rates
 from simulations.results import read_lines, result_lines
 from simulations.run import ENGINES, parse_overrides, read_settings, run
@@ -67,6 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
             tune(options.work, options.workers, console, options.shard, options.shards)
         elif options.command == "compare":
             _compare(options, command, console)
+        elif options.command == "federation":
+            federation(options.out, options.set, console)
         elif options.command == "demo":
             demo(options.out, options.engine, options.workers, options.rounds, console)
         else:
@@ -138,6 +141,11 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--workers", type=_positive, default=2, help="clients at the same time (default: %(default)s)"
         )
+    whole = commands.add_parser(
+        "federation", help="a server and three sites in processes of their own, on this machine"
+    )
+    whole.add_argument("--out", type=Path, default=Path("runs/federation"), metavar="DIR", help="replaced")
+    whole.add_argument("--set", action="append", default=[], metavar="key=value", help="one more setting; repeatable")
     many = commands.add_parser("compare", help="methods on the same tasks, splits, seeds and budget")
     many.add_argument("--task", type=_names, default=("reviews",), metavar="TASK,...", help="default: reviews")
     many.add_argument(

@@ -38,12 +38,14 @@ class Superlink:
         port: on 127.0.0.1; one port serves control, fleet and runtime.
         environment: of processes that shall reach it by Flower's command line.
         log_file: what it prints.
+        connection: its name in Flower's configuration.
     """
 
     home: Path
     port: int
     environment: dict[str, str]
     log_file: Path
+    connection: str = _CONNECTION
 
 
 def run_app(link: Superlink, settings: Settings, *options: str) -> Path:
@@ -64,8 +66,8 @@ def run_app(link: Superlink, settings: Settings, *options: str) -> Path:
     config = link.home / "run.toml"
     config.write_text("".join(f"{key} = {toml_value(v)}\n" for key, v in settings.run_config().items()))
     app = str(_stage(link.home / "fedasym"))
-    run = _flwr(["run", app, _CONNECTION, "-c", str(config), *options], link.environment)
-    _wait(str(run["run-id"]), link.environment, link.log_file, folder / "summary.json")
+    run = _flwr(["run", app, link.connection, "-c", str(config), *options], link.environment)
+    _wait(str(run["run-id"]), link, folder / "summary.json")
     return folder
 
 
@@ -83,7 +85,7 @@ def toml_value(value: Value) -> str:
     return json.dumps(value, ensure_ascii=False)  # TOML shares JSON's strings, numbers and booleans
 
 
-def _wait(run_id: str, environment: dict[str, str], log_file: Path, summary: Path) -> None:
+def _wait(run_id: str, link: Superlink, summary: Path) -> None:
     """Ask for the run's status when its summary is written, and when no round ends for a while, until it is over."""
     before, rounds = _written(summary), summary.with_name("rounds.jsonl")
     try:
@@ -93,22 +95,24 @@ def _wait(run_id: str, environment: dict[str, str], log_file: Path, summary: Pat
                 time.sleep(0.2)
                 if _written(rounds) != seen:
                     seen, deadline = _written(rounds), time.monotonic() + POLL_SECONDS
-            status = str(_flwr(["list", _CONNECTION, "--run-id", run_id], environment)["runs"][0]["status"])
+            status = str(_flwr(["list", link.connection, "--run-id", run_id], link.environment)["runs"][0]["status"])
             if status == "finished:completed":
                 return
             if status.startswith("finished"):
-                _keep_run_log(run_id, environment, log_file)
-                raise FlowerError(f"Flower's run ended as {status!r}; the end of {log_file}:\n{tail(log_file)}")
+                _keep_run_log(run_id, link)
+                raise FlowerError(
+                    f"Flower's run ended as {status!r}; the end of {link.log_file}:\n{tail(link.log_file)}"
+                )
     except KeyboardInterrupt:
-        _flwr(["stop", run_id, _CONNECTION], environment)
+        _flwr(["stop", run_id, link.connection], link.environment)
         raise
 
 
-def _keep_run_log(run_id: str, environment: dict[str, str], log_file: Path) -> None:
+def _keep_run_log(run_id: str, link: Superlink) -> None:
     """Append what the ServerApp printed, its traceback included, to our log."""
-    with log_file.open("ab") as log:
-        command = [tool("flwr"), "log", run_id, _CONNECTION, "--show"]
-        subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False)
+    with link.log_file.open("ab") as log:
+        command = [tool("flwr"), "log", run_id, link.connection, "--show"]
+        subprocess.run(command, env=link.environment, stdout=log, stderr=subprocess.STDOUT, check=False)
 
 
 def _written(path: Path) -> int:

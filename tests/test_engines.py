@@ -57,7 +57,7 @@ def test_flowers_engine_gives_the_same_bits(reference: Path, tmp_path: Path, wor
 def test_fewer_nodes_than_clients_give_the_same_bits(tmp_path: Path) -> None:
     whole = run_local(tiny_settings(tmp_path, out=str(tmp_path / "four")), workers=1)
     config = tiny_settings(tmp_path, out=str(tmp_path / "two")).run_config()
-    with InProcessGrid(client_app, config, num_nodes=2) as grid:
+    with InProcessGrid(client_app, config, nodes=2) as grid:
         server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(config)))
     assert digests(tmp_path / "two") == digests(whole)
 

@@ -46,14 +46,14 @@ def test_a_client_with_a_model_of_another_shape_is_told_which_matrices_differ(tm
 
 def test_an_unknown_setting_is_refused_by_name(tmp_path: Path) -> None:
     values = tiny_values(tmp_path, out=str(tmp_path / "run"))
-    with InProcessGrid(honest, {}, num_nodes=4) as grid, pytest.raises(ValueError, match=r"'rnak' is unknown.*'rank'"):
+    with InProcessGrid(honest, {}, nodes=4) as grid, pytest.raises(ValueError, match=r"'rnak' is unknown.*'rank'"):
         server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), {**values, "rnak": 4}))
 
 
 def test_an_override_of_the_wrong_type_is_refused_by_name(tmp_path: Path) -> None:
     values = tiny_values(tmp_path, out=str(tmp_path / "run"), rank="8")
     with (
-        InProcessGrid(honest, {}, num_nodes=4) as grid,
+        InProcessGrid(honest, {}, nodes=4) as grid,
         pytest.raises(ValueError, match="rank='8' is a str; give a int"),
     ):
         server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), values))
@@ -65,11 +65,11 @@ def test_a_node_that_did_not_agree_to_the_contract_or_names_no_share_is_refused(
     app.query("warm")(lambda message, context: honest(message, context))
     app.query()(lambda message, context: Message(RecordDict(), reply_to=message))
     with (
-        InProcessGrid(app, values, num_nodes=4) as grid,
+        InProcessGrid(app, values, nodes=4) as grid,
         pytest.raises(FederationError, match="answered with contract=None"),
     ):
         server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(values)))
-    with InProcessGrid(honest, values, num_nodes=4) as grid:
+    with InProcessGrid(honest, values, nodes=4) as grid:
         for context in grid._contexts.values():
             context.node_config["num-partitions"] = 10**9
         with pytest.raises(FederationError, match=r"num-partitions=1000000000 is no share"):
@@ -78,7 +78,7 @@ def test_a_node_that_did_not_agree_to_the_contract_or_names_no_share_is_refused(
 
 def test_two_nodes_that_hold_the_same_share_are_named(tmp_path: Path) -> None:
     values = tiny_settings(tmp_path, out=str(tmp_path / "run")).run_config()
-    with InProcessGrid(honest, values, num_nodes=4) as grid:
+    with InProcessGrid(honest, values, nodes=4) as grid:
         for context in grid._contexts.values():
             context.node_config["partition-id"] = 0
         with pytest.raises(FederationError, match="nodes 100 and 101 both hold partition-id=0"):

@@ -213,13 +213,13 @@ def test_a_client_seen_twice_in_a_round_counts_once(tmp_path: Path) -> None:
             return replies + training[:1]
 
     values = tiny_settings(tmp_path, out=str(tmp_path / "run"), num_rounds=1).run_config()
-    with Echoing(honest, values, num_nodes=4) as grid:
+    with Echoing(honest, values, nodes=4) as grid:
         server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(values)))
     row = read_rounds(tmp_path / "run")[0]
     assert row["clients_valid"] == 4
     plain = tmp_path / "plain"
     values["out"] = str(plain)
-    with InProcessGrid(honest, values, num_nodes=4) as grid:
+    with InProcessGrid(honest, values, nodes=4) as grid:
         server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(values)))
     assert row["digest"] == read_rounds(plain)[0]["digest"]
     assert "twice" in " ".join(row["warnings"])
@@ -234,6 +234,6 @@ def test_a_reply_that_does_not_come_in_time_is_named(tmp_path: Path) -> None:
             return [r for r in replies if wire.about(r.content).get("client") != 0]
 
     values = tiny_settings(tmp_path, out=str(tmp_path / "run"), num_rounds=1, round_timeout=3.0).run_config()
-    with Losing(honest, values, num_nodes=4) as grid:
+    with Losing(honest, values, nodes=4) as grid:
         server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(values)))
     assert read_rounds(tmp_path / "run")[0]["rejections"] == {"0": "no reply within round-timeout=3.0 s"}

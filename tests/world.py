@@ -155,6 +155,6 @@ def federate(tmp_path: Path, app: ClientApp, client_values: dict[str, object] | 
     values = tiny_values(tmp_path, out=str(tmp_path / "run"), num_rounds=1, **more)
     server_config = from_run_config(values).run_config()
     client_config = from_run_config({**values, **(client_values or {})}).run_config()
-    with InProcessGrid(app, client_config, num_nodes=4) as grid:
+    with InProcessGrid(app, client_config, nodes=4) as grid:
         server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(server_config)))
     return tmp_path / "run"
