@@ -248,13 +248,13 @@ def _require_cells(frame: Any, task: Task, split: str) -> None:
 
 
 def _require_columns(frame: Any, columns: tuple[str, ...], split: str, advice: str) -> None:
+    if not len(frame):
+        raise ValueError(f"split {split!r} holds no examples")
     missing = [name for name in columns if name not in frame.columns]
     if missing:
         raise ValueError(
             f"split {split!r} has no column {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}; {advice}"
         )
-    if not len(frame):
-        raise ValueError(f"split {split!r} holds no examples")
     for column in columns:
         empty = np.flatnonzero(frame[column].isna().to_numpy())
         if empty.size:

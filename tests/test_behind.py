@@ -154,7 +154,7 @@ def test_weights_that_do_not_fit_the_method_are_refused(tmp_path: Path, method, 
     about = {"contract": site.contract.hash, "round": number, "client": 0, "run": "0" * 32, "weights": weights}
     content = wire.pack({}, (), about)
     with pytest.raises(Refusal, match=rf"round {number} of {method} came with the weights \{weights}"):
-        train_round(site, content, tmp_path / "keep")
+        train_round(site, site.holdings[""], content, tmp_path / "keep")
 
 
 def test_a_client_whose_private_matrices_are_gone_is_named_in_the_record(tmp_path: Path) -> None:

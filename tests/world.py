@@ -63,6 +63,25 @@ def make_data(folder: Path, train: int = 160, test: int = 60) -> Path:
     return folder
 
 
+def make_sites(root: Path, names: Sequence[str] = ("north", "south", "east")) -> Path:
+    """Deal the tiny world's training data to a folder a site, of sizes 1 : 2 : 3 ..., and return the folder of all."""
+    rows = (make_data(root / "data") / "train.jsonl").read_text().splitlines()
+    owners = [name for place, name in enumerate(names) for _ in range(place + 1)]
+    for place, name in enumerate(names):
+        folder = root / "sites" / name
+        folder.mkdir(parents=True)
+        own = [row for i, row in enumerate(rows) if owners[i % len(owners)] == names[place]]
+        (folder / "train.jsonl").write_text("\n".join(own) + "\n")
+    return root / "sites"
+
+
+def site_settings(root: Path, **more: object) -> Settings:
+    """Return settings of the tiny world's three sites."""
+    values = tiny_values(root, **{"sites": "north,south,east", "labels": "bad,good", **more})
+    del values["num-clients"], values["split"]
+    return from_run_config(values)
+
+
 def tiny_values(root: Path, **more: object) -> dict[str, object]:
     """Return the run config of a federation of four clients on the tiny world under root."""
     model, data = root / "model", root / "data"

@@ -1,0 +1,170 @@
+"""Sites with data of their own: the same bits as a split of the same data, and nothing of the data leaves a site."""
+
+import json
+from pathlib import Path
+
+import pytest
+from flwr.app import ConfigRecord, RecordDict
+from world import make_sites, site_settings, tiny_settings, tiny_values
+
+from clients.answer import QUERY, TRAIN, answer
+from clients.place import Place, place_of
+from fedasym.data import load_own_examples
+from fedasym.record import read_json, read_rounds
+from fedasym.settings import Settings, from_run_config
+from server.app import prepare
+from server.strategy import FederationError
+from simulations.flower import run_flower
+from simulations.local import run_local
+
+NAMES = ("east", "north", "south")  # in the order of a column's values
+SECRET = "the patient of room 7"
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Path:
+    make_sites(tmp_path, NAMES)
+    return tmp_path
+
+
+def digest_of(folder: Path) -> str:
+    return str(read_json(folder / "summary.json")["digest"])
+
+
+def query_of(settings: Settings) -> RecordDict:
+    return RecordDict({"about": ConfigRecord({"contract": prepare(settings).contract.to_json()})})
+
+
+def test_sites_end_with_the_bits_of_a_split_by_a_column_that_names_them(world: Path) -> None:
+    rows = [
+        {**json.loads(line), "site": name}
+        for name in NAMES
+        for line in (world / "sites" / name / "train.jsonl").read_text().splitlines()
+    ]
+    (world / "together").mkdir()
+    (world / "together/train.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    (world / "together/test.jsonl").write_text((world / "data/test.jsonl").read_text())
+    own = site_settings(world, sites=",".join(NAMES), out=str(world / "own"))
+    apart = tiny_settings(
+        world, split="column:site", num_clients=3, data=str(world / "together"), out=str(world / "split")
+    )
+    assert digest_of(run_local(own, 1, world / "sites")) == digest_of(run_local(apart, 1))
+
+
+def test_the_number_of_workers_changes_no_bit_and_n_k_are_the_sites_own(world: Path) -> None:
+    one = run_local(site_settings(world, out=str(world / "one")), 1, world / "sites")
+    two = run_local(site_settings(world, out=str(world / "two")), 2, world / "sites")
+    assert digest_of(one) == digest_of(two)
+    sizes = [
+        len((world / "sites" / name / "train.jsonl").read_text().splitlines()) for name in ("north", "south", "east")
+    ]
+    assert read_rounds(one)[0]["weights"] == {str(k): size for k, size in enumerate(sizes)}
+    assert len(set(sizes)) == 3
+
+
+def test_a_server_without_data_judges_by_what_the_sites_keep_out(world: Path) -> None:
+    settings = site_settings(world, data="none", client_holdout=0.2, num_rounds=1, out=str(world / "run"))
+    row = read_rounds(run_local(settings, 1, world / "sites"))[0]
+    assert row["metrics"]["accuracy"] == row["client_metrics"]["accuracy_after"]
+    assert read_json(world / "run/config.json")["held_out_examples"] == 0
+
+
+def test_what_is_wrong_with_a_sites_data_is_told_as_a_code_and_written_in_its_own_log(world: Path) -> None:
+    with (world / "sites/south/train.jsonl").open("a") as file:
+        file.write(json.dumps({"text": SECRET, "label": f"{SECRET}!"}) + "\n")
+    settings = site_settings(world, round_timeout=5.0, out=str(world / "run"))
+    with pytest.raises(FederationError, match=r"missing: south.*error \w{8} at site south") as raised:
+        run_local(settings, 1, world / "sites")
+    assert SECRET not in str(raised.value)
+    code = str(raised.value).split("error ")[1][:8]
+    log = (world / "run/sites.log").read_text()
+    assert code in log and SECRET in log
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("", "holds no examples"),
+        ('{"words": "a"}\n', "no column text"),
+        ('{"text": "a", "label": "fair"}\n' * 5, "holds the labels fair; those of classification are bad, good"),
+        ('{"text": "a", "label": "bad"}\n', "holds 1 examples, fewer than min-examples=5"),
+        ('{"text": null, "label": "bad"}\n' * 5, "row 0: column 'text' is empty"),
+    ],
+)
+def test_a_data_folder_that_cannot_be_used_is_named_with_what_is_wrong(
+    tmp_path: Path, content: str, named: str
+) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text(content)
+    with pytest.raises(ValueError, match=named):
+        load_own_examples(site_settings(tmp_path), folder)
+    with pytest.raises(FileNotFoundError, match="there is no data folder"):
+        load_own_examples(site_settings(tmp_path), tmp_path / "absent")
+
+
+def test_another_contract_is_refused_before_any_data_are_read(world: Path) -> None:
+    settings = site_settings(world).resolved()
+    stated, config = query_of(settings), settings.run_config()
+    absent = str(world / "absent")
+    pinned = Place(site="north", data=absent, contract="0" * 64)
+    for kind in (QUERY, TRAIN):
+        reason = answer(kind, stated, config, 1, pinned)["refusal"]["reason"]
+        assert "works under the contract 0000" in str(reason) and prepare(settings).contract.hash in str(reason)
+    other = answer(QUERY, stated, {**config, "rank": 2}, 1, Place(site="north", data=absent))["refusal"]["reason"]
+    assert "rank: 4 there, 2 here" in str(other)
+    fits = Place(site="north", data=absent, contract=prepare(settings).contract.hash)
+    assert "error " in str(answer(QUERY, stated, config, 1, fits)["refusal"]["reason"])  # now it looked
+
+
+def test_a_site_takes_part_under_its_own_name_alone(world: Path) -> None:
+    settings = site_settings(world).resolved()
+    stated, config = query_of(settings), settings.run_config()
+    stranger = Place(site="west", data=str(world / "sites/north"), log=str(world / "log"))
+    assert "error " in str(answer(QUERY, stated, config, 1, stranger)["refusal"]["reason"])
+    assert "site 'west' is none of the run's sites='north,south,east'" in (world / "log").read_text()
+    shared = tiny_settings(world).resolved()
+    own = Place(site="north", data=str(world / "sites/north"), log=str(world / "log"))
+    about = {"contract": prepare(shared).contract.hash, "round": 1, "client": 0}
+    assert "refusal" in answer(TRAIN, RecordDict({"about": ConfigRecord(about)}), shared.run_config(), 1, own)
+    assert "has data of its own, and the run's sites=''" in (world / "log").read_text()
+
+
+def test_a_place_is_a_site_with_data_or_neither() -> None:
+    assert place_of({"partition-id": 2, "num-partitions": 5}) == Place(share=2, shares=5)
+    assert place_of({"site": "north", "data-dir": "/data"}).private
+    with pytest.raises(ValueError, match=r"site='north' and data-dir=''"):
+        place_of({"site": "north"})
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"sites": "a,a"}, "must be different names"),
+        ({"sites": "a,../b"}, "must be different names"),
+        ({"labels": ""}, "sites cannot see one another's labels"),
+        ({"num-clients": 7}, "num-clients=7, but sites names 3"),
+        ({"split": "iid"}, "split='iid' does nothing with sites"),
+        ({"validation-cut": 5}, "validation-cut=5 does nothing with sites"),
+        ({"sites": "", "data": "none"}, "data='none' leaves nothing to learn from"),
+        ({"data": "none"}, "data='none' is evaluated at the clients only"),
+        ({"quorum": 4}, "quorum=4 exceeds the 3 clients"),
+        ({"quorum": 1, "min-valid": 2}, "min-valid=2 exceeds the clients asked each round, 1 at a quorum"),
+        ({"fraction": 0.5, "clients-per-round": 1}, "goes without clients-per-round=1"),
+        ({"fraction": 1.5}, "fraction=1.5 must be above 0 and at most 1"),
+        ({"rest-rounds": 3}, "rest-rounds=3 does nothing with rest-after=0"),
+    ],
+)
+def test_settings_of_sites_that_contradict_one_another_are_refused(tmp_path: Path, values: dict, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        from_run_config(site_settings(tmp_path).run_config() | values)
+
+
+def test_engines_without_data_of_their_own_say_so(tmp_path: Path) -> None:
+    settings = site_settings(tmp_path)
+    with pytest.raises(ValueError, match="simulated nodes cannot have data of their own"):
+        run_flower(settings, 1)
+    with pytest.raises(ValueError, match="give both"):
+        run_local(settings, 1)
+    with pytest.raises(ValueError, match="give both"):
+        run_local(from_run_config(tiny_values(tmp_path)), 1, tmp_path)
