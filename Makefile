@@ -9,7 +9,7 @@ export FLWR_DISABLE_UPDATE_CHECK = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check-slow benchmarks clean
+.PHONY: help setup demo federation test check-slow benchmarks clean
 
 help:  ## print these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)  ## federate MiniLM on movie reviews: B only, then standard LoRA, side by side
 	@$(BIN)/python -m simulations demo
+
+federation: $(STAMP)  ## a server behind a proxy and three sites, deployed on this machine; compared with its simulation
+	@$(BIN)/python -m simulations federation
 
 test: $(STAMP)  ## lint, types and all tests but the slow ones, in two processes
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
