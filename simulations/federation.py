@@ -10,8 +10,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,17 @@ def federation(out: Path, overrides: list[str], console: Console) -> None:
     settings = read_settings(CONFIG, overrides, out / "deployed")
     data = write_site_data(out / "data", settings)
     console.print(f"data of {', '.join(settings.site_names)}: {data}", soft_wrap=True)
-    proxy = have_nginx(console)
-    deployed = deploy(out, settings, data, proxy, console)
-    console.print("the same three folders in one process")
+    began, names = time.monotonic(), settings.site_names
+    with ExitStack() as stack:
+        server = stack.enter_context(server_up(out, names, have_nginx(console)))
+        console.print(f"server up after {time.monotonic() - began:.0f} s")
+        for name in names:
+            stack.enter_context(site_up(server, name, data / name, "--labels", settings.labels))
+        await_sites(server, len(names))
+        console.print(f"{len(names)} sites online after {time.monotonic() - began:.0f} s")
+        with Follower(f"{', '.join(names)}, through sockets", Path(settings.out), settings.num_rounds, console):
+            deployed = run_app(server.link, settings)
+    console.print("everything is ended; now the same three folders in one process")
     simulated = run(read_settings(CONFIG, overrides, out / "simulated"), "local", 2, console, data)
     _compare(deployed, simulated, console)
 
@@ -95,44 +104,106 @@ def have_nginx(console: Console) -> bool:
     return False
 
 
-def deploy(out: Path, settings: Settings, data: Path, proxy: bool, console: Console, *options: str) -> Path:
-    """Start a server and its sites by their commands, run the app, end everything.
+@dataclass(frozen=True)
+class Server:
+    """A server that is up.
+
+    Attributes:
+        home: its folder.
+        port: of 127.0.0.1, where sites reach it.
+        link: what `run_app` needs.
+        process: `python -m server up`.
+        log_file: what it prints.
+    """
+
+    home: Path
+    port: int
+    link: Superlink
+    process: subprocess.Popen[bytes]
+    log_file: Path
+
+
+@contextmanager
+def server_up(out: Path, names: Sequence[str], proxy: bool) -> Iterator[Server]:
+    """Make a server's home in ``out/server`` with a kit for each site, bring the server up, and end it.
 
     Args:
-        out: folder of the server's home, the sites' states and the logs.
-        settings: of the run; ``out`` names the run folder.
-        data: holds one folder a site.
-        proxy: whether nginx stands before the SuperLink.
-        console: where to show it.
-        *options: further words for ``python -m clients up``.
+        out: folder of the home and the logs.
+        names: of the sites.
+        proxy: whether nginx stands before the SuperLink; without it the sites reach the SuperLink itself.
 
-    Returns:
-        The run folder.
+    Raises:
+        FlowerError: it did not come up.
     """
-    home, python = out / "server", sys.executable
-    quiet = flower_environment(home / "flwr")
-    names = ",".join(settings.site_names)
-    began = time.monotonic()
-    with ExitStack() as stack:
-        port = str(free_port())
-        _call(
-            [python, "-m", "server", "init", str(home), "--host", "127.0.0.1", "--port", port, "--sites", names], quiet
-        )
-        up = [python, "-m", "server", "up", str(home), *([] if proxy else ["--no-proxy"])]
-        server = stack.enter_context(started(up, quiet, PROJECT, out / "server.log"))
-        _wait(lambda: _online(home, quiet) is not None, server, out / "server.log", _SERVER_SECONDS)
-        console.print(f"server up after {time.monotonic() - began:.0f} s{', behind nginx' if proxy else ''}")
-        for name in settings.site_names:
-            command = [
-                python, "-m", "clients", "up", "--kit", str(home / "sites" / name), "--data", str(data / name),
-                "--state", str(out / "sites" / name), "--labels", settings.labels, *options,
-            ]  # fmt: skip
-            stack.enter_context(started(command, quiet, PROJECT, out / f"{name}.log"))
-        _wait(lambda: _online(home, quiet) == len(settings.site_names), server, out / "server.log", _SITES_SECONDS)
-        console.print(f"{len(settings.site_names)} sites online after {time.monotonic() - began:.0f} s")
-        link = Superlink(home / "flwr", 0, quiet, out / "server.log", "federation")
-        with Follower(f"{names} through sockets", Path(settings.out), settings.num_rounds, console):
-            return run_app(link, settings)
+    home, log_file = out / "server", out / "server.log"
+    environment = flower_environment(home / "flwr")
+    public, internal = free_port(), free_port()
+    ports = ["--port", str(public), "--internal-port", str(internal)]
+    init = ["init", str(home), "--host", "127.0.0.1", "--listen", "127.0.0.1", *ports, "--sites", ",".join(names)]
+    _call([sys.executable, "-m", "server", *init], environment)
+    up = [sys.executable, "-m", "server", "up", str(home), *([] if proxy else ["--no-proxy"])]
+    with started(up, environment, PROJECT, log_file) as process:
+        link = Superlink(home / "flwr", internal, environment, log_file, "federation")
+        server = Server(home, public if proxy else internal, link, process, log_file)
+        wait_for(lambda: "next, " in tail(log_file), server, _SERVER_SECONDS)
+        yield server
+
+
+@contextmanager
+def site_up(server: Server, name: str, data: Path, *options: str, port: int = 0) -> Iterator[subprocess.Popen[bytes]]:
+    """Bring a site up by its command, and end it; its state and log are in the folder of the server's home.
+
+    Args:
+        server: that made its kit.
+        name: of the site.
+        data: its folder.
+        *options: further words for ``python -m clients up``.
+        port: of 127.0.0.1, where it shall reach the server instead.
+    """
+    out = server.home.parent
+    kit = server.home / "sites" / name
+    (kit / "site.toml").write_text(f'name = "{name}"\nserver = "127.0.0.1:{port or server.port}"\n')
+    command = [sys.executable, "-m", "clients", "up", "--kit", str(kit), "--data", str(data)]
+    command += ["--state", str(out / "sites" / name), *options]
+    with started(command, server.link.environment, PROJECT, out / f"{name}.log") as process:
+        yield process
+
+
+def await_sites(server: Server, count: int, seconds: float = _SITES_SECONDS) -> None:
+    """Wait until as many sites are online.
+
+    Raises:
+        FlowerError: they are not in time.
+    """
+    wait_for(lambda: online(server) == count, server, seconds)
+
+
+def online(server: Server) -> int | None:
+    """Return how many sites are online; None while the server does not answer."""
+    command = [sys.executable, "-m", "server", "status", str(server.home), "--json"]
+    done = subprocess.run(
+        command, env=server.link.environment, cwd=PROJECT, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        return None
+    status: dict[str, Any] = json.loads(done.stdout)
+    return sum(bool(site["online"]) for site in status["sites"])
+
+
+def wait_for(condition: Callable[[], bool], server: Server, seconds: float) -> None:
+    """Wait for a condition while the server lives.
+
+    Raises:
+        FlowerError: the server ended, or the time is up; holds the ends of all logs.
+    """
+    deadline, folder = time.monotonic() + seconds, server.home.parent
+    while not condition():
+        if server.process.poll() is not None:
+            raise FlowerError(f"the server ended with {server.process.returncode}:\n{tail(server.log_file)}")
+        if time.monotonic() > deadline:
+            logs = "\n".join(f"{file.name}:\n{tail(file, 15)}" for file in sorted(folder.glob("*.log")))
+            raise FlowerError(f"not ready within {seconds} s; the ends of the logs in {folder}:\n{logs}")
+        time.sleep(_LOOK_SECONDS)
 
 
 def _call(command: list[str], environment: Mapping[str, str]) -> str:
@@ -140,27 +211,6 @@ def _call(command: list[str], environment: Mapping[str, str]) -> str:
     if done.returncode:
         raise FlowerError(f"`{' '.join(command[1:])}` failed:\n{done.stdout}{done.stderr}")
     return done.stdout
-
-
-def _online(home: Path, environment: Mapping[str, str]) -> int | None:
-    """Return how many sites are online; None while the server does not answer."""
-    command = [sys.executable, "-m", "server", "status", str(home), "--json"]
-    done = subprocess.run(command, env=environment, cwd=PROJECT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return None
-    status: dict[str, Any] = json.loads(done.stdout)
-    return sum(bool(site["online"]) for site in status["sites"])
-
-
-def _wait(condition: Callable[[], bool], process: subprocess.Popen[bytes], log_file: Path, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if process.poll() is not None:
-            raise FlowerError(f"the server ended with {process.returncode}:\n{tail(log_file)}")
-        if time.monotonic() > deadline:
-            logs = "\n".join(f"{file.name}:\n{tail(file, 15)}" for file in sorted(log_file.parent.glob("*.log")))
-            raise FlowerError(f"not ready within {seconds} s; the ends of the logs in {log_file.parent}:\n{logs}")
-        time.sleep(_LOOK_SECONDS)
 
 
 def _compare(deployed: Path, simulated: Path, console: Console) -> None:

@@ -74,7 +74,7 @@ def measure_one(settings: Settings, nodes: int) -> dict[str, Any]:
                 "--node-config", f"partition-id={share} num-partitions={nodes}",
             ]  # fmt: skip
             stack.enter_context(started(command, link.environment, PROJECT, folder / f"node-{share}.log"))
-        watch = stack.enter_context(_Watch(proxy, folder))
+        watch = stack.enter_context(Watch(proxy, folder))
         run_app(link, settings)
         whole = proxy.totals()
     rows = read_rounds(folder)
@@ -119,7 +119,7 @@ def sentence(line: dict[str, Any]) -> str:
     return f"{METHODS[line['method']].label}: per client and round {', '.join(ways)}; {line['seconds']:.0f} s"
 
 
-class _Watch:
+class Watch:
     """Notes the proxy's counts when a line of rounds.jsonl appears: ``at`` holds them by round."""
 
     def __init__(self, proxy: CountingProxy, folder: Path) -> None:
@@ -128,7 +128,7 @@ class _Watch:
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._look, name="rounds-watch", daemon=True)
 
-    def __enter__(self) -> "_Watch":
+    def __enter__(self) -> "Watch":
         self._thread.start()
         return self
 

@@ -1,0 +1,112 @@
+"""Seconds of a deployed round with and without the warm worker, beside the same round in one process; see --out.
+
+Three sites with MiniLM behind TLS and node authentication, each in processes of its own on this machine; two kinds of
+training: next to none (one step of one example), and the demo's ten steps of 16. A counting proxy between sites and
+SuperLink gives the bytes through the sockets, TLS included. Overhead is the deployed round less the round in process.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import tempfile
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fedasym.record import read_rounds
+from simulations.federation import CONFIG, await_sites, server_up, site_up, write_site_data
+from simulations.local import run_local
+from simulations.proxy import counting_proxy
+from simulations.run import read_settings
+from simulations.sockets import Watch
+from simulations.superlink import run_app
+
+KINDS = {"next to none": ["local-steps=1", "batch-size=1"], "demo": ["local-steps=10", "batch-size=16"]}
+FIRST = 2  # the first round counted: round 1 loads model and data
+
+
+def deployed(root: Path, data: Path, overrides: list[str], worker: bool) -> dict[str, Any]:
+    """Run a federation as a deployment; return seconds of the counted rounds and socket bytes a site and round."""
+    settings = read_settings(CONFIG, overrides, root / "run")
+    with ExitStack() as stack:
+        server = stack.enter_context(server_up(root, settings.site_names, proxy=False))
+        between = stack.enter_context(counting_proxy(server.port))
+        for name in settings.site_names:
+            options = ["--labels", settings.labels, *([] if worker else ["--no-worker"])]
+            stack.enter_context(site_up(server, name, data / name, *options, port=between.port))
+        await_sites(server, len(settings.site_names))
+        watch = stack.enter_context(Watch(between, root / "run"))
+        run_app(server.link, settings)
+    rows = read_rounds(root / "run")
+    first, last, asked = (
+        watch.at[FIRST - 1],
+        watch.at[len(rows)],
+        sum(row["clients_asked"] for row in rows[FIRST - 1 :]),
+    )
+    return {
+        "seconds": [row["seconds"] for row in rows[FIRST - 1 :]],
+        "socket_up_per_site_round": round((last.up - first.up) / asked),
+        "socket_down_per_site_round": round((last.down - first.down) / asked),
+        "payload_up_per_site_round": rows[-1]["payload_up"] // rows[-1]["clients_asked"],
+        "digest": rows[-1]["digest"],
+    }
+
+
+def measure(kind: str, rounds: int) -> dict[str, Any]:
+    """Measure a kind of training three ways."""
+    overrides = [*KINDS[kind], f"num-rounds={rounds}", f"eval-every={rounds}", "round-timeout=600.0"]
+    with tempfile.TemporaryDirectory(prefix="fedasym-") as temporary:
+        root = Path(temporary)
+        settings = read_settings(CONFIG, overrides, root / "plain")
+        data = write_site_data(root / "data", settings)
+        plain = [row["seconds"] for row in read_rounds(run_local(settings, 2, data))[FIRST - 1 :]]
+        ways = {}
+        for way in ("worker", "no worker"):
+            ways[way] = deployed(root / "d", data, overrides, worker=way == "worker")
+            shutil.rmtree(root / "d")
+    # The last round evaluates on the server; it is not counted.
+    own = statistics.median(plain[:-1])
+    medians = {way: statistics.median(found["seconds"][:-1]) for way, found in ways.items()}
+    overhead = {way: median - own for way, median in medians.items()}
+    return {
+        "training": kind,
+        "sites": len(settings.site_names),
+        "rounds_counted": len(plain) - 1,
+        "seconds_in_process": round(own, 2),
+        **{f"seconds_{way.replace(' ', '_')}": round(median, 2) for way, median in medians.items()},
+        **{f"overhead_{way.replace(' ', '_')}": round(seconds, 2) for way, seconds in overhead.items()},
+        "overhead_ratio": round(overhead["no worker"] / overhead["worker"], 2),
+        "same_digest": ways["worker"]["digest"] == ways["no worker"]["digest"],
+        "ways": ways,
+    }
+
+
+def main() -> None:
+    """Measure each kind of training and print a line for each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, help="append the lines to this file too")
+    parser.add_argument("--rounds", type=int, default=5, help="of each run; the first and the last are not counted")
+    arguments = parser.parse_args()
+    for kind in KINDS:
+        line = {
+            "benchmark": "deployment",
+            "python": platform.python_version(),
+            "flwr": version("flwr"),
+            "torch": version("torch"),
+            "platform": platform.platform(),
+            "cpu_count": os.cpu_count(),
+            "load_average": round(os.getloadavg()[0], 2),
+            **measure(kind, arguments.rounds),
+        }
+        print(json.dumps(line), flush=True)
+        if arguments.out:
+            with arguments.out.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    main()
