@@ -5,10 +5,10 @@ import dataclasses
 import html
 import io
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from html_resources import Resources
 from matplotlib import image
 from rich.console import Console
 
@@ -181,20 +181,8 @@ def test_what_differs_between_runs_is_marked_and_nothing_else(page) -> None:
     assert marked == ["method", "kind", "run folder", "values that train"]
 
 
-class _Resources(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: set[str] = set()
-        self.links: list[str] = []
-
-    def handle_starttag(self, tag, attrs) -> None:
-        self.tags.add(tag)
-        self.links += [value for name, value in attrs if name in ("src", "href", "srcset", "data")]
-
-
 def test_page_stands_alone_and_has_no_script(page) -> None:
-    seen = _Resources()
-    seen.feed(page.read_text())
+    seen = Resources(page.read_text())
     assert seen.links and all(link.startswith("data:image/png;base64,") for link in seen.links)
     assert not seen.tags & {"script", "link", "iframe", "object", "embed"}
     assert "url(" not in page.read_text() and "@import" not in page.read_text()
@@ -219,8 +207,7 @@ def test_everything_from_the_files_is_escaped(tmp_path) -> None:
     record.append_round(folder, rows[0])
     record.write_json(folder / "summary.json", record.summarise(config, rows))
     write_report([folder], tmp_path / "page.html")
-    seen = _Resources()
-    seen.feed((tmp_path / "page.html").read_text())
+    seen = Resources((tmp_path / "page.html").read_text())
     assert not seen.tags & {"script", "i", "b", "u"}
 
 

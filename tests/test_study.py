@@ -6,10 +6,10 @@ import io
 import json
 import random
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from html_resources import Resources
 from matplotlib import image
 from study_lines import METHODS, make_line, make_lines
 
@@ -144,21 +144,9 @@ def test_the_conclusion_follows_the_numbers(whole) -> None:
     assert "FFA-LoRA" in alone and "minus" not in alone
 
 
-class _Resources(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: set[str] = set()
-        self.links: list[str] = []
-
-    def handle_starttag(self, tag, attrs) -> None:
-        self.tags.add(tag)
-        self.links += [value for name, value in attrs if name in ("src", "href", "srcset", "data")]
-
-
 def test_the_page_stands_alone_and_its_figures_lie_beside_it(page) -> None:
     said = page.read_text()
-    seen = _Resources()
-    seen.feed(said)
+    seen = Resources(said)
     assert all(link.startswith("data:image/png;base64,") for link in seen.links)
     assert not seen.tags & {"script", "link", "iframe", "object", "embed"} and "url(" not in said
     inside = re.findall(r'alt="(.*?)" src="data:image/png;base64,(.*?)"', said)
@@ -200,8 +188,7 @@ def test_a_single_cell_of_any_method_has_a_page(method, tmp_path) -> None:
 def test_everything_from_the_lines_is_escaped(tmp_path) -> None:
     line = make_line() | {"label": SCRIPT, "model": "<b>", "task": "<i>/..", "settings": {"<u>": SCRIPT}}
     write_comparison([line | {"versions": {"<em>": SCRIPT}}], tmp_path / "page.html", command=SCRIPT)
-    seen = _Resources()
-    seen.feed((tmp_path / "page.html").read_text())
+    seen = Resources((tmp_path / "page.html").read_text())
     assert not seen.tags & {"script", "b", "i", "u", "em"}
     assert all(path.parent == tmp_path / "plots" for path in tmp_path.rglob("*.png"))
 
