@@ -1,4 +1,4 @@
-"""What a site runs: the SuperNode's command and environment, the worker's place and limits, the folders; starts none."""
+"""What a site runs: the SuperNode's command and environment, the worker's place and limits; starts nothing."""
 
 import os
 import re
@@ -166,7 +166,7 @@ def scripts(plan: Plan) -> dict[str, str]:
         return {}
     guard = Path(__file__).with_name("guard.py")
     run = shlex.join([sys.executable, "-P", str(guard), plan.pinned])
-    refuse = f"echo 'this site runs the ClientApp of its pinned bundle alone, not {{}}' >&2; exit 1"
+    refuse = "echo 'this site runs the ClientApp of its pinned bundle alone, not {{}}' >&2; exit 1"
     made = {GUARDED: f'#!/bin/sh\nexec {run} "$@"\n'}
     return made | {name: f"#!/bin/sh\n{refuse.format(name)}\n" for name in BARRED}
 
