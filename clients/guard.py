@@ -13,8 +13,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from flwr.supernode.runtime import run_clientapp as flower
-
 _INSTALL = "install_from_fab"
 
 
@@ -47,15 +45,19 @@ def main() -> None:
     pinned = sys.argv.pop(1) if len(sys.argv) > 1 else ""
     if not re.fullmatch("[0-9a-f]{64}", pinned):
         sys.exit(f"the pinned bundle {pinned!r} is not 64 hexadecimal digits; nothing runs")
-    install = getattr(flower, _INSTALL, None)
-    if not callable(install) or _INSTALL not in flower.run_clientapp.__code__.co_names:
+    try:
+        from flwr.supernode.cli import flwr_clientapp
+        from flwr.supernode.runtime import run_clientapp as flower
+
+        install = getattr(flower, _INSTALL)
+        if _INSTALL not in flower.run_clientapp.__code__.co_names:
+            raise AttributeError(f"run_clientapp does not call {_INSTALL}")
+    except (ImportError, AttributeError) as error:
         sys.exit(
-            f"this version of Flower has no {_INSTALL} where the bundle's digest is to be checked, so nothing runs; "
-            "use flwr 1.41, or do without --pin-bundle"
+            f"this version of Flower has no {_INSTALL} where a bundle's digest is to be checked ({error}), so nothing "
+            "runs; use flwr 1.41, or do without --pin-bundle"
         )
     setattr(flower, _INSTALL, checked(install, pinned))
-    from flwr.supernode.cli import flwr_clientapp
-
     flwr_clientapp()
 
 

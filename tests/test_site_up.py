@@ -236,6 +236,28 @@ def test_the_guard_runs_nothing_without_a_whole_digest() -> None:
         assert done.returncode == 1 and "is not 64 hexadecimal digits; nothing runs" in done.stderr
 
 
+def test_the_guard_runs_nothing_if_flower_has_lost_the_place_of_the_check() -> None:
+    code = (
+        "import sys; from flwr.supernode.runtime import run_clientapp as m; del m.install_from_fab\n"
+        "from clients.guard import main; sys.argv = ['guard', 'a' * 64, '--token', 't']; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and "so nothing runs; use flwr 1.41" in done.stderr
+
+
+def test_the_process_that_stays_never_imports_what_is_heavy() -> None:
+    code = (
+        "import sys, clients.__main__\n"
+        "print({'torch', 'transformers', 'pandas', 'datasets', 'scipy', 'sklearn'} & sys.modules.keys())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "set()\n"
+
+
 @pytest.mark.slow
 def test_a_federation_runs_through_a_site_with_the_pinned_bundle_and_no_other(site: Path) -> None:
     from simulations.superlink import FlowerError, run_app, superlink

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from world import tiny_settings
 
 from clients.answer import answer
 from clients.call import SERVICE, address_of, ask_worker
-from clients.folder import LONGEST_SOCKET, locked, make_private, socket_in
+from clients.folder import make_private
 from clients.keeper import Keeper, Limits, resident_gigabytes
 from clients.place import Place
 from clients.refusal import QUERY, TRAIN
@@ -264,16 +263,12 @@ def test_another_contract_than_the_pinned_one_is_refused_before_any_data_are_rea
 
 def test_a_child_over_its_memory_is_named_and_started_again(tmp_path: Path) -> None:
     settings = site_settings(tmp_path)
-    with worker(place_folder(tmp_path), place_in(tmp_path), Limits(gigabytes=0.01)) as keeper:
+    with worker(make_private(tmp_path / "state"), place_in(tmp_path), Limits(gigabytes=0.01)) as keeper:
         assert keeper.await_ready(300)
         child = keeper.pid
         told = reason(Running(tmp_path, keeper).ask(QUERY, settings, query(settings)))
         assert re.fullmatch(r"the worker of site north holds \S+ GB of memory, more than 0.01 GB, and was .*", told)
         assert keeper.pid != child
-
-
-def place_folder(root: Path) -> Path:
-    return make_private(root / "state")
 
 
 def test_the_memory_of_a_process_is_that_of_its_pages() -> None:
@@ -287,43 +282,6 @@ def test_a_worker_that_is_not_there_is_said_so_in_time(tmp_path: Path) -> None:
     told = reason(ask_worker(str(tmp_path / "none.sock"), QUERY, RecordDict(), {"round-timeout": 0.3}, 1))
     assert told == "the worker of the site was not there within 0.3 s; is `python -m clients up` running there?"
     assert time.monotonic() - began < 5
-
-
-def test_only_a_folder_that_its_owner_alone_can_enter_holds_a_socket(tmp_path: Path) -> None:
-    folder = make_private(tmp_path / "state")
-    assert socket_in(folder) == folder / "worker.sock"
-    folder.chmod(0o750)
-    with pytest.raises(PermissionError, match=r"mode 0750, expected 0700.*chmod 700"):
-        socket_in(folder)
-    with pytest.raises(PermissionError, match="mode 0750"):
-        make_private(folder)
-    link = tmp_path / "link"
-    link.symlink_to(make_private(tmp_path / "other"))
-    with pytest.raises(NotADirectoryError, match="is no folder"):
-        socket_in(link)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
-def test_a_folder_of_another_owner_is_refused(tmp_path: Path) -> None:
-    folder = make_private(tmp_path / "state")
-    os.chown(folder, 12345, -1)
-    with pytest.raises(PermissionError, match="belongs to user 12345, and we are 0"):
-        socket_in(folder)
-    shutil.rmtree(folder)
-
-
-def test_a_path_too_long_for_a_socket_is_refused_with_its_length(tmp_path: Path) -> None:
-    folder = make_private(tmp_path / ("x" * LONGEST_SOCKET))
-    with pytest.raises(ValueError, match=r"has \d+ bytes, and a socket's path may have 103; choose a shorter --state"):
-        socket_in(folder)
-
-
-def test_a_folder_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
-    folder = make_private(tmp_path / "state")
-    with locked(folder), pytest.raises(BlockingIOError, match="another process works in"), locked(folder):
-        pass
-    with locked(folder):
-        pass
 
 
 def test_a_worker_is_for_a_site_with_data_of_its_own(tmp_path: Path) -> None:
