@@ -115,6 +115,10 @@ class Keeper:
                 look()
                 pipe.write(channel, frame, look)
                 answer = pipe.read(channel, look)
+                if held := self._too_large(process):
+                    note(f"the worker holds {held} after a message and is started again; is it a leak?", self._place)
+                    self._retire()
+                return answer
             except pipe.Closed:
                 code = self._retire()
                 died = "was killed" if code == _KILLED else f"ended with {code}"
@@ -126,10 +130,6 @@ class Keeper:
                 with self._change:
                     self.busy = False
                     self._change.notify_all()
-            if held := self._too_large(process):
-                note(f"the worker holds {held} after a message and is started again; is it a leak?", self._place)
-                self._retire()
-            return answer
 
     def _look(
         self, process: subprocess.Popen[bytes], end: float, allowed: float, wanted: Callable[[], bool]
@@ -176,9 +176,11 @@ class Keeper:
 
     def _wait(self, ready: Callable[[], bool], end: float, wanted: Callable[[], bool], why: str) -> None:
         with self._change:
-            while not self._change.wait_for(ready, _LOOK_SECONDS):
-                if not wanted():
+            while True:
+                if not wanted():  # looked at first: who is gone already costs the child nothing
                     raise Abandoned
+                if self._change.wait_for(ready, _LOOK_SECONDS):
+                    return
                 if self._closing:
                     raise Failed(self._named("is being shut down"))
                 if time.monotonic() > end:

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -275,11 +276,9 @@ def test_a_federation_runs_through_a_site_with_the_pinned_bundle_and_no_other(si
         state = site / "kit/state"
         assert not list((state / "flower").rglob("clients")), "nothing of the bundle was installed"
         assert all((state / "bin" / name).exists() for name in BARRED)
+        shutil.rmtree(link.home / "fedasym")  # what the bundle is made of; `run_app` copies it anew
         with running(site, *reach, "--pin-bundle", came):
             run_app(link, settings("run"))
-        with running(site, *reach, "--no-worker"):
-            run_app(link, settings("without"))
-    rounds, without = read_rounds(site / "run"), read_rounds(site / "without")
-    print("\nseconds a round:", *([round(row["seconds"], 1) for row in rows] for rows in (rounds, without)))
+    rounds = read_rounds(site / "run")
+    print("\nseconds a round:", *(round(row["seconds"], 1) for row in rounds))
     assert len(rounds) == 3, tail(site / "kit/state/supernode.log")
-    assert [row["digest"] for row in rounds] == [row["digest"] for row in without]
