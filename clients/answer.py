@@ -4,10 +4,6 @@ A refusal that we can name travels back as a reply of its own. From a site with 
 error becomes a code, and its text a line of the site's own log.
 """
 
-import os
-import sys
-import time
-import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -15,12 +11,11 @@ from pathlib import Path
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
 from clients.place import Place
+from clients.refusal import QUERY, TRAIN, WARM, hidden, refused
 from clients.site import holding_of, site_of
 from clients.work import Behind, Refusal, handshake, require_pin, train_round
 from fedasym.record import run_folder
 from fedasym.settings import Settings, Value, from_run_config
-
-QUERY, WARM, TRAIN = "query", "query.warm", "train"
 
 
 def answer(kind: str, content: RecordDict, run_config: Mapping[str, Value], run_id: int, place: Place) -> RecordDict:
@@ -49,24 +44,6 @@ def answer(kind: str, content: RecordDict, run_config: Mapping[str, Value], run_
         if isinstance(error, (ValueError, FloatingPointError)):
             return refused(f"{type(error).__name__}: {error}")
         raise
-
-
-def refused(reason: str, *, behind: bool = False) -> RecordDict:
-    """Return a reply that says no, and why."""
-    return RecordDict({"refusal": ConfigRecord({"reason": reason, "behind": behind})})
-
-
-def hidden(error: Exception, place: Place) -> str:
-    """Write an error with its traceback to the site's log and return what may be told: a code to find it by."""
-    code = os.urandom(4).hex()
-    text = "".join(traceback.format_exception(error))
-    line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} error {code}\n{text}"
-    if place.log:
-        with open(place.log, "a", encoding="utf-8") as log:
-            log.write(line)
-    else:
-        sys.stderr.write(line)
-    return f"error {code} at site {place.site}; the log of the site says which"
 
 
 def _query(content: RecordDict, run_config: Mapping[str, Value], run_id: int, place: Place) -> RecordDict:

@@ -1,10 +1,13 @@
-"""The ClientApp: answer the handshake, train and send only what trains."""
+"""The ClientApp: answer the handshake, train and send only what trains.
+
+At a site with a warm worker (``worker`` in the node config, its socket) the message is handed over to it, and this
+process, of which Flower starts one for every message, never imports torch.
+"""
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from clients.answer import QUERY, TRAIN, WARM, answer
-from clients.place import place_of
+from clients.refusal import QUERY, TRAIN, WARM
 
 app = ClientApp()
 
@@ -28,5 +31,12 @@ def train(message: Message, context: Context) -> Message:
 
 
 def _reply(kind: str, message: Message, context: Context) -> Message:
-    place = place_of(context.node_config)
-    return Message(answer(kind, message.content, context.run_config, context.run_id, place), reply_to=message)
+    worker, config, run_id = str(context.node_config.get("worker", "")), context.run_config, context.run_id
+    if worker:
+        from clients.call import ask_worker
+
+        return Message(ask_worker(worker, kind, message.content, config, run_id), reply_to=message)
+    from clients.answer import answer  # here, not above: it imports torch
+    from clients.place import place_of
+
+    return Message(answer(kind, message.content, config, run_id, place_of(context.node_config)), reply_to=message)

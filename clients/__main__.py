@@ -1,0 +1,88 @@
+"""The command line of a site: ``python -m clients up``."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from clients.keeper import Limits
+from clients.plan import Options, in_words, plan_of
+from clients.up import SiteError, up
+from fedasym.settings import Settings
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; return the process's exit code."""
+    told = _parser().parse_args(arguments)
+    if told.superlink and not told.insecure:
+        print("--superlink goes with --insecure; with a kit's keys the server is the kit's", file=sys.stderr)
+        return 2
+    if told.insecure and not told.superlink:
+        print("--insecure needs --superlink HOST:PORT", file=sys.stderr)
+        return 2
+    given = {"seconds": told.deadline, "gigabytes": told.max_memory, "threads": told.threads}
+    given = {name: value for name, value in given.items() if value is not None}
+    names = (
+        "kit", "data", "state", "task", "text_columns", "label_column", "labels", "train_split", "pin_bundle",
+        "pin_contract", "superlink", "node_config",
+    )  # fmt: skip
+    try:
+        limits = Limits(**given) if given else None
+        plan = plan_of(
+            Options(**{name: getattr(told, name) for name in names}, limits=limits, worker=not told.no_worker)
+        )
+        if told.print:
+            print(in_words(plan))
+        else:
+            up(plan)
+    except (SiteError, ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m clients", description="A site of a federation.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    site = commands.add_parser("up", help="bring this site up and keep it up until Ctrl-C")
+    site.add_argument(
+        "--kit", type=Path, required=True, metavar="DIR", help="the folder that the server gave this site"
+    )
+    site.add_argument("--data", type=Path, required=True, metavar="DIR", help="the site's own data; they stay here")
+    site.add_argument("--state", type=Path, metavar="DIR", help="what is kept, logs included (KIT/state)")
+    tasks = Settings.__dataclass_fields__["task"].metadata["choices"]
+    site.add_argument("--task", choices=tasks, default="classification", metavar="NAME", help=", ".join(tasks))
+    site.add_argument("--text-columns", default="text", metavar="NAMES", help="one, or two by a comma (text)")
+    site.add_argument("--label-column", default="label", metavar="NAME", help="(label)")
+    site.add_argument("--labels", default="", metavar="NAMES", help="the classes in the order of their ids, by commas")
+    site.add_argument("--train-split", default="train", metavar="NAME", help="file of the training data (train)")
+    site.add_argument("--deadline", type=_positive, metavar="S", help="seconds for one message (3600)")
+    site.add_argument("--max-memory", type=_positive, metavar="GB", help="of the worker; more and it starts again")
+    site.add_argument("--threads", type=_count, metavar="N", help="most threads that a run may train with")
+    site.add_argument("--pin-bundle", default="", metavar="SHA256", help="the only app bundle that may run here")
+    site.add_argument("--pin-contract", default="", metavar="HASH", help="the only contract that is worked under")
+    site.add_argument(
+        "--no-worker", action="store_true", help="import everything anew for each message, as Flower does"
+    )
+    site.add_argument("--insecure", action="store_true", help="no TLS and no keys, for trials on one machine")
+    site.add_argument("--superlink", default="", metavar="HOST:PORT", help="the server, with --insecure")
+    site.add_argument("--node-config", default="", metavar="'K=V ...'", help="more for Flower's node config")
+    site.add_argument("--print", action="store_true", help="say what would run, and start nothing")
+    return parser
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
