@@ -124,6 +124,10 @@ http {{
             proxy_read_timeout {limits.idle_seconds}s;
         }}
 
+        location = /v1/fleet {{  # which nginx would redirect
+            return 404;
+        }}
+
         location / {{
             return 404;
         }}

@@ -149,7 +149,7 @@ def test_the_proxys_limits_grow_with_payload_and_sites() -> None:
 
 def test_the_proxy_passes_the_fleet_alone_and_writes_inside_its_home(home: Home) -> None:
     text = nginx_configuration(home, "::", limits_for(0, 2))
-    assert re.findall(r"location (\S+)", text) == ["/v1/fleet/", "/"]
+    assert re.findall(r"location (.+) {", text) == ["/v1/fleet/", "= /v1/fleet", "/"]
     assert text.count("proxy_pass ") == 1 and "server 127.0.0.1:8444;" in text
     assert "listen [::]:8443 ssl;" in text and "proxy_ssl_verify on;" in text and "daemon off;" in text
     paths = re.findall(

@@ -29,7 +29,7 @@ from server.proxy import find_nginx, nginx_command, write_configuration
 from server.status import status
 
 pytestmark = pytest.mark.slow
-SECONDS = 240.0  # a machine may be busy
+SECONDS = 400.0  # a machine may be busy
 
 
 @dataclass
@@ -104,7 +104,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with running(home) as found:
         command = node_command(home, home.folder / "sites" / "north")
         with started(command, flower_environment(root / "node"), root, root / "north.log"):
-            until(lambda: found.status_of("north") == "online", "north is online", 1.0)
+            until(lambda: "SuperNode ID" in (root / "north.log").read_text(), "north is let in")
             yield found
 
 
@@ -120,7 +120,10 @@ def ask(home: Home, method: str, path: str) -> int:
 
 
 def test_a_registered_site_comes_online_through_the_proxy_and_the_others_wait(server: Server) -> None:
-    assert server.status_of("south") == "registered"
+    assert {each["name"]: each["status"] for each in now(server.home)["sites"]} == {
+        "north": "online",
+        "south": "registered",
+    }
     assert server.said("site north registered as node") and server.said("site south registered as node")
 
 
@@ -201,12 +204,12 @@ def test_a_strange_key_a_strange_authority_plain_http_and_an_expired_certificate
     assert not any("SuperNode ID" in text for text in said.values()), said
     for what in ("an authority that is not ours", "an expired certificate"):
         assert "certificate verify failed" in said[what] or "SSL/TLS handshake error" in said[what], said[what]
-    assert server.status_of("south") == "registered" and len(status(home)["sites"]) == 2
+    assert server.status_of("south") == "registered"
 
 
 def test_a_federation_goes_on_when_its_superlink_is_killed(server: Server, tmp_path: Path) -> None:
     home, environment = server.home, flower_environment(server.home.flower)
-    settings = tiny_settings(tmp_path, num_clients=1, num_rounds=3, split="iid", local_steps=1)
+    settings = tiny_settings(tmp_path, num_clients=1, num_rounds=2, split="iid", local_steps=1)
     config = tmp_path / "run.toml"
     config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.run_config().items()))
     run = flwr(["run", str(stage(tmp_path / "fedasym")), "federation", "-c", str(config)], environment)
@@ -216,15 +219,15 @@ def test_a_federation_goes_on_when_its_superlink_is_killed(server: Server, tmp_p
     os.kill(killed, signal.SIGKILL)
     until(lambda: server.said("superlink ready again"), "the SuperLink is back")
     assert server.children()["flower-superlink"] != killed
-    until(lambda: len(rounds(home)) == 3, "three rounds")
+    until(lambda: len(rounds(home)) == 2, "both rounds")
     until(lambda: now(home)["run"]["status"].startswith("finished"), "the run is over", 1.0)
 
     found = now(home)
     assert found["run"]["status"] == "finished:completed" and found["run"]["run_id"] == str(run["run-id"])
     assert found["run"]["fab_hash"] == bundle_digest()  # as `python -m server pins` says
-    assert (found["record"]["round"], found["record"]["rounds"]) == (3, 3)
+    assert (found["record"]["round"], found["record"]["rounds"]) == (2, 2)
     assert found["record"]["value"] is not None
-    until(lambda: server.status_of("north") == "online", "north is online again", 1.0)
+    assert server.status_of("north") == "online"  # it had to be, to take part in the second round
 
 
 def rounds(home: Home) -> list[dict[str, Any]]:
