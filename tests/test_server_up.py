@@ -74,6 +74,7 @@ def new_home(folder: Path, *sites: str) -> Home:
 @contextmanager
 def running(home: Home) -> Iterator[Server]:
     log_file = home.folder.with_suffix(".log")
+    log_file.unlink(missing_ok=True)  # of an earlier start
     command = [sys.executable, "-m", "server", "up", str(home.folder)]
     server = Server(home, start(command, dict(os.environ), PROJECT, log_file), log_file)
     try:
