@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from fedasym.flower import FlowerError
 from fedasym.footprint import PRESETS
 from fedasym.methods import METHODS
 from fedasym.settings import Settings
@@ -28,7 +29,6 @@ from simulations.rates import best_rates, grid_points, tune_rates
 from simulations.results import read_lines, result_lines
 from simulations.run import ENGINES, parse_overrides, read_settings, run
 from simulations.sockets import measure
-from simulations.superlink import FlowerError
 from simulations.tables import refresh
 from simulations.tune import tune
 

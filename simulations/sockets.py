@@ -16,12 +16,13 @@ from typing import Any
 
 from rich.console import Console
 
+from fedasym.bundle import PROJECT
 from fedasym.methods import METHODS
 from fedasym.processes import free_port, started, tool
 from fedasym.record import read_rounds, versions
 from fedasym.settings import Settings
 from simulations.proxy import CountingProxy, Passed, counting_proxy
-from simulations.superlink import PROJECT, run_app, superlink
+from simulations.superlink import run_app, superlink
 
 WAYS = ("up", "down")
 _LOOK_SECONDS = 0.02  # a SuperNode asks for work every 3 s: far apart, compared with this

@@ -5,7 +5,6 @@ SuperLink is a child with a port and a home of its own, the status is polled, an
 """
 
 import json
-import shutil
 import subprocess
 import tempfile
 import time
@@ -14,19 +13,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from fedasym.bundle import PROJECT, stage
+from fedasym.flower import FlowerError, flwr
 from fedasym.processes import flower_environment, free_port, started, tail, tool
 from fedasym.settings import Settings, Value
 
-PROJECT = Path(__file__).resolve().parents[1]
 POLL_SECONDS = 20.0  # without a new round; each poll is a process of about 2 s of one core, taken from the training
 _START_SECONDS = 60.0
 _CONNECTION = "fedasym"
-
-
-class FlowerError(RuntimeError):
-    """Flower did not complete the run; the text holds its status and the end of its log."""
 
 
 @dataclass(frozen=True)
@@ -65,18 +60,9 @@ def run_app(link: Superlink, settings: Settings, *options: str) -> Path:
     folder = Path(settings.out).absolute()
     config = link.home / "run.toml"
     config.write_text("".join(f"{key} = {toml_value(v)}\n" for key, v in settings.run_config().items()))
-    app = str(_stage(link.home / "fedasym"))
-    run = _flwr(["run", app, link.connection, "-c", str(config), *options], link.environment)
+    app = str(stage(link.home / "fedasym"))
+    run = flwr(["run", app, link.connection, "-c", str(config), *options], link.environment)
     _wait(str(run["run-id"]), link, folder / "summary.json")
-    return folder
-
-
-def _stage(folder: Path) -> Path:
-    """Copy what the app bundle is made of, so that Flower does not walk through a virtual environment to find it."""
-    for name in ("fedasym", "server", "clients"):
-        shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(PROJECT / name, folder / name)
     return folder
 
 
@@ -95,7 +81,7 @@ def _wait(run_id: str, link: Superlink, summary: Path) -> None:
                 time.sleep(0.2)
                 if _written(rounds) != seen:
                     seen, deadline = _written(rounds), time.monotonic() + POLL_SECONDS
-            status = str(_flwr(["list", link.connection, "--run-id", run_id], link.environment)["runs"][0]["status"])
+            status = str(flwr(["list", link.connection, "--run-id", run_id], link.environment)["runs"][0]["status"])
             if status == "finished:completed":
                 return
             if status.startswith("finished"):
@@ -104,7 +90,7 @@ def _wait(run_id: str, link: Superlink, summary: Path) -> None:
                     f"Flower's run ended as {status!r}; the end of {link.log_file}:\n{tail(link.log_file)}"
                 )
     except KeyboardInterrupt:
-        _flwr(["stop", run_id, link.connection], link.environment)
+        flwr(["stop", run_id, link.connection], link.environment)
         raise
 
 
@@ -117,17 +103,6 @@ def _keep_run_log(run_id: str, link: Superlink) -> None:
 
 def _written(path: Path) -> int:
     return path.stat().st_mtime_ns if path.exists() else 0
-
-
-def _flwr(arguments: list[str], environment: dict[str, str]) -> Any:
-    """Call Flower's command line and return its JSON answer."""
-    command = [tool("flwr"), *arguments, "--format", "json"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    start = done.stdout.find("{")
-    answer = json.loads(done.stdout[start:]) if start >= 0 else {}
-    if done.returncode or not answer.get("success"):
-        raise FlowerError(f"`flwr {arguments[0]}` failed: {answer.get('error-message') or done.stdout + done.stderr}")
-    return answer
 
 
 @contextmanager

@@ -8,13 +8,13 @@ from flwr.app import Context, RecordDict
 from world import tiny_settings
 
 from clients.app import app as client_app
+from fedasym.flower import FlowerError
 from fedasym.record import read_json, read_rounds
 from fedasym.settings import Settings, from_run_config
 from server.app import app as server_app
 from simulations.flower import run_flower
 from simulations.grid import RUN_ID, SERVER_NODE, InProcessGrid
 from simulations.local import run_local
-from simulations.superlink import FlowerError
 
 DEMO = {"num-rounds": 2, "local-steps": 2, "num-clients": 4}  # the real MiniLM and reviews, few steps
 
