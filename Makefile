@@ -9,7 +9,7 @@ export FLWR_DISABLE_UPDATE_CHECK = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo federation test check-slow benchmarks clean
+.PHONY: help setup nginx demo federation test check-slow benchmarks clean
 
 help:  ## print these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,7 +28,13 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## federate MiniLM on movie reviews: B only, then standard LoRA, side by side
 	@$(BIN)/python -m simulations demo
 
-federation: $(STAMP)  ## a server behind a proxy and three sites, deployed on this machine; compared with its simulation
+nginx:  ## the proxy of a deployment: installed where we may (a container's root), else said to be missing
+	@PATH="$$PATH:/usr/sbin"; command -v nginx >/dev/null || { \
+		test "$$(id -u)" = 0 && test ! -d /run/systemd/system && command -v apt-get >/dev/null \
+		&& { apt-get install -y nginx-light || { apt-get update && apt-get install -y nginx-light; }; } >/dev/null 2>&1; } \
+		|| echo "nginx is missing and is not installed from here; install Debian's nginx-light (apt-get install nginx-light)"
+
+federation: $(STAMP) nginx  ## a server behind a proxy and three sites, deployed on this machine; compared with its simulation
 	@$(BIN)/python -m simulations federation
 
 test: $(STAMP)  ## lint, types and all tests but the slow ones, in two processes
@@ -36,7 +42,7 @@ test: $(STAMP)  ## lint, types and all tests but the slow ones, in two processes
 	@$(BIN)/mypy
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
-check-slow: $(STAMP)  ## the slow tests: killed and resumed through Flower, a whole new demo
+check-slow: $(STAMP) nginx  ## the slow tests: killed and resumed through Flower, deployments, a whole new demo
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
 
 benchmarks: $(STAMP)  ## measure speed; raw lines go to benchmarks/results/

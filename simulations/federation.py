@@ -4,8 +4,6 @@ Nothing is simulated but the distance: every part is started by the command that
 its own. The same three data folders are then trained on in this process, and the digests must be equal.
 """
 
-import json
-import os
 import shutil
 import subprocess
 import sys
@@ -14,20 +12,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from fedasym.bundle import PROJECT
 from fedasym.data import load_examples
+from fedasym.flower import FlowerError
 from fedasym.partition import partition
 from fedasym.processes import flower_environment, free_port, started, tail
 from fedasym.record import read_json, read_rounds
 from fedasym.settings import Settings
+from server.home import read_home
+from server.proxy import ProxyError, find_nginx
+from server.status import status as server_status
 from simulations.display import Follower
 from simulations.run import read_settings, run
-from simulations.superlink import PROJECT, FlowerError, Superlink, run_app
+from simulations.superlink import Superlink, run_app
 
 CONFIG = Path(__file__).parent / "configs" / "federation.toml"
 _WRITERS: dict[str, Callable[[pd.DataFrame, Path], None]] = {
@@ -57,9 +59,16 @@ def federation(out: Path, overrides: list[str], console: Console) -> None:
     data = write_site_data(out / "data", settings)
     console.print(f"data of {', '.join(settings.site_names)}: {data}", soft_wrap=True)
     began, names = time.monotonic(), settings.site_names
+    proxy = has_nginx()
+    if not proxy:
+        console.print(
+            "[bold]nginx is missing[/bold] (apt-get install nginx-light): the sites reach the SuperLink without a "
+            "proxy, and its exposure is not shown"
+        )
     with ExitStack() as stack:
-        server = stack.enter_context(server_up(out, names, have_nginx(console)))
-        console.print(f"server up after {time.monotonic() - began:.0f} s")
+        server = stack.enter_context(server_up(out, names, proxy))
+        behind = ", behind nginx" if proxy else ""
+        console.print(f"server up after {time.monotonic() - began:.0f} s{behind}")
         for name in names:
             stack.enter_context(site_up(server, name, data / name, "--labels", settings.labels))
         await_sites(server, len(names))
@@ -85,23 +94,6 @@ def write_site_data(folder: Path, settings: Settings) -> Path:
         frame = pd.DataFrame({"text": share.texts[0], "label": [train.class_names[i] for i in share.labels]})
         _WRITERS[name](frame, folder / name)
     return folder
-
-
-def have_nginx(console: Console) -> bool:
-    """Say whether nginx is there; install Debian's package where we may."""
-    if shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin"):
-        return True
-    if shutil.which("apt-get") and os.geteuid() == 0:
-        console.print("installing nginx-light")
-        command = "apt-get install -y nginx-light || (apt-get update && apt-get install -y nginx-light)"
-        done = subprocess.run(["sh", "-c", command], capture_output=True, check=False)
-        if done.returncode == 0:
-            return True
-    console.print(
-        "[bold]nginx is missing[/bold] and cannot be installed from here (apt-get install nginx-light): the sites "
-        "reach the SuperLink without a proxy, and its exposure is not shown"
-    )
-    return False
 
 
 @dataclass(frozen=True)
@@ -180,14 +172,8 @@ def await_sites(server: Server, count: int, seconds: float = _SITES_SECONDS) -> 
 
 def online(server: Server) -> int | None:
     """Return how many sites are online; None while the server does not answer."""
-    command = [sys.executable, "-m", "server", "status", str(server.home), "--json"]
-    done = subprocess.run(
-        command, env=server.link.environment, cwd=PROJECT, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        return None
-    status: dict[str, Any] = json.loads(done.stdout)
-    return sum(bool(site["online"]) for site in status["sites"])
+    status = server_status(read_home(server.home))
+    return sum(site["status"] == "online" for site in status["sites"]) if status["up"] else None
 
 
 def wait_for(condition: Callable[[], bool], server: Server, seconds: float) -> None:
@@ -204,6 +190,15 @@ def wait_for(condition: Callable[[], bool], server: Server, seconds: float) -> N
             logs = "\n".join(f"{file.name}:\n{tail(file, 15)}" for file in sorted(folder.glob("*.log")))
             raise FlowerError(f"not ready within {seconds} s; the ends of the logs in {folder}:\n{logs}")
         time.sleep(_LOOK_SECONDS)
+
+
+def has_nginx() -> bool:
+    """Say whether nginx is installed."""
+    try:
+        find_nginx()
+    except ProxyError:
+        return False
+    return True
 
 
 def _call(command: list[str], environment: Mapping[str, str]) -> str:
