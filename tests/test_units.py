@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from clients.__main__ import _parser as site_parser
 from server.__main__ import _parser
 
 UNITS = Path(__file__).parents[1] / "docs" / "units"
@@ -50,10 +51,20 @@ def test_the_servers_unit_and_container_call_a_command_of_ours() -> None:
     assert _parser().parse_args(server["command"]).home == Path("/state/home")
 
 
+def test_the_sites_unit_and_container_call_a_command_of_ours_and_keep_their_state_where_they_may_write() -> None:
+    words = shlex.split(read(UNITS / "fedasym-site.service")["Service"]["ExecStart"])
+    assert words[:3] == [PYTHON, "-m", "clients"]
+    assert site_parser().parse_args(words[3:]).state.is_relative_to("/var/lib/fedasym")  # its StateDirectory
+    site = yaml.safe_load((UNITS / "compose.yaml").read_text())["services"]["site"]
+    assert site["entrypoint"] == ["python", "-m", "clients"]
+    assert site_parser().parse_args(site["command"]).state.is_relative_to("/state")
+
+
 def test_the_compose_file_has_a_server_and_a_site_that_drop_what_they_do_not_need() -> None:
     services = yaml.safe_load((UNITS / "compose.yaml").read_text())["services"]
     assert set(services) == {"server", "site"}
     for each in services.values():
         assert each["cap_drop"] == ["ALL"] and each["read_only"] and each["init"]
-    assert all(volume.endswith(":ro") for volume in services["site"]["volumes"]) and "ports" not in services["site"]
+    read_only = {volume for volume in services["site"]["volumes"] if volume.endswith(":ro")}
+    assert read_only == {"./kit:/kit:ro", "./data:/data:ro"} and "ports" not in services["site"]
     assert os.sep not in str(services["server"]["ports"])
