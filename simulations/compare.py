@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from multiprocessing.queues import Queue
 from pathlib import Path
@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fedasym.methods import METHODS
-from fedasym.settings import Value, difference
+from fedasym.settings import Settings, Value, difference
 from server.strategy import FederationError
 from simulations.cells import HOLDOUT, Cell, cell_settings, comparable, run_cell
 from simulations.results import append_line, read_lines
@@ -184,6 +184,8 @@ def _end_with(parent: int) -> None:
 def require_same(cell: Cell, base: Mapping[str, Any], line: Mapping[str, Any] | None, results: Path) -> None:
     """Check a cell's settings, also against those of its line, if it has one.
 
+    A setting that a line does not have did not exist when it was written, and counts as its default.
+
     Raises:
         ValueError: a setting is bad, or the line in ``results`` is of other settings.
     """
@@ -191,7 +193,8 @@ def require_same(cell: Cell, base: Mapping[str, Any], line: Mapping[str, Any] | 
     if line is None or "settings" not in line:
         return
     here = comparable({key.replace("-", "_"): value for key, value in settings.run_config().items()})
-    lines = difference(line["settings"], {**here, "split": line["settings"]["split"]})
+    then = {**comparable(asdict(Settings())), **line["settings"]}
+    lines = difference(then, {**here, "split": line["settings"]["split"]})
     if lines:
         raise ValueError(
             f"{results} holds {cell.name} of other settings ({'; '.join(lines)}); choose another file or remove it"

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,9 @@ from world import tiny_values
 
 from server.strategy import FederationError
 from simulations.cells import Cell, cell_settings
-from simulations.compare import Comparison, compare
+from simulations.compare import Comparison, compare, require_same
 from simulations.rates import CUT, GRID, SEED, best_rates, grid_points, tune_rates
-from simulations.results import append_line, read_lines, result_lines
+from simulations.results import RESULTS, append_line, read_lines, result_lines
 
 ROOT = Path(__file__).resolve().parents[1]
 QUIET = Console(quiet=True)
@@ -208,3 +209,16 @@ def test_a_line_torn_by_a_crash_is_left_out_and_replaced(tmp_path) -> None:
 def test_result_lines_need_a_finished_run(tmp_path) -> None:
     with pytest.raises((ValueError, FileNotFoundError)):
         result_lines([tmp_path])
+
+
+def test_the_committed_tuning_fits_the_committed_settings_whatever_settings_came_since() -> None:
+    base = tomllib.loads((ROOT / "simulations/configs/comparison.toml").read_text()) | {
+        "validation-cut": CUT,
+        "test-cap": 0,
+    }
+    for line in read_lines(RESULTS / "comparison-tuning.jsonl"):
+        point = {key: value for key, value in line["cell"].items() if key not in ("method", "task")}
+        cell = Cell(line["cell"]["task"], "dirichlet:0.5", line["cell"]["method"], SEED, tuple(sorted(point.items())))
+        require_same(cell, base, line, RESULTS)
+    with pytest.raises(ValueError, match="num_rounds: 6 there, 7 here"):
+        require_same(cell, {**base, "num-rounds": 7}, line, RESULTS)
