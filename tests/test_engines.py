@@ -42,7 +42,7 @@ def test_two_concurrent_clients_in_process_give_the_same_bits(reference: Path, t
     assert digests(run_local(demo_settings(tmp_path / "two"), workers=2)) == digests(reference)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_flowers_engine_gives_the_same_bits(reference: Path, tmp_path: Path, workers: int) -> None:
     folder = run_flower(demo_settings(tmp_path / "flower"), workers)
     assert digests(folder) == digests(reference)
