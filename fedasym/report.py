@@ -64,7 +64,8 @@ def _figures(runs: Sequence[Run]) -> dict[str, tuple[str, bytes]]:
         )
     partitions: dict[str, list[Run]] = {}
     for run in runs:
-        partitions.setdefault(run.config["partition"]["digest"], []).append(run)
+        if "label_counts" in run.config["partition"]:  # else the data are the sites' own
+            partitions.setdefault(run.config["partition"]["digest"], []).append(run)
     for place, (digest, sharing) in enumerate(partitions.items()):
         part = sharing[0].config["partition"]
         caption = f"Split {sharing[0].settings['split']}, partition digest {digest[:12]}"
