@@ -83,7 +83,12 @@ def final_status(shell: dict[str, str]) -> str:
             return status
 
 
-@pytest.mark.parametrize("command", [line for line in commands() if line.startswith("flwr run . --stream -c")])
+OVERRIDDEN = [line for line in commands() if line.startswith("flwr run . --stream -c")]
+
+
+@pytest.mark.parametrize(
+    "command", [*(pytest.param(each, marks=pytest.mark.slow) for each in OVERRIDDEN[:-1]), OVERRIDDEN[-1]]
+)
 def test_a_flwr_run_command_of_the_readme_completes(
     command: str, places: dict[str, str], shell: dict[str, str]
 ) -> None:
