@@ -1,10 +1,7 @@
-"""A folder that its owner alone can enter, with a socket and a lock in it."""
+"""A folder that its owner alone can enter, and the socket in it."""
 
-import fcntl
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 LONGEST_SOCKET = 103  # bytes of a Unix socket's path: 107 on Linux, 103 on macOS
@@ -65,20 +62,3 @@ def socket_in(folder: Path) -> Path:
             f"{path} has {size} bytes, and a socket's path may have {LONGEST_SOCKET}; choose a shorter --state"
         )
     return path
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process alone.
-
-    Raises:
-        BlockingIOError: another process holds it.
-    """
-    with open(folder / "lock", "a", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BlockingIOError(
-                f"another process works in {folder} already; end it, or give this site a --state of its own"
-            ) from None
-        yield

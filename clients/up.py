@@ -3,21 +3,18 @@
 import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
-from clients.folder import locked, make_private
+from clients.folder import make_private
 from clients.keeper import PROJECT
 from clients.plan import Plan, scripts
 from clients.worker import worker
-from fedasym.processes import QUIET, end, start, tail
+from fedasym.processes import QUIET, end, held_alone, listens, start, stopped_by_signals, tail
 
 _LOOK_SECONDS = 0.1
 _WORKER_SECONDS = 300.0  # for the worker's imports
@@ -38,9 +35,9 @@ def up(plan: Plan) -> None:
         BlockingIOError: a state folder that another process works in.
     """
     with ExitStack() as stack:
-        stop = stack.enter_context(_signals())
+        stop = stack.enter_context(stopped_by_signals())
         state = make_private(plan.state)
-        stack.enter_context(locked(state))
+        stack.enter_context(held_alone(state, "end it, or give this site a --state of its own"))
         _say(f"data of site {plan.kit.name}: {_look_at_data(plan, stop)}")
         for folder in (Path(plan.place.state), plan.flower_home):
             folder.mkdir(parents=True, exist_ok=True)
@@ -54,18 +51,6 @@ def up(plan: Plan) -> None:
                     raise SiteError(f"the worker did not come up within {_WORKER_SECONDS:g} s; {log}:\n{tail(log)}")
         _keep_supernode(plan, stop)
     _say(f"site {plan.kit.name} is down")
-
-
-@contextmanager
-def _signals() -> Iterator[threading.Event]:
-    """Set an event at SIGINT and SIGTERM, so that nothing is left half done."""
-    stop = threading.Event()
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _look_at_data(plan: Plan, stop: threading.Event) -> str:
@@ -112,7 +97,7 @@ def _keep_supernode(plan: Plan, stop: threading.Event) -> None:
         process = start(plan.supernode, {**os.environ, **plan.environment}, plan.state, log)
         try:
             while not stop.wait(_LOOK_SECONDS) and process.poll() is None:
-                if not told and _listens(plan.port):
+                if not told and listens("127.0.0.1", plan.port):
                     _say(f"site {plan.kit.name} is up")
                     told = True
         finally:
@@ -122,13 +107,6 @@ def _keep_supernode(plan: Plan, stop: threading.Event) -> None:
         pause = 0.0 if time.monotonic() - began > _STEADY_SECONDS else min(2 * pause + 1.0, _LONGEST_PAUSE)
         _say(f"the SuperNode ended with {process.returncode} and starts again in {pause:g} s; {log}:\n{tail(log, 5)}")
         stop.wait(pause)
-
-
-def _listens(port: int) -> bool:
-    """Return whether a port of 127.0.0.1 is open."""
-    with socket.socket() as probe:
-        probe.settimeout(_LOOK_SECONDS)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _say(text: str) -> None:

@@ -1,10 +1,13 @@
 """Processes that we start: a group of their own each, ended with all they started; Flower kept quiet and offline."""
 
+import fcntl
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,10 +43,21 @@ def flower_environment(home: Path, first_on_path: Sequence[Path] = ()) -> dict[s
 def start(
     command: Sequence[str], environment: Mapping[str, str], folder: Path, log_file: Path
 ) -> subprocess.Popen[bytes]:
-    """Start a process in a group of its own, its output appended to a file."""
+    """Start a process in a group of its own, its output appended to a file.
+
+    Where util-linux has ``setpriv`` it is told to end when we are killed; a thread that ends counts as we, so call
+    this from the main thread.
+    """
+    setpriv = shutil.which("setpriv")
+    leash = [setpriv, "--pdeathsig", "TERM", "--"] if setpriv else []
     with log_file.open("ab") as log:
         return subprocess.Popen(
-            command, env=environment, cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            [*leash, *command],
+            env=environment,
+            cwd=folder,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
 
 
@@ -70,6 +84,47 @@ def started(
         yield process
     finally:
         end(process)
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[threading.Event]:
+    """Yield an event that SIGTERM and SIGINT set, so that nothing is left half done."""
+    stop = threading.Event()
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def held_alone(folder: Path, else_: str) -> Iterator[None]:
+    """Hold a folder for this process alone; the lock ends with the process, however it ends.
+
+    Args:
+        folder: that exists; gets a file ``.lock``.
+        else_: what to do if another process holds it.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(f"{folder} is in use by another process; {else_}") from None
+        yield
+
+
+def listens(host: str, port: int) -> bool:
+    """Say whether somebody listens at an address of this machine; those for all addresses are asked by loopback."""
+    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    try:
+        with socket.create_connection((here, port), timeout=1.0):
+            return True
+    except OSError:
+        return False
 
 
 def free_port() -> int:

@@ -3,14 +3,13 @@
 A run folder that holds a checkpoint of the same contract and settings is continued; of others, refused.
 """
 
-import fcntl
 import logging
 import os
 import sys
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from fedasym.methods import METHODS
 from fedasym.methods.method import Matrices, select, values
 from fedasym.model import Built, build
 from fedasym.partition import partition
+from fedasym.processes import held_alone
 from fedasym.report import write_report
 from fedasym.settings import Settings, difference, from_run_config, judged_at_clients
 from fedasym.tasks import Task, task_of
@@ -272,13 +272,17 @@ def _cores() -> int:
 
 @contextmanager
 def only_user(folder: Path) -> Iterator[None]:
-    """Hold the run folder alone; the lock ends with the process, however it ends."""
+    """Make the run folder if need be and hold it alone.
+
+    Raises:
+        FederationError: another process holds it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FederationError(f"{folder} is in use by another process; wait for it or choose another out") from None
+            stack.enter_context(held_alone(folder, "wait for it or choose another out"))
+        except BlockingIOError as error:
+            raise FederationError(str(error)) from None
         yield
 
 

@@ -4,23 +4,18 @@ With ``--isolation process`` the ServerApp is a child of the SuperExec and not o
 killed comes back on its database and the federation goes on.
 """
 
-import fcntl
 import os
 import shlex
-import signal
-import socket
 import ssl
-import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 from fedasym.bundle import PROJECT
 from fedasym.flower import FlowerError, flwr
-from fedasym.processes import QUIET, flower_environment, tool
+from fedasym.processes import QUIET, flower_environment, held_alone, listens, stopped_by_signals, tool
 from server import keys
 from server.home import CONNECTION, Home, HomeError, read_home, read_nodes, refresh_connection, write_nodes
 from server.proxy import find_nginx, nginx_command, write_configuration
@@ -44,14 +39,15 @@ def up(home: Home, listen: str | None, say: Callable[[str], None], *, proxy: boo
         The exit code, 0.
 
     Raises:
-        HomeError: the home or a port is in use, or the certificate has expired.
+        BlockingIOError: the home is in use.
+        HomeError: a port is in use, or the certificate has expired.
         ProxyError: nginx is missing.
         ServiceError: a process does not start, or dies again and again.
         FlowerError: Flower does not register a site.
     """
-    stop = threading.Event()
     os.umask(0o077)  # database, logs and runs are as private as the keys
-    with _only_server(home.folder), _stopped_by_signals(stop):
+    alone = held_alone(home.folder, "end the other `python -m server up` first")
+    with alone, stopped_by_signals() as stop:
         say(certificate_words(home))
         _refuse_taken_ports(home, listen or home.listen, proxy=proxy)
         supervisor = Supervisor(services(home, listen, proxy=proxy), say, stop)
@@ -110,7 +106,7 @@ def services(home: Home, listen: str | None, *, proxy: bool) -> list[Service]:
     if proxy:
         host = listen or home.listen
         command = tuple(nginx_command(home, find_nginx()))
-        found.append(service("nginx", command, lambda: _listens(host, home.port)))
+        found.append(service("nginx", command, lambda: listens(host, home.port)))
     return found
 
 
@@ -214,40 +210,8 @@ class _Newcomers:
             self._not_before = time.monotonic() + _RETRY_SECONDS
 
 
-@contextmanager
-def _only_server(folder: Path) -> Iterator[None]:
-    """Hold the home alone; the lock ends with the process, however it ends."""
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise HomeError(f"{folder} is in use by another `python -m server up`; end that one first") from None
-        yield
-
-
-@contextmanager
-def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
-    """Let SIGTERM and SIGINT set the event."""
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _refuse_taken_ports(home: Home, listen: str, *, proxy: bool) -> None:
     wanted = {"internal-port": ("127.0.0.1", home.internal_port), "port": (listen, home.port)}
     for key, (host, port) in wanted.items():
-        if (proxy or key != "port") and _listens(host, port):
+        if (proxy or key != "port") and listens(host, port):
             raise HomeError(f"{key}={port} is in use on {host}; end who listens there or change it in server.toml")
-
-
-def _listens(host: str, port: int) -> bool:
-    """Answer whether somebody listens at an address of this machine; those for all addresses are asked by loopback."""
-    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    try:
-        with socket.create_connection((here, port), timeout=1.0):
-            return True
-    except OSError:
-        return False

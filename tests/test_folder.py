@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from clients.folder import LONGEST_SOCKET, locked, make_private, socket_in
+from clients.folder import LONGEST_SOCKET, make_private, socket_in
+from fedasym.processes import held_alone
 
 
 def test_only_a_folder_that_its_owner_alone_can_enter_holds_a_socket(tmp_path: Path) -> None:
@@ -40,7 +41,7 @@ def test_a_path_too_long_for_a_socket_is_refused_with_its_length(tmp_path: Path)
 
 def test_a_folder_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
     folder = make_private(tmp_path / "state")
-    with locked(folder), pytest.raises(BlockingIOError, match="another process works in"), locked(folder):
+    with held_alone(folder, ""), pytest.raises(BlockingIOError, match="in use by another"), held_alone(folder, "go"):
         pass
-    with locked(folder):
+    with held_alone(folder, ""):
         pass
