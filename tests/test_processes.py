@@ -1,0 +1,94 @@
+"""What we start ends with us, whole, politely or by force; a folder is held by one process at a time."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fedasym.processes import free_port, held_alone, listens, started, stopped_by_signals, tail
+
+SECONDS = 60.0
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def living(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def sleeper(deaf: bool = False) -> list[str]:
+    """A process that starts another one, says its id, and waits; a deaf one does not hear SIGTERM."""
+    code = f"""
+        import signal, subprocess, sys
+        if {deaf}: signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+        print(child.pid, flush=True)
+        child.wait()
+    """
+    return [sys.executable, "-c", textwrap.dedent(code)]
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+def test_a_process_ends_with_all_that_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaf: bool) -> None:
+    monkeypatch.setattr("fedasym.processes._POLITE_SECONDS", 1.0 if deaf else SECONDS)
+    log = tmp_path / "log"
+    with started(sleeper(deaf), os.environ, tmp_path, log) as process:
+        wait_until(lambda: log.read_text().endswith("\n"))
+        child = int(log.read_text())
+        assert living(child) and living(process.pid)
+    wait_until(lambda: not living(child))
+    assert process.returncode == (-signal.SIGKILL if deaf else -signal.SIGTERM)
+
+
+def test_what_we_started_ends_when_we_are_killed(tmp_path: Path) -> None:
+    code = f"""
+        import os, pathlib
+        from fedasym.processes import start
+        folder = pathlib.Path({str(tmp_path)!r})
+        process = start({sleeper()!r}, os.environ, folder, folder / "log")
+        print(process.pid, flush=True)
+        process.wait()
+    """
+    ours = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
+    assert ours.stdout
+    theirs = int(ours.stdout.readline())
+    wait_until(lambda: (tmp_path / "log").read_text().endswith("\n"))
+    ours.kill()
+    ours.wait()
+    wait_until(lambda: not living(theirs))
+
+
+def test_signals_set_the_event_and_are_given_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with stopped_by_signals() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.wait(SECONDS)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_folder_is_held_by_one_and_free_afterwards(tmp_path: Path) -> None:
+    with held_alone(tmp_path, "wait"), pytest.raises(BlockingIOError, match="wait"), held_alone(tmp_path, "wait"):
+        pass
+    with held_alone(tmp_path, "wait"):
+        pass
+
+
+def test_a_free_port_is_one_on_which_nobody_listens() -> None:
+    assert not listens("127.0.0.1", free_port())
+
+
+def test_the_tail_of_a_file_is_its_last_lines(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("one\ntwo\nthree\n")
+    assert tail(tmp_path / "log", 2) == "two\nthree" and tail(tmp_path / "none") == ""
