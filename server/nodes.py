@@ -25,6 +25,7 @@ from server.strategy import POLL_SECONDS, FederationError, Round, name_of
 log = logging.getLogger("fedasym")
 
 _MOST_NODES = 1_000_000
+_FIRST_SECONDS = 60.0  # a site's first answer takes as long as loading its model
 
 
 def warm(grid: Grid) -> None:
@@ -56,23 +57,28 @@ class Roster:
         # Client, round and the time until which it counts as busy, by id of a message that was not answered in time.
         self._late: dict[str, tuple[int, int, float]] = {}
         self._names: dict[int, str] = {}  # registered, by node
+        self._began = False
         self._split: dict[int, int] = {}  # node by client, once all shares are held
 
     def gather(self, number: int) -> dict[int, int]:
         """Return the node of each client that may be asked in a round; wait for the quorum.
 
+        Before the first round, those who are there already and still load their model are waited for a while.
+
         Raises:
             FederationError: too few came within ``round-timeout`` seconds, or, where the data are split, a node refuses
                 or two hold one share; names who and why.
         """
-        deadline = time.monotonic() + self._settings.round_timeout
+        now, seconds = time.monotonic(), self._settings.round_timeout
+        deadline, patience = now + seconds, now + (0.0 if self._began else min(_FIRST_SECONDS, seconds))
         while True:
             here = self._meet()
             chosen: Iterable[int] = here
             if self._settings.sites:
                 busy = {client for client, _, until in self._late.values() if until > time.monotonic()}
                 chosen = self._membership.choose(number, here.keys() - busy)
-            if chosen:
+            if chosen and not (self._waiting and time.monotonic() < patience):
+                self._began = True
                 return {client: here[client] for client in sorted(chosen)}
             if time.monotonic() > deadline:
                 raise FederationError(self._missing(here))

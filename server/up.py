@@ -9,7 +9,8 @@ import shlex
 import ssl
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -45,9 +46,8 @@ def up(home: Home, listen: str | None, say: Callable[[str], None], *, proxy: boo
         ServiceError: a process does not start, or dies again and again.
         FlowerError: Flower does not register a site.
     """
-    os.umask(0o077)  # database, logs and runs are as private as the keys
     alone = held_alone(home.folder, "end the other `python -m server up` first")
-    with alone, stopped_by_signals() as stop:
+    with alone, _private_files(), stopped_by_signals() as stop:
         say(certificate_words(home))
         _refuse_taken_ports(home, listen or home.listen, proxy=proxy)
         supervisor = Supervisor(services(home, listen, proxy=proxy), say, stop)
@@ -208,6 +208,16 @@ class _Newcomers:
         except (FlowerError, HomeError, keys.KeyFileError) as error:
             self._say(f"new sites are not registered yet: {error}")
             self._not_before = time.monotonic() + _RETRY_SECONDS
+
+
+@contextmanager
+def _private_files() -> Iterator[None]:
+    """Let database, logs and runs be as private as the keys."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def _refuse_taken_ports(home: Home, listen: str, *, proxy: bool) -> None:
