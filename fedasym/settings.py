@@ -223,22 +223,26 @@ class Settings:
     @property
     def site_names(self) -> tuple[str, ...]:
         """The sites with data of their own; client k is the k-th of them."""
-        return tuple(name.strip() for name in self.sites.split(",") if name.strip())
+        return _names(self.sites)
 
     @property
     def label_names(self) -> tuple[str, ...]:
         """The classes in ``labels``, by id."""
-        return tuple(name.strip() for name in self.labels.split(",") if name.strip())
+        return _names(self.labels)
 
     @property
     def text_column_names(self) -> tuple[str, ...]:
         """The text columns, one or two."""
-        return tuple(name.strip() for name in self.text_columns.split(",") if name.strip())
+        return _names(self.text_columns)
 
     @property
     def target_names(self) -> tuple[str, ...]:
         """The endings of layer names in ``targets``."""
-        return tuple(name.strip() for name in self.targets.split(",") if name.strip())
+        return _names(self.targets)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def judged_at_clients(method: str, head: str, data: str) -> bool:
