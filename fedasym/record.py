@@ -75,9 +75,12 @@ def summarise(config: dict[str, Any], rounds: list[dict[str, Any]]) -> dict[str,
     Bytes per client and round are means over all asked (down) and all valid (up) clients.
 
     Raises:
-        ValueError: no round is evaluated yet.
+        ValueError: a round is missing, or none is evaluated yet.
     """
     settings, metric = config["settings"], config["metric"]
+    numbers = [row["round"] for row in rounds]
+    if numbers != list(range(1, len(rounds) + 1)):
+        raise ValueError(f"rounds.jsonl holds the rounds {numbers}, not 1 to {len(rounds)}: it was changed; run it anew")
     values = [value for row in rounds if (value := row["metrics"][metric]) is not None]
     if not values:
         every = settings["eval_every"]

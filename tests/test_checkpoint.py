@@ -189,6 +189,11 @@ def test_the_summary_counts_bytes_per_client_that_was_asked_and_that_replied() -
     }  # fmt: skip
 
 
+def test_a_record_with_a_gap_is_never_summed_up() -> None:
+    with pytest.raises(ValueError, match=r"holds the rounds \[1, 3\], not 1 to 2: it was changed"):
+        record.summarise({"settings": {}, "metric": "accuracy"}, [{"round": 1}, {"round": 3}])
+
+
 def test_the_versions_name_every_package_that_can_move_a_result() -> None:
     found = record.versions()
     assert {"fedasym", "python", "machine", "flwr", "torch", "transformers", "numpy"} <= found.keys()
