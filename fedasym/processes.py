@@ -8,8 +8,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 QUIET = {
@@ -22,6 +23,7 @@ QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
 _POLITE_SECONDS = 15.0
+_LOOK_SECONDS = 0.05
 
 
 def tool(name: str) -> str:
@@ -63,15 +65,43 @@ def start(
 
 def end(process: subprocess.Popen[bytes]) -> None:
     """End a process and all of its group: politely, then by force."""
-    for how in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, how)
-            process.wait(_POLITE_SECONDS)
-        except ProcessLookupError:
-            process.poll()
+    end_group(process.pid, _POLITE_SECONDS)
+    process.wait()
+
+
+def end_group(group: int, polite_seconds: float) -> None:
+    """End all processes of a group, whether or not its leader lives: politely, then by force.
+
+    Args:
+        group: its id, that of the process that `start` made its leader.
+        polite_seconds: from SIGTERM to SIGKILL.
+    """
+    for how, seconds in ((signal.SIGTERM, polite_seconds), (signal.SIGKILL, _POLITE_SECONDS)):
+        with suppress(ProcessLookupError, PermissionError):  # PermissionError: none is left but zombies, on a Mac
+            os.killpg(group, how)
+        deadline = time.monotonic() + seconds
+        while _lives(group):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(_LOOK_SECONDS)
+        else:
             return
-        except subprocess.TimeoutExpired:
-            continue
+
+
+def _lives(group: int) -> bool:
+    """Say whether some process of a group runs; one that only waits to be reaped does not."""
+    if not Path("/proc/self/stat").exists():
+        try:
+            os.killpg(group, 0)
+        except OSError:
+            return False
+        return True
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            state, _, its_group = path.read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state not in "ZX":
+                return True
+    return False
 
 
 @contextmanager

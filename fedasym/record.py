@@ -80,7 +80,9 @@ def summarise(config: dict[str, Any], rounds: list[dict[str, Any]]) -> dict[str,
     settings, metric = config["settings"], config["metric"]
     numbers = [row["round"] for row in rounds]
     if numbers != list(range(1, len(rounds) + 1)):
-        raise ValueError(f"rounds.jsonl holds the rounds {numbers}, not 1 to {len(rounds)}: it was changed; run it anew")
+        raise ValueError(
+            f"rounds.jsonl holds the rounds {numbers}, not 1 to {len(rounds)}: it was changed; run it anew"
+        )
     values = [value for row in rounds if (value := row["metrics"][metric]) is not None]
     if not values:
         every = settings["eval_every"]

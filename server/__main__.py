@@ -9,11 +9,11 @@ from pathlib import Path
 from fedasym.bundle import PROJECT, bundle_digest
 from fedasym.flower import FlowerError
 from fedasym.settings import from_run_config
+from fedasym.supervise import ServiceError
 from server import keys
 from server.home import Home, add_site, create_home, read_home
 from server.proxy import ProxyError, write_configuration
 from server.status import status, status_words
-from server.supervise import ServiceError
 from server.up import certificate_words, print_words, up
 
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from fedasym.bundle import PROJECT
 from fedasym.flower import FlowerError, flwr
 from fedasym.processes import QUIET, flower_environment, held_alone, listens, stopped_by_signals, tool
+from fedasym.supervise import Service, Supervisor
 from server import keys
 from server.home import CONNECTION, Home, HomeError, read_home, read_nodes, refresh_connection, write_nodes
 from server.proxy import find_nginx, nginx_command, write_configuration
-from server.supervise import Service, Supervisor
 
 _POLL = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}  # seconds; Flower's own 1.0 is a pause before every task
 _WARN_DAYS = 30

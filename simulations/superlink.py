@@ -58,10 +58,11 @@ def run_app(link: Superlink, settings: Settings, *options: str) -> Path:
         FlowerError: the run ended otherwise than ``finished:completed``.
     """
     folder = Path(settings.out).absolute()
-    config = link.home / "run.toml"
-    config.write_text("".join(f"{key} = {toml_value(v)}\n" for key, v in settings.run_config().items()))
-    app = str(stage(link.home / "fedasym"))
-    run = flwr(["run", app, link.connection, "-c", str(config), *options], link.environment)
+    with tempfile.TemporaryDirectory(prefix="run-", dir=link.home) as work:
+        config = Path(work) / "run.toml"
+        config.write_text("".join(f"{key} = {toml_value(v)}\n" for key, v in settings.run_config().items()))
+        app = str(stage(Path(work) / "fedasym"))
+        run = flwr(["run", app, link.connection, "-c", str(config), *options], link.environment)
     _wait(str(run["run-id"]), link, folder / "summary.json")
     return folder
 

@@ -3,7 +3,7 @@
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psutil
@@ -78,8 +78,12 @@ class Running:
 
 
 def child_of(site: psutil.Process, word: str) -> psutil.Process:
-    (found,) = (each for each in site.children(recursive=True) if word in " ".join(each.cmdline()))
-    return found
+    found = []
+    for each in site.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # the process of a message comes and goes
+            found += [each] if word in " ".join(each.cmdline()) else []
+    (child,) = found
+    return child
 
 
 def at_work(worker: psutil.Process) -> Callable[[], bool]:

@@ -52,6 +52,27 @@ def test_a_process_ends_with_all_that_it_started(tmp_path: Path, monkeypatch: py
     assert process.returncode == (-signal.SIGKILL if deaf else -signal.SIGTERM)
 
 
+def test_what_a_process_started_may_end_politely_after_it(tmp_path: Path) -> None:
+    child = f"""
+        import pathlib, signal, sys, threading
+        stop = threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: stop.set())
+        print("ready", flush=True)
+        stop.wait()
+        sys.stdin.read()  # until the one that started it is gone
+        pathlib.Path({str(tmp_path / "goodbye")!r}).touch()
+    """
+    code = f"""
+        import subprocess, sys
+        child = subprocess.Popen([sys.executable, "-c", {textwrap.dedent(child)!r}], stdin=subprocess.PIPE)
+        child.wait()
+    """
+    log = tmp_path / "log"
+    with started([sys.executable, "-c", textwrap.dedent(code)], os.environ, tmp_path, log):
+        wait_until(lambda: log.read_text() == "ready\n")
+    assert (tmp_path / "goodbye").exists()
+
+
 def test_what_we_started_ends_when_we_are_killed(tmp_path: Path) -> None:
     code = f"""
         import os, pathlib

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from server.supervise import Patience, Service, ServiceError, Supervisor
+from fedasym.supervise import Patience, Service, ServiceError, Supervisor
 
 LIVES = "import time; time.sleep(60)"
 QUICK = Patience(ready=20.0, quick=5.0, deaths=3, first_pause=0.05, longest_pause=0.1)

@@ -1,19 +1,16 @@
 """Processes kept alive: started in order, started again when they die, ended in the opposite order."""
 
-import os
-import signal
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedasym import processes
 
 _LOOK_SECONDS = 0.2
-_ORPHAN_SECONDS = 2.0  # for what a dead process left behind to end by itself
+_ORPHAN_SECONDS = 2.0  # from SIGTERM to SIGKILL for what a dead process left behind
 
 
 class ServiceError(RuntimeError):
@@ -48,7 +45,7 @@ class Patience:
     Attributes:
         ready: until a process must be ready at the start.
         quick: a life shorter than this is a quick death.
-        deaths: quick deaths in a row after which it gives up.
+        deaths: quick deaths in a row after which it gives up; 0: never.
         first_pause: before a process is started again; doubled with each quick death.
         longest_pause: to which it grows.
     """
@@ -121,7 +118,6 @@ class Supervisor:
         for child in reversed(self._children):
             if child.process is not None:
                 processes.end(child.process)
-                _end_orphans(child.process.pid)
                 self._say(f"{child.service.name} ended")
                 child.process = None
 
@@ -160,26 +156,15 @@ class Supervisor:
 
     def _bury(self, child: _Child, code: int) -> None:
         assert child.process is not None
-        _end_orphans(child.process.pid)  # else they hold its port
+        processes.end_group(child.process.pid, _ORPHAN_SECONDS)  # what it left behind holds its port
         lived, patience = time.monotonic() - child.since, self._patience
         child.process, child.deaths = None, child.deaths + 1 if lived < patience.quick else 1
-        if child.deaths >= patience.deaths:
+        if child.deaths >= patience.deaths > 0:
             often = f"died {child.deaths} times in a row, each within {patience.quick:g} s, last with {code}"
             raise ServiceError(_words(child.service, often))
-        pause = min(patience.longest_pause, patience.first_pause * 2 ** (child.deaths - 1))
+        pause = min(patience.longest_pause, patience.first_pause * 2.0 ** min(child.deaths - 1, 30))
         child.again_at = time.monotonic() + pause
         self._say(f"{child.service.name} died with {code} after {lived:.0f} s; starting it again in {pause:g} s")
-
-
-def _end_orphans(group: int) -> None:
-    """End what is left of a process group whose leader is gone, politely, then by force."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, signal.SIGTERM)
-        deadline = time.monotonic() + _ORPHAN_SECONDS
-        while time.monotonic() < deadline:
-            os.killpg(group, 0)  # raises when nobody is left
-            time.sleep(0.05)
-        os.killpg(group, signal.SIGKILL)
 
 
 def _words(service: Service, what: str) -> str:
