@@ -7,6 +7,7 @@ from pathlib import Path
 from clients.keeper import Limits
 from clients.plan import Options, in_words, plan_of
 from clients.up import SiteError, up
+from fedasym.processes import free_port
 from fedasym.settings import Settings
 
 
@@ -31,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
             Options(**{name: getattr(told, name) for name in names}, limits=limits, worker=not told.no_worker)
         )
         if told.print:
-            print(in_words(plan))
+            print(in_words(plan, free_port()))
         else:
             up(plan)
     except (SiteError, ValueError, OSError) as error:

@@ -13,7 +13,7 @@ from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from clients.place import Place
 from clients.refusal import QUERY, TRAIN, WARM, hidden, refused
 from clients.site import holding_of, site_of
-from clients.work import Behind, Refusal, handshake, require_pin, train_round
+from clients.work import Behind, Refusal, handshake, require_fit, require_pin, train_round
 from fedasym.record import run_folder
 from fedasym.settings import Settings, Value, from_run_config
 
@@ -35,7 +35,9 @@ def answer(kind: str, content: RecordDict, run_config: Mapping[str, Value], run_
         Exception: what is no refusal, in a simulation; at a site with data of its own nothing is raised.
     """
     try:
-        return _ANSWERS[kind](content, run_config, run_id, place)
+        settings = from_run_config(run_config).resolved()
+        require_fit(settings, place)
+        return _ANSWERS[kind](content, settings, run_id, place)
     except Refusal as error:
         return refused(f"{type(error).__name__}: {error}", behind=isinstance(error, Behind))
     except Exception as error:
@@ -46,9 +48,8 @@ def answer(kind: str, content: RecordDict, run_config: Mapping[str, Value], run_
         raise
 
 
-def _query(content: RecordDict, run_config: Mapping[str, Value], run_id: int, place: Place) -> RecordDict:
+def _query(content: RecordDict, settings: Settings, run_id: int, place: Place) -> RecordDict:
     """Compare the server's contract with our own and say which data we hold."""
-    settings = from_run_config(run_config).resolved()
     site = site_of(settings)
     about = handshake(site, content, place)
     holding_of(site, place)  # data that cannot be used are found before the first round
@@ -59,16 +60,15 @@ def _query(content: RecordDict, run_config: Mapping[str, Value], run_id: int, pl
     return RecordDict({"about": ConfigRecord({**about})})
 
 
-def _warm(content: RecordDict, run_config: Mapping[str, Value], run_id: int, place: Place) -> RecordDict:
+def _warm(content: RecordDict, settings: Settings, run_id: int, place: Place) -> RecordDict:
     """Load the model ahead of the handshake, while the server loads its own; what fails is said there."""
     with suppress(ValueError, OSError):
-        site_of(from_run_config(run_config).resolved())
+        site_of(settings)
     return RecordDict()
 
 
-def _train(content: RecordDict, run_config: Mapping[str, Value], run_id: int, place: Place) -> RecordDict:
+def _train(content: RecordDict, settings: Settings, run_id: int, place: Place) -> RecordDict:
     """Load the broadcast matrices, train them on the client's data, reply with them."""
-    settings = from_run_config(run_config).resolved()
     site = site_of(settings)
     require_pin(site, place)
     reply, metrics = train_round(site, holding_of(site, place), content, _folder(settings, run_id, place))

@@ -4,6 +4,7 @@ import os
 import stat
 from pathlib import Path
 
+SOCKET = "worker.sock"
 LONGEST_SOCKET = 103  # bytes of a Unix socket's path: 107 on Linux, 103 on macOS
 
 
@@ -55,7 +56,7 @@ def socket_in(folder: Path) -> Path:
         ValueError: the path is too long for a socket.
     """
     require_private(folder)
-    path = folder.absolute() / "worker.sock"
+    path = folder.absolute() / SOCKET
     size = len(os.fsencode(path))
     if size > LONGEST_SOCKET:
         raise ValueError(

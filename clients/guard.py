@@ -40,9 +40,12 @@ def checked(install: Callable[..., Any], pinned: str) -> Callable[..., Any]:
     return install_pinned
 
 
-def main() -> None:
-    """Run Flower's process of a message, if its bundle is the pinned one."""
-    pinned = sys.argv.pop(1) if len(sys.argv) > 1 else ""
+def guarded(pinned: str) -> Callable[[], None]:
+    """Return Flower's command, which installs no bundle but the pinned one.
+
+    Raises:
+        SystemExit: no whole digest, or a Flower that has lost the place of the check.
+    """
     if not re.fullmatch("[0-9a-f]{64}", pinned):
         sys.exit(f"the pinned bundle {pinned!r} is not 64 hexadecimal digits; nothing runs")
     try:
@@ -58,8 +61,8 @@ def main() -> None:
             "runs; use flwr 1.41, or do without --pin-bundle"
         )
     setattr(flower, _INSTALL, checked(install, pinned))
-    flwr_clientapp()
+    return flwr_clientapp
 
 
 if __name__ == "__main__":
-    main()
+    guarded(sys.argv.pop(1) if len(sys.argv) > 1 else "")()

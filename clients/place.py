@@ -1,8 +1,10 @@
 """Where a client's messages are worked on: a share of a split, or a site with data of its own."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+LENT = ("task", "text-columns", "label-column", "labels", "train-split")  # settings by which a site lends its data
 
 
 @dataclass(frozen=True)
@@ -15,6 +17,7 @@ class Place:
         state: folder for what never leaves the site; "": below the run folder.
         log: file for what went wrong, of which others are told a code alone; "": standard error.
         contract: hash of the only contract that is worked under; "": any.
+        lends: the settings `LENT` under which alone the site's data are read; empty: any.
         share, shares: the node's partition and their number; -1 and 0 if it has none.
     """
 
@@ -23,6 +26,7 @@ class Place:
     state: str = ""
     log: str = ""
     contract: str = ""
+    lends: Mapping[str, str] = field(default_factory=dict)
     share: int = -1
     shares: int = 0
 
@@ -35,7 +39,8 @@ class Place:
 def place_of(node_config: Mapping[str, Any]) -> Place:
     """Read a place from Flower's node config.
 
-    Keys: ``site``, ``data-dir``, ``state-dir``, ``log-file``, ``contract``, ``partition-id``, ``num-partitions``.
+    Keys: ``site``, ``data-dir``, ``state-dir``, ``log-file``, ``contract``, those of `LENT`, ``partition-id``,
+    ``num-partitions``.
 
     Raises:
         ValueError: a site without data or data without a site.
@@ -48,4 +53,5 @@ def place_of(node_config: Mapping[str, Any]) -> Place:
             "a split neither"
         )
     share, shares = node_config.get("partition-id", -1), node_config.get("num-partitions", 0)
-    return Place(**texts, share=int(share), shares=int(shares))
+    lends = {key: str(node_config[key]) for key in LENT if key in node_config}
+    return Place(**texts, lends=lends, share=int(share), shares=int(shares))

@@ -70,20 +70,15 @@ def holding_of(site: Site, place: Place) -> Holding:
     """Return what a place holds, reading a site's own data at the first call.
 
     Raises:
-        ValueError: a site in a run that splits its data, a node without data in a run of sites, a name that the run
-            does not list, or data that cannot be used.
+        ValueError: data that cannot be used.
         FileNotFoundError: a folder without the wanted file.
     """
-    names = site.settings.site_names
-    if bool(names) != place.private:
-        here = f"site {place.site!r} has data of its own" if place.private else "this node has no data of its own"
-        raise ValueError(f"{here}, and the run's sites={site.settings.sites!r}; give every node its data-dir, or none")
     if place.data not in site.holdings:
-        if place.site not in names:
-            raise ValueError(f"site {place.site!r} is none of the run's sites={site.settings.sites!r}; add it there")
         examples = load_own_examples(site.settings, Path(place.data))
         tokens = tokenize(site.built.tokenizer, examples, site.settings.max_length, site.settings.pooling)
-        site.holdings[place.data] = Holding(tokens, {names.index(place.site): np.arange(len(examples))})
+        site.holdings[place.data] = Holding(
+            tokens, {site.settings.site_names.index(place.site): np.arange(len(examples))}
+        )
     return site.holdings[place.data]
 
 

@@ -1,7 +1,8 @@
-"""A site that is up: its data looked at, the warm worker, and a SuperNode that is started again when it dies."""
+"""A site that is up: its data looked at, the warm worker, and Flower's processes, started again when they die."""
 
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -12,14 +13,15 @@ from pathlib import Path
 
 from clients.folder import make_private
 from clients.keeper import PROJECT
-from clients.plan import Plan, scripts
+from clients.plan import Plan, commands, scripts
 from clients.worker import worker
-from fedasym.processes import QUIET, end, held_alone, listens, start, stopped_by_signals, tail
+from fedasym.processes import QUIET, free_port, held_alone, stopped_by_signals, tail
+from fedasym.supervise import Patience, Service, Supervisor
 
 _LOOK_SECONDS = 0.1
 _WORKER_SECONDS = 300.0  # for the worker's imports
-_LONGEST_PAUSE = 60.0  # seconds between two starts of a SuperNode that does not stay
-_STEADY_SECONDS = 60.0  # a SuperNode that lived so long is started again at once
+_PATIENCE = Patience(quick=60.0, deaths=0, longest_pause=60.0)  # a site never gives up: its server may be away for long
+_REACHED = "SuperNode ID"  # what a SuperNode prints when the server knows it
 
 
 class SiteError(RuntimeError):
@@ -42,6 +44,7 @@ def up(plan: Plan) -> None:
         for folder in (Path(plan.place.state), plan.flower_home):
             folder.mkdir(parents=True, exist_ok=True)
         _write_scripts(plan)
+        _write_secret(plan)
         if plan.limits and not stop.is_set():
             keeper = stack.enter_context(worker(state, plan.place, plan.limits))
             patience = time.monotonic() + _WORKER_SECONDS
@@ -49,7 +52,7 @@ def up(plan: Plan) -> None:
                 if time.monotonic() > patience:
                     log = state / "worker.log"
                     raise SiteError(f"the worker did not come up within {_WORKER_SECONDS:g} s; {log}:\n{tail(log)}")
-        _keep_supernode(plan, stop)
+        _keep_flower(plan, stop)
     _say(f"site {plan.kit.name} is down")
 
 
@@ -89,24 +92,55 @@ def _write_scripts(plan: Plan) -> None:
         path.chmod(0o700)
 
 
-def _keep_supernode(plan: Plan, stop: threading.Event) -> None:
-    """Run the SuperNode, again and again, with a growing pause when it does not stay."""
-    log, pause, told = plan.state / "supernode.log", 0.0, False
-    while not stop.is_set():
-        began = time.monotonic()
-        process = start(plan.supernode, {**os.environ, **plan.environment}, plan.state, log)
-        try:
-            while not stop.wait(_LOOK_SECONDS) and process.poll() is None:
-                if not told and listens("127.0.0.1", plan.port):
-                    _say(f"site {plan.kit.name} is up")
-                    told = True
-        finally:
-            end(process)
-        if stop.is_set():
-            return
-        pause = 0.0 if time.monotonic() - began > _STEADY_SECONDS else min(2 * pause + 1.0, _LONGEST_PAUSE)
-        _say(f"the SuperNode ended with {process.returncode} and starts again in {pause:g} s; {log}:\n{tail(log, 5)}")
-        stop.wait(pause)
+def _write_secret(plan: Plan) -> None:
+    """Write a new secret, by which the SuperNode tells our SuperExec from another process of this machine."""
+    plan.secret.unlink(missing_ok=True)
+    with open(os.open(plan.secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secrets.token_hex(32))
+
+
+class _Reached:
+    """Answers whether a SuperNode, of all that were started one after the other, has reached the server."""
+
+    def __init__(self, log: Path) -> None:
+        self._log, self._read = log, log.stat().st_size if log.exists() else 0
+        self.times = 0
+
+    def __call__(self) -> bool:
+        with self._log.open("rb") as log:
+            log.seek(self._read)
+            printed = log.read()
+        if _REACHED.encode() not in printed:
+            return False
+        self._read += len(printed)
+        self.times += 1
+        return True
+
+
+def _keep_flower(plan: Plan, stop: threading.Event) -> None:
+    """Keep SuperNode, SuperExec and fork server running until told to stop; say when the server is reached."""
+    reached = _Reached(plan.state / "supernode.log")
+    services = [
+        Service(
+            name, command, plan.environment, plan.state, plan.state / f"{name}.log",
+            reached if name == "supernode" else lambda: True,
+        )
+        for name, command in commands(plan, free_port()).items()
+    ]  # fmt: skip
+    supervisor = Supervisor(services, _say, stop, _PATIENCE)
+    told = 0
+
+    def tell() -> None:
+        nonlocal told
+        if told < reached.times:
+            told = reached.times
+            _say(f"site {plan.kit.name} is up")
+
+    _say(f"site {plan.kit.name} waits for {plan.server}")
+    try:
+        supervisor.watch(tell)
+    finally:
+        supervisor.end()
 
 
 def _say(text: str) -> None:

@@ -17,6 +17,7 @@ from fedasym.chance import generator
 from fedasym.contract import frame_of
 from fedasym.methods import METHODS
 from fedasym.methods.method import letter_of, select
+from fedasym.settings import Settings, difference
 from fedasym.train import draw_batches, evaluate, train_steps
 
 
@@ -26,6 +27,31 @@ class Refusal(Exception):
 
 class Behind(Refusal):
     """The client lacks what the message builds on; it must be sent everything."""
+
+
+def require_fit(settings: Settings, place: Place) -> None:
+    """Require a run that a place can take part in; called before anything that the run names is built or read.
+
+    Args:
+        settings: of the run, resolved.
+        place: where we are.
+
+    Raises:
+        Refusal: a site in a run that splits its data, a node without data in a run of sites, a site that the run does
+            not list, or one whose data the run would read otherwise than the site lends them.
+    """
+    if bool(settings.sites) != place.private:
+        here = f"site {place.site!r} has data of its own" if place.private else "this node has no data of its own"
+        raise Refusal(f"{here}, and the run's sites={settings.sites!r}; give every node its data-dir, or none")
+    if place.private and place.site not in settings.site_names:
+        raise Refusal(f"site {place.site!r} is none of the run's sites={settings.sites!r}; add it there")
+    config = settings.run_config()
+    asked = {key: config[key] for key in place.lends}
+    if differences := difference(place.lends, asked):
+        raise Refusal(
+            f"the run would read the data of site {place.site!r} otherwise than the site lends them (there: the site, "
+            f"here: the run): {'; '.join(differences)}; change the run's settings, or bring the site up with others"
+        )
 
 
 def handshake(site: Site, content: RecordDict, place: Place) -> wire.About:

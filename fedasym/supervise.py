@@ -152,7 +152,7 @@ class Supervisor:
             self._bury(child, code)
         elif child.waited_for and child.service.ready():
             child.waited_for = False
-            self._say(f"{child.service.name} ready again")
+            self._say(f"{child.service.name} ready{' again' if child.deaths else ''}")
 
     def _bury(self, child: _Child, code: int) -> None:
         assert child.process is not None

@@ -1,6 +1,7 @@
 """A site is brought up by one command, keeps its SuperNode running, and leaves nothing behind."""
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -54,7 +55,7 @@ def site(tmp_path: Path) -> Path:
 
 @contextmanager
 def running(root: Path, *more: str) -> Iterator[tuple["subprocess.Popen[bytes]", Path]]:
-    """Run `clients up` until it says that the site is up; end it by SIGTERM and require a clean end."""
+    """Run `clients up` until it waits for its server; end it by SIGTERM and require a clean end."""
     said = root / "said.txt"
     with said.open("wb") as output:
         process = subprocess.Popen(
@@ -62,7 +63,7 @@ def running(root: Path, *more: str) -> Iterator[tuple["subprocess.Popen[bytes]",
             cwd=ROOT, env=ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT,
         )  # fmt: skip
     try:
-        wait_for(lambda: "site north is up" in said.read_text() or process.poll() is not None, 400)
+        wait_for(lambda: "site north waits for" in said.read_text() or process.poll() is not None, 400)
         assert process.poll() is None, said.read_text()
         yield process, said
     finally:
@@ -96,33 +97,44 @@ def test_print_says_what_would_run_and_starts_and_writes_nothing(site: Path, cap
     before = sorted(site.rglob("*"))
     assert main(words(site, "--print", "--pin-bundle", "a" * 64, "--node-config", "rack=3")) == 0
     lines = capsys.readouterr().out.splitlines()
-    command = shlex.split(lines[-1])
-    given = dict(zip(command[1::2], command[2::2], strict=True))
+    forkserver, supernode, superexec = map(shlex.split, lines[-3:])
+    given = dict(zip(supernode[1::2], supernode[2::2], strict=True))
     state = site / "kit/state"
-    assert command[0].endswith("flower-supernode")
-    assert given.pop("--port").isdigit()
+    assert supernode[0].endswith("flower-supernode")
+    port = given.pop("--port")
     assert given == {
         "--superlink": "server.example:443",
         "--root-certificates": str(site / "kit/ca.crt"),
         "--auth-supernode-private-key": str(site / "kit/node.key"),
         "--host": "127.0.0.1",
-        "--isolation": "subprocess",
+        "--isolation": "process",
+        "--superexec-auth-secret-file": f"{state}/superexec.secret",
         "--node-config": f'worker="{state}/worker.sock" rack=3',
     }
+    assert f"127.0.0.1:{port}" in superexec and f"{state}/superexec.secret" in superexec
+    assert forkserver[-3:] == ["serve", f"{state}/fork.sock", "a" * 64]
     assert f"export FLWR_HOME={state}/flower/{'a' * 16}" in lines
     assert "export FLWR_SUPEREXEC_TASK_POLL_INTERVAL=0.1" in lines
-    assert any(line.startswith(f"export PATH={state}/bin:") for line in lines)
     assert sorted(site.rglob("*")) == before
+
+
+def test_a_pinned_site_finds_no_command_of_flower_but_its_own_guarded_ones(site: Path, capsys) -> None:
+    assert main(words(site, "--print", "--pin-bundle", "a" * 64)) == 0
+    pinned = capsys.readouterr().out
+    assert f"export PATH={site}/kit/state/bin\n" in pinned
+    assert main(words(site, "--print")) == 0
+    assert re.search(f"export PATH={site}/kit/state/bin:.", capsys.readouterr().out)
 
 
 def test_without_a_worker_the_node_says_where_it_is(site: Path, capsys) -> None:
     more = ["--print", "--no-worker", "--insecure", "--superlink", "127.0.0.1:9", "--pin-contract", "b" * 64]
     assert main(words(site, *more)) == 0
-    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    supernode, _ = map(shlex.split, capsys.readouterr().out.splitlines()[-2:])
     state, data = site / "kit/state", site / "data"
-    assert command[1:4] == ["--insecure", "--superlink", "127.0.0.1:9"]
-    assert command[-1] == (
-        f'site="north" data-dir="{data}" state-dir="{state}/clients" log-file="{state}/site.log" contract="{"b" * 64}"'
+    assert supernode[1:4] == ["--superlink", "127.0.0.1:9", "--insecure"]
+    assert supernode[-1] == (
+        f'site="north" data-dir="{data}" state-dir="{state}/clients" log-file="{state}/site.log" contract="{"b" * 64}" '
+        'task="classification" text-columns="text" label-column="label" labels="bad,good" train-split="train"'
     )
 
 
@@ -135,6 +147,7 @@ def test_without_a_worker_the_node_says_where_it_is(site: Path, capsys) -> None:
         (["--labels", ""], "name the classes in the order of their ids"),
         (["--state", "/tmp/" + "x" * 120], "is longer than the 103 bytes of a socket's path"),
         (["--state", "/tmp/a'b"], "holds a quote"),
+        (["--no-worker", "--labels", 'b"ad,good'], "holds a quote"),
     ],
 )
 def test_options_that_cannot_be_are_refused_by_name(site: Path, capsys, more: list[str], named: str) -> None:
@@ -200,16 +213,15 @@ def test_a_site_keeps_its_supernode_running_and_leaves_nothing_behind(site: Path
         first = supernode()
         os.kill(first, signal.SIGKILL)
         wait_for(lambda: supernode() not in (0, first))
-        assert "the SuperNode ended with -9 and starts again in" in said.read_text()
+        assert "supernode died with -9" in said.read_text() and "site north is up" not in said.read_text()
         second = subprocess.run(
             [sys.executable, "-m", "clients", *words(site, "--insecure", "--superlink", "127.0.0.1:9")],
             cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
         assert second.returncode == 1 and "in use by another process" in second.stderr
         started = below(process.pid)
-        assert {"clients.child", "flower-supernode"} <= {
-            name for line in started.values() for name in ("clients.child", "flower-supernode") if name in line
-        }
+        expected = {"clients.child", "forkserver", "flower-supernode", "flower-superexec"}
+        assert {name for line in started.values() for name in expected if name in line} == expected
     assert said.read_text().endswith("site north is down\n")
     wait_for(lambda: not [pid for pid in started if lives(pid)])
 
@@ -236,7 +248,7 @@ def test_the_guard_runs_nothing_without_a_whole_digest() -> None:
 def test_the_guard_runs_nothing_if_flower_has_lost_the_place_of_the_check() -> None:
     code = (
         "import sys; from flwr.supernode.runtime import run_clientapp as m; del m.install_from_fab\n"
-        "from clients.guard import main; sys.argv = ['guard', 'a' * 64, '--token', 't']; main()"
+        "from clients.guard import guarded; guarded('a' * 64)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False

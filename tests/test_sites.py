@@ -7,8 +7,8 @@ import pytest
 from flwr.app import ConfigRecord, RecordDict
 from world import make_sites, site_settings, tiny_settings, tiny_values
 
-from clients.answer import QUERY, TRAIN, answer
-from clients.place import Place, place_of
+from clients.answer import QUERY, TRAIN, WARM, answer
+from clients.place import LENT, Place, place_of
 from fedasym.data import load_own_examples
 from fedasym.record import read_json, read_rounds
 from fedasym.settings import Settings, from_run_config
@@ -119,20 +119,42 @@ def test_another_contract_is_refused_before_any_data_are_read(world: Path) -> No
 
 def test_a_site_takes_part_under_its_own_name_alone(world: Path) -> None:
     settings = site_settings(world).resolved()
-    stated, config = query_of(settings), settings.run_config()
-    stranger = Place(site="west", data=str(world / "sites/north"), log=str(world / "log"))
-    assert "error " in str(answer(QUERY, stated, config, 1, stranger)["refusal"]["reason"])
-    assert "site 'west' is none of the run's sites='north,south,east'" in (world / "log").read_text()
-    shared = tiny_settings(world).resolved()
-    own = Place(site="north", data=str(world / "sites/north"), log=str(world / "log"))
-    about = {"contract": prepare(shared).contract.hash, "round": 1, "client": 0}
-    assert "refusal" in answer(TRAIN, RecordDict({"about": ConfigRecord(about)}), shared.run_config(), 1, own)
-    assert "has data of its own, and the run's sites=''" in (world / "log").read_text()
+    stranger = Place(site="west", data=str(world / "sites/north"))
+    reason = answer(QUERY, query_of(settings), settings.run_config(), 1, stranger)["refusal"]["reason"]
+    assert "site 'west' is none of the run's sites='north,south,east'" in str(reason)
+
+
+@pytest.mark.parametrize("kind", [QUERY, WARM, TRAIN])
+def test_a_run_that_names_no_sites_reads_nothing_of_a_site(world: Path, kind: str) -> None:
+    # The run's data are the site's own folder, and its texts would be the labels, which a contract states.
+    folder = world / "sites/north"
+    (folder / "train.jsonl").write_text(json.dumps({"text": SECRET, "label": "bad"}) + "\n")
+    values = {"data": str(folder), "test-split": "train", "text-columns": "label", "label-column": "text"}
+    config = tiny_settings(world).run_config() | values
+    own = Place(site="north", data=str(folder), contract="0" * 64, log=str(world / "log"))
+    said = answer(kind, query_of(tiny_settings(world).resolved()), config, 1, own)["refusal"]["reason"]
+    assert "site 'north' has data of its own, and the run's sites=''" in str(said)
+    assert SECRET not in str(said) and not (world / "log").exists()
+
+
+@pytest.mark.parametrize("kind", [QUERY, WARM, TRAIN])
+@pytest.mark.parametrize(
+    "otherwise", [{"text-columns": "diagnosis"}, {"label-column": "text"}, {"train-split": "../south/train"}]
+)
+def test_a_site_lends_its_data_as_it_says_and_not_otherwise(world: Path, kind: str, otherwise: dict) -> None:
+    settings = site_settings(world).resolved()
+    config = settings.run_config()
+    own = Place(site="north", data=str(world / "sites/north"), lends={key: str(config[key]) for key in LENT})
+    assert "refusal" not in answer(QUERY, query_of(settings), config, 1, own)
+    said = answer(kind, query_of(settings), config | otherwise, 1, own)["refusal"]["reason"]
+    (key, value), *_ = otherwise.items()
+    assert f"{key}: {config[key]!r} there, {value!r} here" in str(said)
 
 
 def test_a_place_is_a_site_with_data_or_neither() -> None:
     assert place_of({"partition-id": 2, "num-partitions": 5}) == Place(share=2, shares=5)
     assert place_of({"site": "north", "data-dir": "/data"}).private
+    assert place_of({"site": "north", "data-dir": "/data", "labels": "a,b"}).lends == {"labels": "a,b"}
     with pytest.raises(ValueError, match=r"site='north' and data-dir=''"):
         place_of({"site": "north"})
 
