@@ -41,9 +41,12 @@ def read_kit(folder: Path, *, secure: bool = True) -> Kit:
     """
     folder = folder.absolute()
     path, key, certificate = folder / "site.toml", folder / "node.key", folder / "ca.crt"
-    for file in (path, key, certificate) if secure else (path,):
+    for file in (path, certificate, key) if secure else (path,):
         if not file.is_file():
-            raise FileNotFoundError(f"the kit has no {file}; ask whoever runs the server for the kit of this site")
+            what = "ask whoever runs the server for the kit of this site"
+            if file == key:
+                what = f"the site's private key; if the site made it itself: install -m 600 KEY {file}; else {what}"
+            raise FileNotFoundError(f"the kit has no {file}; {what}")
     try:
         told = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

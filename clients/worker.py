@@ -37,6 +37,7 @@ def worker(folder: Path, place: Place, limits: Limits | None = None) -> Iterator
     Raises:
         PermissionError: the folder is not ours alone.
         ValueError: its path is too long for a socket, or the place has no data of its own.
+        OSError: the socket cannot be bound.
     """
     if not place.private:
         raise ValueError("a worker answers for a site with data of its own; give its place site and data")
@@ -50,8 +51,10 @@ def worker(folder: Path, place: Place, limits: Limits | None = None) -> Iterator
         server = grpc.server(pool, options=OPTIONS)
         health_pb2_grpc.add_HealthServicer_to_server(states, server)
         server.add_generic_rpc_handlers((_handler(keeper, limits, place),))
-        if not server.add_insecure_port(address):
-            raise OSError(f"the socket {address} cannot be bound; remove it, or choose another --state")
+        try:
+            server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise OSError(f"the socket {address} cannot be bound; remove it, or choose another --state") from error
         stack.enter_context(keeper)
         server.start()
         stack.callback(lambda: server.stop(_GRACE_SECONDS).wait())

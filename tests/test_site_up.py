@@ -1,5 +1,6 @@
 """A site is brought up by one command, keeps its SuperNode running, and leaves nothing behind."""
 
+import http.client
 import os
 import re
 import shlex
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from world import make_data, tiny_settings
 from clients.__main__ import main
 from clients.guard import BundleRefused, checked
 from clients.plan import BARRED
-from fedasym.processes import QUIET, free_port, tail
+from fedasym.processes import QUIET, free_port, listens, tail
 from fedasym.record import read_rounds
 
 ROOT = Path(__file__).parents[1]
@@ -170,7 +172,11 @@ def test_a_kit_that_is_not_whole_or_not_private_is_refused(site: Path, capsys) -
     (kit / "site.toml").write_text('name = "no/rth"\nserver = "server.example:443"\n')
     assert main(words(site, "--print", "--insecure", "--superlink", "127.0.0.1:9")) == 1
     wrong = capsys.readouterr().err
-    for each in (f"chmod 600 {kit}/node.key", f"the kit has no {kit}/node.key", "has name = 'no/rth'"):
+    for each in (
+        f"chmod 600 {kit}/node.key",
+        f"the kit has no {kit}/node.key; the site's private key; if the site made",
+        "has name = 'no/rth'",
+    ):
         assert each in wrong
 
 
@@ -224,6 +230,25 @@ def test_a_site_keeps_its_supernode_running_and_leaves_nothing_behind(site: Path
         assert {name for line in started.values() for name in expected if name in line} == expected
     assert said.read_text().endswith("site north is down\n")
     wait_for(lambda: not [pid for pid in started if lives(pid)])
+
+
+def test_a_supernode_gives_no_task_to_who_lacks_the_sites_secret(site: Path) -> None:
+    with running(site, "--insecure", "--superlink", f"127.0.0.1:{free_port()}") as (process, _):
+        port = 0
+
+        def listening() -> bool:
+            nonlocal port
+            lines = [line.split() for line in below(process.pid).values() if "bin/flower-supernode" in line]
+            port = int(lines[0][lines[0].index("--port") + 1]) if lines else 0
+            return port and listens("127.0.0.1", port)
+
+        wait_for(listening)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        flower = {"flwr-package-name": "flwr", "flwr-package-version": version("flwr")}
+        headers = {"Content-Type": "application/protobuf", "flwr-component-name": "flower-superexec", **flower}
+        connection.request("POST", "/v1/runtime/acquire-task", headers=headers)
+        answer = connection.getresponse()
+        assert (answer.status, b"Authentication failed" in answer.read()) == (401, True)
 
 
 def test_a_bundle_is_installed_only_with_the_pinned_digest() -> None:

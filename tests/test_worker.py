@@ -289,5 +289,12 @@ def test_a_worker_is_for_a_site_with_data_of_its_own(tmp_path: Path) -> None:
         pass
 
 
+def test_a_socket_that_cannot_be_bound_is_named(tmp_path: Path) -> None:
+    folder = make_private(tmp_path / "state")
+    (folder / "worker.sock").mkdir()
+    with pytest.raises(OSError, match=r"worker\.sock cannot be bound; remove it"), worker(folder, place_in(tmp_path)):
+        pass
+
+
 def test_no_thread_of_a_worker_outlives_it(running: Running) -> None:
     assert [thread.name for thread in threading.enumerate() if thread.name == "keeper"] == ["keeper"]
