@@ -13,6 +13,8 @@ import pytest
 import tokenizers
 import torch
 import transformers
+from kits import make_kit
+from world import make_data
 
 from fedasym import glue
 from fedasym.settings import Settings
@@ -118,3 +120,11 @@ def tiny(models: dict[str, Path], data: Path) -> Settings:
         task="classification", data=str(data), data_config="parquet", model=str(models["bert"]), dtype="float32",
         rank=4, alpha=8.0, num_clients=3, split="iid", batch_size=4, local_steps=3, max_length=16, lr=0.1, head_lr=0.1,
     ).resolved()  # fmt: skip
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """A folder with a site's kit and data (`kits`)."""
+    make_kit(tmp_path / "kit")
+    make_data(tmp_path / "data")
+    return tmp_path

@@ -1,4 +1,4 @@
-"""A site is brought up by one command, keeps its SuperNode running, and leaves nothing behind."""
+"""A site is brought up by one command, keeps its processes running, and leaves nothing behind."""
 
 import http.client
 import os
@@ -7,92 +7,15 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from world import make_data, tiny_settings
+from kits import ENVIRONMENT, ROOT, below, lives, running, wait_for, words
 
 from clients.__main__ import main
-from clients.guard import BundleRefused, checked
-from clients.plan import BARRED
-from fedasym.processes import QUIET, free_port, listens, tail
-from fedasym.record import read_rounds
-
-ROOT = Path(__file__).parents[1]
-ENVIRONMENT = {**os.environ, **QUIET}
-
-
-def wait_for(true: Callable[[], object], seconds: float = 300.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
-
-
-def make_kit(folder: Path, name: str = "north") -> Path:
-    """A kit as the server's side makes it; the files hold no real keys."""
-    folder.mkdir(parents=True)
-    (folder / "site.toml").write_text(f'name = "{name}"\nserver = "server.example:443"\n')
-    for file in ("node.key", "node.pub", "ca.crt"):
-        (folder / file).write_text("not a real one\n")
-        (folder / file).chmod(0o600)
-    return folder
-
-
-def words(root: Path, *more: str) -> list[str]:
-    return ["up", "--kit", str(root / "kit"), "--data", str(root / "data"), "--labels", "bad,good", *more]
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Path:
-    make_kit(tmp_path / "kit")
-    make_data(tmp_path / "data")
-    return tmp_path
-
-
-@contextmanager
-def running(root: Path, *more: str) -> Iterator[tuple["subprocess.Popen[bytes]", Path]]:
-    """Run `clients up` until it waits for its server; end it by SIGTERM and require a clean end."""
-    said = root / "said.txt"
-    with said.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "clients", *words(root, *more)],
-            cwd=ROOT, env=ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-    try:
-        wait_for(lambda: "site north waits for" in said.read_text() or process.poll() is not None, 400)
-        assert process.poll() is None, said.read_text()
-        yield process, said
-    finally:
-        process.terminate()  # after a failure too: it ends what it started
-        code = process.wait(120)
-    assert code == 0, said.read_text()
-
-
-def below(pid: int) -> dict[int, str]:
-    """The processes that a process has started, and those they have, by id with their command."""
-    found = {}
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, task.read_text().split()):
-            try:
-                found[child] = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-                found.update(below(child))
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-    return found
-
-
-def lives(pid: int) -> bool:
-    status = Path(f"/proc/{pid}/stat")
-    try:
-        return status.read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+from clients.up import _Reached
+from fedasym.processes import free_port, listens
 
 
 def test_print_says_what_would_run_and_starts_and_writes_nothing(site: Path, capsys) -> None:
@@ -251,34 +174,24 @@ def test_a_supernode_gives_no_task_to_who_lacks_the_sites_secret(site: Path) -> 
         assert (answer.status, b"Authentication failed" in answer.read()) == (401, True)
 
 
-def test_a_bundle_is_installed_only_with_the_pinned_digest() -> None:
-    installed: list[bytes] = []
-    bundle = b"an app bundle"
-    digest = sha256(bundle).hexdigest()
-    checked(lambda raw, **_: installed.append(raw), digest)(bundle, skip_prompt=True)
-    assert installed == [bundle]
-    other = sha256(b"another").hexdigest()
-    with pytest.raises(BundleRefused, match=f"SHA-256 {other}, and this site is pinned to {digest}"):
-        checked(lambda raw, **_: installed.append(raw), digest)(b"another")
-    assert installed == [bundle]
-
-
-def test_the_guard_runs_nothing_without_a_whole_digest() -> None:
-    guard = [sys.executable, "-P", str(ROOT / "clients/guard.py")]
-    for arguments in ([], ["abc"]):
-        done = subprocess.run([*guard, *arguments], capture_output=True, text=True, check=False, env=ENVIRONMENT)
-        assert done.returncode == 1 and "is not 64 hexadecimal digits; nothing runs" in done.stderr
-
-
-def test_the_guard_runs_nothing_if_flower_has_lost_the_place_of_the_check() -> None:
-    code = (
-        "import sys; from flwr.supernode.runtime import run_clientapp as m; del m.install_from_fab\n"
-        "from clients.guard import guarded; guarded('a' * 64)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1 and "so nothing runs; use flwr 1.41" in done.stderr
+def test_a_server_is_reached_when_the_supernode_says_so_at_each_start(tmp_path: Path) -> None:
+    log = tmp_path / "supernode.log"
+    log.write_text("SuperNode ID: of an earlier life\n")
+    reached = _Reached(log)
+    assert not reached()
+    with log.open("a") as file:
+        file.write("Starting\nSuperNo")
+        file.flush()
+        assert not reached()
+        file.write("de ID: 7\n")
+        file.flush()
+        assert reached() and not reached() and reached.times == 1
+        file.write("Sent successfully\nStarting\nSuperNode ID: 7\n")
+    assert reached() and reached.times == 2
+    log.write_text("")  # cut by whoever keeps the logs
+    assert not reached()
+    log.write_text("SuperNode ID: 7\n")
+    assert reached() and reached.times == 3
 
 
 def test_the_process_that_stays_never_imports_what_is_heavy() -> None:
@@ -290,27 +203,3 @@ def test_the_process_that_stays_never_imports_what_is_heavy() -> None:
         [sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=True
     )
     assert done.stdout == "set()\n"
-
-
-@pytest.mark.slow
-def test_a_federation_runs_through_a_site_with_the_pinned_bundle_and_no_other(site: Path) -> None:
-    from simulations.superlink import FlowerError, run_app, superlink
-
-    def settings(out: str):
-        own = {"sites": "north", "labels": "bad,good", "num_clients": 1, "split": "dirichlet:0.5", "num_rounds": 3}
-        return tiny_settings(site, out=str(site / out), round_timeout=120.0, **own)
-
-    with superlink(site / "flower.log") as link:
-        reach = ("--insecure", "--superlink", f"127.0.0.1:{link.port}")
-        with running(site, *reach, "--pin-bundle", "0" * 64), pytest.raises(FlowerError) as raised:
-            run_app(link, settings("refused"))
-        assert f"pinned to {'0' * 64}" in str(raised.value)
-        came = str(raised.value).split("the app bundle has the SHA-256 ")[1][:64]
-        state = site / "kit/state"
-        assert not list((state / "flower").rglob("clients")), "nothing of the bundle was installed"
-        assert all((state / "bin" / name).exists() for name in BARRED)
-        with running(site, *reach, "--pin-bundle", came):
-            run_app(link, settings("run"))
-    rounds = read_rounds(site / "run")
-    print("\nseconds a round:", *(round(row["seconds"], 1) for row in rounds))
-    assert len(rounds) == 3, tail(site / "kit/state/supernode.log")
