@@ -18,7 +18,7 @@ from fedasym.settings import Settings, Value, from_run_config
 GUARDED = "flwr-clientapp"
 # What else a SuperExec could be made to start; none of them is checked by the guard.
 BARRED = ("flwr-agentapp", "flwr-connector", "flwr-model", "flwr-serverapp", "flwr-simulation")
-_POLL_SECONDS = 0.1  # Flower's own: 1 s before it takes up a message
+_POLL_SECONDS = 0.25  # Flower's own: 1 s before it takes up a message; a look costs some milliseconds of a core
 _UNQUOTABLE = re.compile(r"[\"'\\\x00-\x1f]")  # has no place in a node config
 
 

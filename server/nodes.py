@@ -20,7 +20,7 @@ from fedasym import wire
 from fedasym.contract import Contract
 from fedasym.settings import Settings
 from server.membership import Membership
-from server.strategy import POLL_SECONDS, FederationError, Round, name_of
+from server.strategy import FederationError, Round, name_of, pause
 
 log = logging.getLogger("fedasym")
 
@@ -82,7 +82,7 @@ class Roster:
                 return {client: here[client] for client in sorted(chosen)}
             if time.monotonic() > deadline:
                 raise FederationError(self._missing(here))
-            time.sleep(POLL_SECONDS)
+            time.sleep(pause(time.monotonic() - now))
 
     def note(self, result: Round) -> None:
         """Remember who failed in a round and whose reply is still to come: it is not asked for one deadline more."""

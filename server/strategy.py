@@ -23,7 +23,7 @@ from fedasym.methods import METHODS
 from fedasym.methods.method import Matrices, letter_of, pick, select
 from fedasym.settings import Settings
 
-POLL_SECONDS = 0.2
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0  # seconds between two looks for replies
 _LEAST_TTL = 600.0  # seconds that a message lives at least: the clocks of server and sites may differ
 _LARGEST_METRIC = 1e30  # keeps weighted means of what clients report finite
 
@@ -208,15 +208,22 @@ def _replies(grid: Grid, pending: dict[str, int], timeout: float) -> Iterable[tu
 
     ``pending`` may grow meanwhile.
     """
-    deadline = time.monotonic() + timeout
-    answered: set[str] = set()
+    since = time.monotonic()
+    deadline, answered = since + timeout, set[str]()
     while len(answered) < len(pending) and time.monotonic() < deadline:
         arrived = list(grid.pull_messages([name for name in pending if name not in answered]))
         for reply in arrived:
             answered.add(reply.metadata.reply_to_message_id)
             yield reply.metadata.reply_to_message_id, reply
-        if not arrived:
-            time.sleep(POLL_SECONDS)
+        if arrived:
+            since = time.monotonic()
+        else:
+            time.sleep(pause(time.monotonic() - since))
+
+
+def pause(waited: float) -> float:
+    """Return how long to wait for the next look: a twentieth of the seconds waited so far; a look costs the server."""
+    return min(max(waited / 20, _SHORTEST_PAUSE), _LONGEST_PAUSE)
 
 
 def check_reply(

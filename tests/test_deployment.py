@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -11,14 +12,14 @@ import pytest
 from world import make_sites, site_settings
 
 from fedasym.record import read_json, read_rounds
-from simulations.federation import Server, await_sites, has_nginx, server_up, site_up, wait_for
+from simulations.federation import Server, await_sites, has_nginx, server_up, site_up
 from simulations.local import run_local
 from simulations.superlink import run_app
 
 pytestmark = pytest.mark.slow
 NAMES = ("north", "south", "east")
 SECONDS = 180.0  # until something must have happened; many times what it takes
-LONG = {"local_steps": 1000}  # some seconds of the tiny model's training, so that a kill finds it at work
+LONG = {"local_steps": 400}  # some seconds of the tiny model's training, so that a kill finds it at work
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +69,11 @@ class Running:
         return read_rounds(self.folder)
 
     def until(self, condition: Callable[[], bool]) -> None:
-        wait_for(lambda: condition() or not self._thread.is_alive(), self._server, SECONDS)
-        assert self._thread.is_alive(), f"the run ended before: {self._error}, {self.rows}"
+        deadline = time.monotonic() + SECONDS
+        while not condition():
+            assert self._thread.is_alive(), f"the run ended before: {self._error}, {self.rows}"
+            assert time.monotonic() < deadline, f"it did not come about: {self.rows}"
+            time.sleep(0.02)  # a training is short
 
     def end(self) -> list[dict]:
         self._thread.join(2 * SECONDS)
@@ -87,9 +91,9 @@ def child_of(site: psutil.Process, word: str) -> psutil.Process:
 
 
 def at_work(worker: psutil.Process) -> Callable[[], bool]:
-    """Answer whether a worker has computed for a second since now: it is in the midst of a training."""
+    """Answer whether a worker, idle until now, has begun to compute: it is in the midst of a training."""
     before = sum(worker.cpu_times()[:2])
-    return lambda: sum(worker.cpu_times()[:2]) > before + 1.0
+    return lambda: sum(worker.cpu_times()[:2]) > before + 0.2
 
 
 def test_a_deployment_ends_with_the_bits_of_its_simulation(server, sites, world) -> None:

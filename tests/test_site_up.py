@@ -39,7 +39,7 @@ def test_print_says_what_would_run_and_starts_and_writes_nothing(site: Path, cap
     assert f"127.0.0.1:{port}" in superexec and f"{state}/superexec.secret" in superexec
     assert forkserver[-3:] == ["serve", f"{state}/fork.sock", "a" * 64]
     assert f"export FLWR_HOME={state}/flower/{'a' * 16}" in lines
-    assert "export FLWR_SUPEREXEC_TASK_POLL_INTERVAL=0.1" in lines
+    assert "export FLWR_SUPEREXEC_TASK_POLL_INTERVAL=0.25" in lines
     assert sorted(site.rglob("*")) == before
 
 
