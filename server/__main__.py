@@ -50,7 +50,7 @@ def _init(options: argparse.Namespace) -> int:
     port = options.port
     internal = options.internal_port or (port + 1 if port < 65535 else port - 1)
     folder = options.home.expanduser().absolute()
-    home = Home(folder, options.host, port, internal, options.listen, options.payload_bytes, options.sites)
+    home = Home(folder, options.host, port, internal, options.listen, options.sites)
     create_home(home)
     write_configuration(home, home.listen)
     _say(f"home {folder} for {home.address} with sites {', '.join(home.sites) or '(none yet)'}")
@@ -88,7 +88,6 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("--internal-port", type=int, default=0, help="of the SuperLink on the loopback (the next one)")
     init.add_argument("--listen", default="0.0.0.0", help="address of the proxy (0.0.0.0)")
     init.add_argument("--sites", type=_names, default=(), help="names by commas")
-    init.add_argument("--payload-bytes", type=int, default=0, help="of one message, for the proxy's limits")
 
     add = commands.add_parser("add", help="make a kit for one more site")
     add.add_argument("home", type=Path)

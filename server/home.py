@@ -25,7 +25,7 @@ from server import keys
 CONNECTION = "federation"
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|[0-9a-fA-F:]{2,39}")
 _SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")  # as the setting `sites` takes them
-_KEYS = {"hosts": list, "listen": str, "port": int, "internal-port": int, "payload-bytes": int, "sites": list}
+_KEYS = {"hosts": list, "listen": str, "port": int, "internal-port": int, "sites": list}
 
 
 class HomeError(ValueError):
@@ -42,7 +42,6 @@ class Home:
         listen: address of this machine on which the proxy listens.
         port: of the proxy, public.
         internal_port: of the SuperLink, on 127.0.0.1 alone.
-        payload_bytes: of one message's matrices, for the proxy's limits; 0 leaves them at their least.
         sites: names, in the order they joined.
     """
 
@@ -51,7 +50,6 @@ class Home:
     port: int
     internal_port: int
     listen: str = "0.0.0.0"
-    payload_bytes: int = 0
     sites: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -118,7 +116,7 @@ def read_home(folder: Path) -> Home:
         raise HomeError(f"{path}: {error}; mend the file") from None
     for key in (*table, *_KEYS):
         if key not in _KEYS:
-            raise HomeError(f"{path}: {key!r} is unknown; it takes {', '.join(_KEYS)}")
+            raise HomeError(f"{path}: {key!r} is unknown; delete or mend its line: the file takes {', '.join(_KEYS)}")
         if type(table.get(key)) is not _KEYS[key]:
             raise HomeError(f"{path}: {key}={table.get(key)!r}; give a {_KEYS[key].__name__}")
     values: dict[str, Any] = {key.replace("-", "_"): tuple(v) if isinstance(v, list) else v for key, v in table.items()}
@@ -188,7 +186,6 @@ def _toml(home: Home) -> str:
         f"listen = {json.dumps(home.listen)}\n"
         f"port = {home.port}\n"
         f"internal-port = {home.internal_port}  # the SuperLink's, on 127.0.0.1 alone\n"
-        f"payload-bytes = {home.payload_bytes}  # of one message's matrices, for the proxy's limits\n"
         f"sites = {json.dumps(list(home.sites))}\n"
     )
 
@@ -217,8 +214,6 @@ def _check(home: Home) -> None:
             raise HomeError(f"{key}={port} is not a port; choose one from 1 to 65535")
     if home.port == home.internal_port:
         raise HomeError(f"port and internal-port are both {home.port}; the proxy and the SuperLink need one each")
-    if home.payload_bytes < 0:
-        raise HomeError(f"payload-bytes={home.payload_bytes} is below 0; give bytes, or 0 if unknown")
 
 
 def _check_names(what: str, names: Sequence[Any], form: re.Pattern[str], expected: str) -> None:

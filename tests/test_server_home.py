@@ -11,9 +11,11 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 from world import tiny_settings
 
+from fedasym import wire
 from fedasym.bundle import PROJECT, bundle_digest, stage
 from server import keys
 from server.__main__ import main
@@ -83,7 +85,6 @@ def test_a_home_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
         ({"listen": "a b"}, "listen address 'a b' is not one"),
         ({"port": 0}, "port=0 is not a port"),
         ({"internal_port": 8443}, "both 8443"),
-        ({"payload_bytes": -1}, "payload-bytes=-1"),
     ],
 )
 def test_what_a_home_may_not_say_is_named(home: Home, change: dict[str, object], words: str) -> None:
@@ -94,7 +95,8 @@ def test_what_a_home_may_not_say_is_named(home: Home, change: dict[str, object],
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("colour = 1", "'colour' is unknown"),
+        ("colour = 1", "'colour' is unknown; delete or mend its line"),
+        ("payload-bytes = 0", "'payload-bytes' is unknown; delete or mend its line"),
         ("ports = = 1", "mend the file"),
         ('listen = "127.0.0.1"', "mend the file"),
     ],
@@ -141,14 +143,25 @@ def test_a_moved_home_gets_its_connection_anew(home: Home, tmp_path: Path) -> No
     assert (moved.flower / "config.toml").stat().st_mtime_ns == written
 
 
-def test_the_proxys_limits_grow_with_payload_and_sites() -> None:
-    least, large = limits_for(0, 0), limits_for(10_000_000, 5)
-    assert least.body_bytes == 8 * 2**20 and large.body_bytes == 40_000_000
+def test_the_proxys_limits_grow_with_the_sites() -> None:
+    least, large = limits_for(0), limits_for(5)
     assert large.requests == 5 * least.requests and large.connections == 5 * least.connections
 
 
+def test_a_message_of_any_size_is_sent_in_requests_that_the_proxy_takes() -> None:
+    schema = [("layer.B", (3 * 2**20,))]  # 12 MiB
+    content = wire.pack({"layer.B": np.arange(3 * 2**20, dtype=np.float32)}, schema, {})
+    sizes, pending = [], [content]
+    while pending:
+        each = pending.pop()  # what Flower sends in one request, with some ids
+        sizes.append(len(each.deflate()))
+        pending.extend((each.children or {}).values())
+    limit = limits_for(1).body_bytes
+    assert max(sizes) + 2**16 < limit < sum(sizes)
+
+
 def test_the_proxy_passes_the_fleet_alone_and_writes_inside_its_home(home: Home) -> None:
-    text = nginx_configuration(home, "::", limits_for(0, 2))
+    text = nginx_configuration(home, "::", limits_for(2))
     assert re.findall(r"location (.+) {", text) == ["/v1/fleet/", "= /v1/fleet", "/"]
     assert text.count("proxy_pass ") == 1 and "server 127.0.0.1:8444;" in text
     assert "listen [::]:8443 ssl;" in text and "proxy_ssl_verify on;" in text and "daemon off;" in text
