@@ -13,6 +13,7 @@ from fedasym.supervise import ServiceError
 from server import keys
 from server.home import Home, add_site, create_home, read_home
 from server.proxy import ProxyError, write_configuration
+from server.sites import remove_site
 from server.status import status, status_words
 from server.up import certificate_words, print_words, up
 
@@ -29,6 +30,11 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "add":
             add_site(home, options.name, options.public_key)
             _say(f"kit {home.folder / 'sites' / options.name}; a running server registers it within seconds")
+        elif options.command == "remove":
+            node = remove_site(home, options.name)
+            barred = f"node {node} is unregistered, and its key stays barred for good" if node else "it had no node yet"
+            _say(f"site {options.name} is removed: {barred}")
+            _say(f"its kit in {home.folder / 'sites' / options.name}, with our copy of its key, is deleted")
         elif options.command == "renew":
             keys.renew_server_certificate(home.folder, home.hosts)
             _say(f"{certificate_words(home)}; restart `python -m server up` for it to be used")
@@ -93,6 +99,10 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("home", type=Path)
     add.add_argument("name")
     add.add_argument("--public-key", type=Path, help="the site's own; its private key then never leaves it")
+
+    remove = commands.add_parser("remove", help="bar a site's key for good and take the site out; the server must run")
+    remove.add_argument("home", type=Path)
+    remove.add_argument("name")
 
     renew = commands.add_parser("renew", help="replace the server's certificate by one that lasts longer")
     renew.add_argument("home", type=Path)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -22,7 +23,7 @@ from server.__main__ import main
 from server.app import prepare
 from server.home import Home, HomeError, create_home, read_home, refresh_connection
 from server.proxy import find_nginx, limits_for, nginx_command, nginx_configuration, write_configuration
-from server.up import certificate_words, services
+from server.up import certificate_words, next_words, services
 
 
 @pytest.fixture
@@ -190,6 +191,15 @@ def test_printed_commands_hold_every_flag_and_nothing_starts(home: Home, capsys:
         assert words in said
     assert "--insecure" not in said and "nginx" not in said
     assert files(home.folder) == before
+
+
+def test_the_next_command_names_the_sites_and_what_the_engineer_fills_in_and_keeps_flower_quiet(home: Home) -> None:
+    said = next_words(home, home.sites)
+    run = shlex.split(next(line for line in said.splitlines() if " run . " in line))
+    assert run[1:] == ["run", ".", "federation", "--stream", "-c", 'sites="north,south" labels="LABELS"']
+    assert "your classes for LABELS" in said
+    assert f"export FLWR_HOME={home.flower} FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1" in said
+    assert f"python -m server add {home.folder} NAME" in next_words(home, ())
 
 
 def test_the_superexec_works_in_the_home_so_that_runs_land_there(home: Home) -> None:
