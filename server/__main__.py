@@ -13,6 +13,7 @@ from fedasym.supervise import ServiceError
 from server import keys
 from server.home import Home, add_site, create_home, read_home
 from server.proxy import ProxyError, write_configuration
+from server.sites import remove_site
 from server.status import status, status_words
 from server.up import certificate_words, print_words, up
 
@@ -29,6 +30,11 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "add":
             add_site(home, options.name, options.public_key)
             _say(f"kit {home.folder / 'sites' / options.name}; a running server registers it within seconds")
+        elif options.command == "remove":
+            node = remove_site(home, options.name)
+            barred = f"node {node} is unregistered, and its key stays barred for good" if node else "it had no node yet"
+            _say(f"site {options.name} is removed: {barred}")
+            _say(f"its kit in {home.folder / 'sites' / options.name}, with our copy of its key, is deleted")
         elif options.command == "renew":
             keys.renew_server_certificate(home.folder, home.hosts)
             _say(f"{certificate_words(home)}; restart `python -m server up` for it to be used")
@@ -50,7 +56,7 @@ def _init(options: argparse.Namespace) -> int:
     port = options.port
     internal = options.internal_port or (port + 1 if port < 65535 else port - 1)
     folder = options.home.expanduser().absolute()
-    home = Home(folder, options.host, port, internal, options.listen, options.payload_bytes, options.sites)
+    home = Home(folder, options.host, port, internal, options.listen, options.sites)
     create_home(home)
     write_configuration(home, home.listen)
     _say(f"home {folder} for {home.address} with sites {', '.join(home.sites) or '(none yet)'}")
@@ -88,12 +94,15 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("--internal-port", type=int, default=0, help="of the SuperLink on the loopback (the next one)")
     init.add_argument("--listen", default="0.0.0.0", help="address of the proxy (0.0.0.0)")
     init.add_argument("--sites", type=_names, default=(), help="names by commas")
-    init.add_argument("--payload-bytes", type=int, default=0, help="of one message, for the proxy's limits")
 
     add = commands.add_parser("add", help="make a kit for one more site")
     add.add_argument("home", type=Path)
     add.add_argument("name")
     add.add_argument("--public-key", type=Path, help="the site's own; its private key then never leaves it")
+
+    remove = commands.add_parser("remove", help="bar a site's key for good and take the site out; the server must run")
+    remove.add_argument("home", type=Path)
+    remove.add_argument("name")
 
     renew = commands.add_parser("renew", help="replace the server's certificate by one that lasts longer")
     renew.add_argument("home", type=Path)

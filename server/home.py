@@ -5,16 +5,18 @@ HOME/server.toml                                              hosts, ports, site
 HOME/nginx.conf                                               made of it
 HOME/flwr/config.toml                                         FLWR_HOME: the connection "federation"
 HOME/sites/NAME/{ca.crt,site.toml,node.key,node.pub}          the kit that is handed to the site NAME
-HOME/state.db nodes.json logs/ runs/ tmp/                     appear when it runs
+HOME/state.db nodes.json logs/ runs/ tmp/ .lock .sites.lock   appear when it runs
 """
 
+import fcntl
 import json
 import os
 import re
 import secrets
 import shutil
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,8 @@ from server import keys
 CONNECTION = "federation"
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|[0-9a-fA-F:]{2,39}")
 _SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")  # as the setting `sites` takes them
-_KEYS = {"hosts": list, "listen": str, "port": int, "internal-port": int, "payload-bytes": int, "sites": list}
+_KEYS = {"hosts": list, "listen": str, "port": int, "internal-port": int, "sites": list}
+_KIT = ("ca.crt", "site.toml", "node.key", "node.pub")
 
 
 class HomeError(ValueError):
@@ -42,7 +45,6 @@ class Home:
         listen: address of this machine on which the proxy listens.
         port: of the proxy, public.
         internal_port: of the SuperLink, on 127.0.0.1 alone.
-        payload_bytes: of one message's matrices, for the proxy's limits; 0 leaves them at their least.
         sites: names, in the order they joined.
     """
 
@@ -51,7 +53,6 @@ class Home:
     port: int
     internal_port: int
     listen: str = "0.0.0.0"
-    payload_bytes: int = 0
     sites: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -118,7 +119,7 @@ def read_home(folder: Path) -> Home:
         raise HomeError(f"{path}: {error}; mend the file") from None
     for key in (*table, *_KEYS):
         if key not in _KEYS:
-            raise HomeError(f"{path}: {key!r} is unknown; it takes {', '.join(_KEYS)}")
+            raise HomeError(f"{path}: {key!r} is unknown; delete or mend its line: the file takes {', '.join(_KEYS)}")
         if type(table.get(key)) is not _KEYS[key]:
             raise HomeError(f"{path}: {key}={table.get(key)!r}; give a {_KEYS[key].__name__}")
     values: dict[str, Any] = {key.replace("-", "_"): tuple(v) if isinstance(v, list) else v for key, v in table.items()}
@@ -134,15 +135,46 @@ def add_site(home: Home, name: str, public_key: Path | None = None) -> Home:
         public_key: the site's own; its private key then never leaves the site. Otherwise a pair is made.
 
     Raises:
-        HomeError: the name is taken or not a name.
+        HomeError: the name is taken or not a name, or another site has the key.
         KeyFileError: the public key is not one.
     """
-    if name in home.sites:
-        raise HomeError(f"site {name!r} is there already; choose another name")
-    home = replace(home, sites=(*home.sites, name))
-    _make_kit(home, name, public_key)
+    with sites_held(home) as home:
+        if name in home.sites:
+            raise HomeError(f"site {name!r} is there already; choose another name")
+        home = replace(home, sites=(*home.sites, name))
+        if public_key:
+            _refuse_taken_key(home, public_key)
+        _make_kit(home, name, public_key)
+        write_atomic(home.folder / "server.toml", _toml(home).encode())
+    return home
+
+
+def remove_kit(home: Home, name: str) -> None:
+    """Delete a site's kit, our copy of its key included; what else lies in its folder stays."""
+    kit = home.folder / "sites" / name
+    for file in _KIT:
+        (kit / file).unlink(missing_ok=True)
+    if kit.exists() and not any(kit.iterdir()):
+        kit.rmdir()
+
+
+def without_site(home: Home, name: str) -> Home:
+    """Take a site's name out of server.toml; call it with the sites held."""
+    home = replace(home, sites=tuple(each for each in home.sites if each != name))
     write_atomic(home.folder / "server.toml", _toml(home).encode())
     return home
+
+
+@contextmanager
+def sites_held(home: Home) -> Iterator[Home]:
+    """Wait until no other process changes the sites or registers them; yield the home as server.toml says it now.
+
+    Raises:
+        HomeError: as `read_home`.
+    """
+    with (home.folder / ".sites.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # it ends with the file
+        yield read_home(home.folder)
 
 
 def refresh_connection(home: Home) -> None:
@@ -164,6 +196,15 @@ def write_nodes(home: Home, nodes: dict[str, str]) -> None:
     write_atomic(home.folder / "nodes.json", (json.dumps(nodes, indent=1) + "\n").encode())
 
 
+def _refuse_taken_key(home: Home, public_key: Path) -> None:
+    """Refuse the key of another site: Flower takes a key once."""
+    line = keys.read_public_key(public_key)
+    for name in home.sites:
+        path = home.folder / "sites" / name / "node.pub"
+        if path.exists() and path.read_bytes() == line:
+            raise HomeError(f"{public_key} is the key of site {name!r} already; every site makes a key of its own")
+
+
 def _make_kit(home: Home, name: str, public_key: Path | None) -> None:
     kit = home.folder / "sites" / name
     if kit.exists():
@@ -183,12 +224,11 @@ def _make_kit(home: Home, name: str, public_key: Path | None) -> None:
 def _toml(home: Home) -> str:
     """Write server.toml; TOML shares JSON's strings, numbers and lists of them."""
     return (
-        "# A fedasym server. `python -m server up` reads it; `python -m server add` adds sites to it.\n"
+        "# A fedasym server. `python -m server up` reads it; `python -m server add` and `remove` change its sites.\n"
         f"hosts = {json.dumps(list(home.hosts))}  # by which sites reach it; after a change: python -m server renew\n"
         f"listen = {json.dumps(home.listen)}\n"
         f"port = {home.port}\n"
         f"internal-port = {home.internal_port}  # the SuperLink's, on 127.0.0.1 alone\n"
-        f"payload-bytes = {home.payload_bytes}  # of one message's matrices, for the proxy's limits\n"
         f"sites = {json.dumps(list(home.sites))}\n"
     )
 
@@ -217,8 +257,6 @@ def _check(home: Home) -> None:
             raise HomeError(f"{key}={port} is not a port; choose one from 1 to 65535")
     if home.port == home.internal_port:
         raise HomeError(f"port and internal-port are both {home.port}; the proxy and the SuperLink need one each")
-    if home.payload_bytes < 0:
-        raise HomeError(f"payload-bytes={home.payload_bytes} is below 0; give bytes, or 0 if unknown")
 
 
 def _check_names(what: str, names: Sequence[Any], form: re.Pattern[str], expected: str) -> None:

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from server.home import Home
 
-_LEAST_BODY = 8 * 2**20  # bytes; a message's own records are far below
+# Bytes. Flower cuts arrays into pieces of 5 MiB and sends each in a request of its own, so a body's size does not grow
+# with the model; lists of pieces and records are far smaller.
+_BODY_BYTES = 8 * 2**20
 _TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 
 
@@ -40,19 +42,15 @@ class Limits:
     connections: int
 
 
-def limits_for(payload_bytes: int, sites: int) -> Limits:
-    """Size the limits for a round's payload, all sites being behind one address.
-
-    Args:
-        payload_bytes: of one message's matrices; ``python -m simulations bytes`` says it.
-        sites: how many.
+def limits_for(sites: int) -> Limits:
+    """Size the limits for some sites, all being behind one address.
 
     Returns:
-        Bodies of 4 payloads (8 MiB at least), and per site 20 requests a second, 100 at once, 16 connections (a
-        SuperNode asks for work every 3 s, and moves a message by some tens of requests over 8 connections).
+        Bodies of 8 MiB, and per site 20 requests a second, 100 at once, 16 connections (a SuperNode asks for work
+        every 3 s, and moves a message by some tens of requests over 8 connections).
     """
     sites = max(1, sites)
-    return Limits(max(_LEAST_BODY, 4 * payload_bytes), 60, 20 * sites, 100 * sites, 16 * sites)
+    return Limits(_BODY_BYTES, 60, 20 * sites, 100 * sites, 16 * sites)
 
 
 def nginx_configuration(home: Home, listen: str, limits: Limits) -> str:
@@ -164,5 +162,5 @@ def write_configuration(home: Home, listen: str) -> Path:
     for name in ("logs", "tmp"):
         (home.folder / name).mkdir(exist_ok=True, mode=0o700)
     path = home.folder / "nginx.conf"
-    path.write_text(nginx_configuration(home, listen, limits_for(home.payload_bytes, len(home.sites))))
+    path.write_text(nginx_configuration(home, listen, limits_for(len(home.sites))))
     return path

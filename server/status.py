@@ -8,7 +8,7 @@ from fedasym.processes import flower_environment
 from fedasym.record import read_json, read_rounds
 from server import keys
 from server.home import CONNECTION, Home, read_nodes
-from server.up import healthy
+from server.sites import healthy
 
 
 def status(home: Home) -> dict[str, Any]:

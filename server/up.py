@@ -6,25 +6,21 @@ killed comes back on its database and the federation goes on.
 
 import os
 import shlex
-import ssl
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from fedasym.bundle import PROJECT
-from fedasym.flower import FlowerError, flwr
 from fedasym.processes import QUIET, flower_environment, held_alone, listens, stopped_by_signals, tool
 from fedasym.supervise import Service, Supervisor
 from server import keys
-from server.home import CONNECTION, Home, HomeError, read_home, read_nodes, refresh_connection, write_nodes
+from server.home import CONNECTION, Home, HomeError, refresh_connection
 from server.proxy import find_nginx, nginx_command, write_configuration
+from server.sites import Registrar, healthy
 
 _POLL = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}  # seconds; Flower's own 1.0 is a pause before every task
 _WARN_DAYS = 30
-_RETRY_SECONDS = 10.0  # after a registration that failed
 
 
 def up(home: Home, listen: str | None, say: Callable[[str], None], *, proxy: bool = True) -> int:
@@ -44,25 +40,23 @@ def up(home: Home, listen: str | None, say: Callable[[str], None], *, proxy: boo
         HomeError: a port is in use, or the certificate has expired.
         ProxyError: nginx is missing.
         ServiceError: a process does not start, or dies again and again.
-        FlowerError: Flower does not register a site.
     """
     alone = held_alone(home.folder, "end the other `python -m server up` first")
     with alone, _private_files(), stopped_by_signals() as stop:
         say(certificate_words(home))
         _refuse_taken_ports(home, listen or home.listen, proxy=proxy)
         supervisor = Supervisor(services(home, listen, proxy=proxy), say, stop)
+        registrar = Registrar(home, say, stop)
         refresh_connection(home)
         if proxy:
             write_configuration(home, listen or home.listen)
         try:
             supervisor.start()
             if not stop.is_set():
-                register_sites(home, say)
-                say(next_words(home))
-            supervisor.watch(_Newcomers(home, say).look)
-        except FlowerError:
-            if not stop.is_set():  # Ctrl-C reaches the `flwr` that we wait for as well
-                raise
+                registrar.look()
+            if not stop.is_set():
+                say(next_words(registrar.home, registrar.sites))
+            supervisor.watch(registrar.look)
         finally:
             supervisor.end()
     return 0
@@ -120,58 +114,24 @@ def print_words(home: Home, listen: str | None, *, proxy: bool) -> str:
     return "\n".join(lines)
 
 
-def healthy(home: Home) -> bool:
-    """Answer whether the SuperLink answers on the loopback with a certificate of ours."""
-    trusted = ssl.create_default_context(cafile=str(home.folder / "ca.crt"))
-    try:
-        with urllib.request.urlopen(
-            f"https://127.0.0.1:{home.internal_port}/health", timeout=2.0, context=trusted
-        ) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
+def next_words(home: Home, sites: Sequence[str]) -> str:
+    """Say what the engineer does next.
 
-
-def register_sites(home: Home, say: Callable[[str], None]) -> None:
-    """Register those sites with Flower that are not yet; doing it twice does nothing.
-
-    Raises:
-        FlowerError: Flower refuses a key.
+    Args:
+        home: of the server that is up.
+        sites: names of those that may take part.
     """
-    environment = flower_environment(home.flower)
-    listed = {node["node-id"]: node["status"] for node in flwr(["supernode", "list", CONNECTION], environment)["nodes"]}
-    living = {node for node, status in listed.items() if status != "unregistered"}
-    nodes = read_nodes(home)
-    for name in home.sites:
-        if nodes.get(name) in living:
-            continue
-        public = home.folder / "sites" / name / "node.pub"
-        arguments = ["supernode", "register", str(public), CONNECTION, "--name", name]
-        try:
-            nodes[name] = str(flwr(arguments, environment)["node-id"])
-        except FlowerError as error:
-            # A crash between Flower's register and our note of it: the one node that nobody claims is the site's.
-            unclaimed = living - set(nodes.values())
-            if len(unclaimed) != 1:
-                raise FlowerError(
-                    f"site {name!r} is not registered: {error} If its key is registered already, end that node with "
-                    f"`flwr supernode unregister NODE-ID {CONNECTION}` and give the site a new key"
-                ) from None
-            nodes[name] = unclaimed.pop()
-        write_nodes(home, nodes)
-        say(f"site {name} registered as node {nodes[name]}")
-
-
-def next_words(home: Home) -> str:
-    """Say what the engineer does next."""
-    kits = shlex.quote(str(home.folder / "sites"))
+    folder = shlex.quote(str(home.folder))
+    settings = f'sites="{",".join(sites) or "SITES"}" labels="LABELS"'
+    none = "" if sites else f"\nthere is no site yet: `python -m server add {folder} NAME`, then name it for SITES"
     return (
-        f"up: sites reach {home.address}; logs in {home.folder / 'logs'}; Ctrl-C or SIGTERM ends all\n"
-        f"next, hand each site its folder of {kits} by a safe way, and when `python -m server status "
-        f"{shlex.quote(str(home.folder))}` shows them online:\n"
-        f"  export FLWR_HOME={shlex.quote(str(home.flower))}\n"
+        f"up: sites reach {home.address}; logs in {home.folder / 'logs'}; Ctrl-C or SIGTERM ends all{none}\n"
+        f"next, hand each site its folder of {shlex.quote(str(home.folder / 'sites'))} by a safe way, and when "
+        f"`python -m server status {folder}` shows them online:\n"
+        f"  export FLWR_HOME={shlex.quote(str(home.flower))} FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1\n"
         f"  cd {shlex.quote(str(PROJECT))}\n"
-        f"  {shlex.quote(tool('flwr'))} run . {CONNECTION} --stream"
+        f"  {shlex.quote(tool('flwr'))} run . {CONNECTION} --stream -c {shlex.quote(settings)}\n"
+        "with your classes for LABELS: by commas, in the order of their ids, as every site gives them to --labels"
     )
 
 
@@ -188,26 +148,6 @@ def certificate_words(home: Home) -> str:
         raise HomeError(f"server.crt expired on {end:%Y-%m-%d}; sites refuse it. Renew it: {renew}")
     soon = f"; renew it soon: {renew}" if left.days < _WARN_DAYS else ""
     return f"server certificate lasts until {end:%Y-%m-%d}{soon}"
-
-
-class _Newcomers:
-    """Registers sites that `python -m server add` writes to server.toml while the server runs."""
-
-    def __init__(self, home: Home, say: Callable[[str], None]) -> None:
-        self._path, self._say = home.folder / "server.toml", say
-        self._seen, self._not_before = self._path.stat().st_mtime_ns, 0.0
-
-    def look(self) -> None:
-        """Look whether server.toml has changed; a failure is told and tried again."""
-        written = self._path.stat().st_mtime_ns
-        if written == self._seen or time.monotonic() < self._not_before:
-            return
-        try:
-            register_sites(read_home(self._path.parent), self._say)
-            self._seen = written
-        except (FlowerError, HomeError, keys.KeyFileError) as error:
-            self._say(f"new sites are not registered yet: {error}")
-            self._not_before = time.monotonic() + _RETRY_SECONDS
 
 
 @contextmanager

@@ -45,16 +45,16 @@ def federation(out: Path, overrides: list[str], console: Console) -> None:
     """Run the federation and its simulation, and compare.
 
     Args:
-        out: folder of all that is made; an earlier one is replaced.
+        out: folder of all that is made; an earlier federation's is replaced.
         overrides: ``key=value`` settings on top of ``configs/federation.toml``.
         console: where to show it.
 
     Raises:
+        FileExistsError: ``out`` holds something else.
         FlowerError: a part did not come up, the run did not complete, or the digests differ.
     """
     out = out.absolute()
-    if out.exists():
-        shutil.rmtree(out)
+    clear(out)
     settings = read_settings(CONFIG, overrides, out / "deployed")
     data = write_site_data(out / "data", settings)
     console.print(f"data of {', '.join(settings.site_names)}: {data}", soft_wrap=True)
@@ -78,6 +78,21 @@ def federation(out: Path, overrides: list[str], console: Console) -> None:
     console.print("everything is ended; now the same three folders in one process")
     simulated = run(read_settings(CONFIG, overrides, out / "simulated"), "local", 2, console, data)
     _compare(deployed, simulated, console)
+
+
+def clear(out: Path) -> None:
+    """Delete the folder of an earlier federation, which its server's home tells; an empty one or none is left alone.
+
+    Raises:
+        FileExistsError: it is something else, which is not ours to delete.
+    """
+    if (out / "server" / "server.toml").is_file():
+        shutil.rmtree(out)
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(
+            f"{out} is no earlier federation (it has no server/server.toml) and is not deleted; name a new folder with "
+            "--out, or remove it yourself"
+        )
 
 
 def write_site_data(folder: Path, settings: Settings) -> Path:

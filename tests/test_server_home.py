@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -11,16 +12,18 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 from world import tiny_settings
 
+from fedasym import wire
 from fedasym.bundle import PROJECT, bundle_digest, stage
 from server import keys
 from server.__main__ import main
 from server.app import prepare
 from server.home import Home, HomeError, create_home, read_home, refresh_connection
 from server.proxy import find_nginx, limits_for, nginx_command, nginx_configuration, write_configuration
-from server.up import certificate_words, services
+from server.up import certificate_words, next_words, services
 
 
 @pytest.fixture
@@ -83,7 +86,6 @@ def test_a_home_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
         ({"listen": "a b"}, "listen address 'a b' is not one"),
         ({"port": 0}, "port=0 is not a port"),
         ({"internal_port": 8443}, "both 8443"),
-        ({"payload_bytes": -1}, "payload-bytes=-1"),
     ],
 )
 def test_what_a_home_may_not_say_is_named(home: Home, change: dict[str, object], words: str) -> None:
@@ -94,7 +96,8 @@ def test_what_a_home_may_not_say_is_named(home: Home, change: dict[str, object],
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("colour = 1", "'colour' is unknown"),
+        ("colour = 1", "'colour' is unknown; delete or mend its line"),
+        ("payload-bytes = 0", "'payload-bytes' is unknown; delete or mend its line"),
         ("ports = = 1", "mend the file"),
         ('listen = "127.0.0.1"', "mend the file"),
     ],
@@ -141,14 +144,25 @@ def test_a_moved_home_gets_its_connection_anew(home: Home, tmp_path: Path) -> No
     assert (moved.flower / "config.toml").stat().st_mtime_ns == written
 
 
-def test_the_proxys_limits_grow_with_payload_and_sites() -> None:
-    least, large = limits_for(0, 0), limits_for(10_000_000, 5)
-    assert least.body_bytes == 8 * 2**20 and large.body_bytes == 40_000_000
+def test_the_proxys_limits_grow_with_the_sites() -> None:
+    least, large = limits_for(0), limits_for(5)
     assert large.requests == 5 * least.requests and large.connections == 5 * least.connections
 
 
+def test_a_message_of_any_size_is_sent_in_requests_that_the_proxy_takes() -> None:
+    schema = [("layer.B", (3 * 2**20,))]  # 12 MiB
+    content = wire.pack({"layer.B": np.arange(3 * 2**20, dtype=np.float32)}, schema, {})
+    sizes, pending = [], [content]
+    while pending:
+        each = pending.pop()  # what Flower sends in one request, with some ids
+        sizes.append(len(each.deflate()))
+        pending.extend((each.children or {}).values())
+    limit = limits_for(1).body_bytes
+    assert max(sizes) + 2**16 < limit < sum(sizes)
+
+
 def test_the_proxy_passes_the_fleet_alone_and_writes_inside_its_home(home: Home) -> None:
-    text = nginx_configuration(home, "::", limits_for(0, 2))
+    text = nginx_configuration(home, "::", limits_for(2))
     assert re.findall(r"location (.+) {", text) == ["/v1/fleet/", "= /v1/fleet", "/"]
     assert text.count("proxy_pass ") == 1 and "server 127.0.0.1:8444;" in text
     assert "listen [::]:8443 ssl;" in text and "proxy_ssl_verify on;" in text and "daemon off;" in text
@@ -177,6 +191,15 @@ def test_printed_commands_hold_every_flag_and_nothing_starts(home: Home, capsys:
         assert words in said
     assert "--insecure" not in said and "nginx" not in said
     assert files(home.folder) == before
+
+
+def test_the_next_command_names_the_sites_and_what_the_engineer_fills_in_and_keeps_flower_quiet(home: Home) -> None:
+    said = next_words(home, home.sites)
+    run = shlex.split(next(line for line in said.splitlines() if " run . " in line))
+    assert run[1:] == ["run", ".", "federation", "--stream", "-c", 'sites="north,south" labels="LABELS"']
+    assert "your classes for LABELS" in said
+    assert f"export FLWR_HOME={home.flower} FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1" in said
+    assert f"python -m server add {home.folder} NAME" in next_words(home, ())
 
 
 def test_the_superexec_works_in_the_home_so_that_runs_land_there(home: Home) -> None:
