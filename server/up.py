@@ -19,7 +19,6 @@ from server.home import CONNECTION, Home, HomeError, refresh_connection
 from server.proxy import find_nginx, nginx_command, write_configuration
 from server.sites import Registrar, healthy
 
-_POLL = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}  # seconds; Flower's own 1.0 is a pause before every task
 _WARN_DAYS = 30
 
 
@@ -70,7 +69,7 @@ def services(home: Home, listen: str | None, *, proxy: bool) -> list[Service]:
     """
     internal = f"127.0.0.1:{home.internal_port}"
     folder, secret = home.folder, str(home.folder / "superexec.secret")
-    environment = flower_environment(home.flower) | _POLL
+    environment = flower_environment(home.flower)
     superlink = (
         tool("flower-superlink"),
         "--host", "127.0.0.1", "--port", str(home.internal_port),
@@ -106,7 +105,7 @@ def services(home: Home, listen: str | None, *, proxy: bool) -> list[Service]:
 
 def print_words(home: Home, listen: str | None, *, proxy: bool) -> str:
     """Return the commands that `up` would start, with all that is set in their environment, for a shell."""
-    ours = {**QUIET, "FLWR_HOME": str(home.flower), **_POLL}
+    ours = {**QUIET, "FLWR_HOME": str(home.flower)}
     lines = [f"cd {shlex.quote(str(home.folder))}"]
     lines += [f"export {key}={shlex.quote(value)}" for key, value in ours.items()]
     lines += [f'export PATH={shlex.quote(str(Path(tool("flwr")).parent))}:"$PATH"']

@@ -186,7 +186,6 @@ def test_printed_commands_hold_every_flag_and_nothing_starts(home: Home, capsys:
         f"export FLWR_HOME={home.flower}",
         "export FLWR_TELEMETRY_ENABLED=0",
         "export FLWR_DISABLE_UPDATE_CHECK=1",
-        "export FLWR_SUPEREXEC_TASK_POLL_INTERVAL=0.1",
     ):
         assert words in said
     assert "--insecure" not in said and "nginx" not in said
