@@ -96,6 +96,24 @@ def at_work(worker: psutil.Process) -> Callable[[], bool]:
     return lambda: sum(worker.cpu_times()[:2]) > before + 0.2
 
 
+def test_a_site_comes_late_leaves_and_comes_back(server, world) -> None:  # first: it brings up sites of its own
+    with ExitStack() as stack:
+        for name in ("north", "south"):
+            stack.enter_context(site_up(server, name, world / "sites" / name, "--labels", "bad,good"))
+        await_sites(server, 2)
+        run = Running(server, world, "late", num_rounds=30, quorum=2)
+        run.until(lambda: len(run.rows) >= 1)
+        assert run.rows[0]["asked"] == [0, 1]
+        for _ in range(2):  # late, and back
+            with site_up(server, "east", world / "sites" / "east", "--labels", "bad,good"):
+                before = len(run.rows)
+                run.until(lambda before=before: any("2" in row["weights"] for row in run.rows[before:]))
+            left = len(run.rows)
+            run.until(lambda left=left: any(row["asked"] == [0, 1] for row in run.rows[left:]))
+        rows = run.end()
+    assert all(row["clients_valid"] >= 2 for row in rows)
+
+
 def test_a_deployment_ends_with_the_bits_of_its_simulation(server, sites, world) -> None:
     deployed = Running(server, world, "deployed", quorum=3).end()
     simulated = run_local(site_settings(world, out=str(world / "simulated")), 1, world / "sites")
@@ -151,21 +169,3 @@ def test_a_superlink_that_is_killed_and_comes_back_loses_nothing(server, sites, 
     )
     assert rows[0]["digest"] == read_rounds(simulated)[0]["digest"]
     assert rows[-1]["clients_valid"] == 3 and rows[-1]["round"] == 5
-
-
-def test_a_site_comes_late_leaves_and_comes_back(server, world) -> None:
-    with ExitStack() as stack:
-        for name in ("north", "south"):
-            stack.enter_context(site_up(server, name, world / "sites" / name, "--labels", "bad,good"))
-        await_sites(server, 2)
-        run = Running(server, world, "late", num_rounds=30, quorum=2)
-        run.until(lambda: len(run.rows) >= 1)
-        assert run.rows[0]["asked"] == [0, 1]
-        for _ in range(2):  # late, and back
-            with site_up(server, "east", world / "sites" / "east", "--labels", "bad,good"):
-                before = len(run.rows)
-                run.until(lambda before=before: any("2" in row["weights"] for row in run.rows[before:]))
-            left = len(run.rows)
-            run.until(lambda left=left: any(row["asked"] == [0, 1] for row in run.rows[left:]))
-        rows = run.end()
-    assert all(row["clients_valid"] >= 2 for row in rows)
