@@ -23,7 +23,7 @@ from fedasym.methods import METHODS
 from fedasym.methods.method import Matrices, letter_of, pick, select
 from fedasym.settings import Settings
 
-_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0  # seconds between two looks for replies
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.2, 2.0  # seconds between two looks for replies
 _LEAST_TTL = 600.0  # seconds that a message lives at least: the clocks of server and sites may differ
 _LARGEST_METRIC = 1e30  # keeps weighted means of what clients report finite
 
