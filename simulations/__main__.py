@@ -144,7 +144,13 @@ def _parser() -> argparse.ArgumentParser:
     whole = commands.add_parser(
         "federation", help="a server and three sites in processes of their own, on this machine"
     )
-    whole.add_argument("--out", type=Path, default=Path("runs/federation"), metavar="DIR", help="replaced if it is an earlier federation")
+    whole.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/federation"),
+        metavar="DIR",
+        help="replaced if it is an earlier federation",
+    )
     whole.add_argument("--set", action="append", default=[], metavar="key=value", help="one more setting; repeatable")
     many = commands.add_parser("compare", help="methods on the same tasks, splits, seeds and budget")
     many.add_argument("--task", type=_names, default=("reviews",), metavar="TASK,...", help="default: reviews")
