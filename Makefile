@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 		|| { echo "fedasym needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make setup PYTHON=python3.12"; exit 1; }
 	@echo "setting up .venv (once; torch and ray are large)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]' \
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[demo,dev]' \
 		|| { echo "set-up failed: see pip's message above"; exit 1; }
 	@touch $@
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-LENT = ("task", "text-columns", "label-column", "labels", "train-split")  # settings by which a site lends its data
+LENT = ("text-columns", "label-column", "labels", "train-split")  # what of its data a site lends (`Task.reads`)
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Place:
         state: folder for what never leaves the site; "": below the run folder.
         log: file for what went wrong, of which others are told a code alone; "": standard error.
         contract: hash of the only contract that is worked under; "": any.
-        lends: the settings `LENT` under which alone the site's data are read; empty: any.
+        lends: what alone of the site's data is read, by the settings `LENT`; empty: whatever a run reads.
         share, shares: the node's partition and their number; -1 and 0 if it has none.
     """
 

@@ -14,6 +14,7 @@ from clients.kit import Kit, read_kit
 from clients.place import LENT, Place
 from fedasym.processes import flower_environment, tool
 from fedasym.settings import Settings, Value, from_run_config
+from fedasym.tasks import task_of
 
 GUARDED = "flwr-clientapp"
 # What else a SuperExec could be made to start; none of them is checked by the guard.
@@ -108,10 +109,9 @@ def plan_of(options: Options) -> Plan:
     if options.worker and len(os.fsencode(socket)) > LONGEST_SOCKET:
         raise ValueError(f"{socket} is longer than the {LONGEST_SOCKET} bytes of a socket's path; shorten --state")
     settings = _settings(options, kit.name)
-    config = settings.run_config()
     place = Place(
         site=kit.name, data=str(data), state=str(state / "clients"), log=str(state / "site.log"),
-        contract=options.pin_contract, lends={key: str(config[key]) for key in LENT},
+        contract=options.pin_contract, lends=task_of(settings).reads,
     )  # fmt: skip
     reach = ["--superlink", options.superlink or kit.server]
     if options.superlink:

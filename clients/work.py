@@ -18,6 +18,7 @@ from fedasym.contract import frame_of
 from fedasym.methods import METHODS
 from fedasym.methods.method import letter_of, select
 from fedasym.settings import Settings, difference
+from fedasym.tasks import task_of
 from fedasym.train import draw_batches, evaluate, train_steps
 
 
@@ -45,9 +46,7 @@ def require_fit(settings: Settings, place: Place) -> None:
         raise Refusal(f"{here}, and the run's sites={settings.sites!r}; give every node its data-dir, or none")
     if place.private and place.site not in settings.site_names:
         raise Refusal(f"site {place.site!r} is none of the run's sites={settings.sites!r}; add it there")
-    config = settings.run_config()
-    asked = {key: config[key] for key in place.lends}
-    if differences := difference(place.lends, asked):
+    if place.lends and (differences := difference(place.lends, task_of(settings).reads)):
         raise Refusal(
             f"the run would read the data of site {place.site!r} otherwise than the site lends them (there: the site, "
             f"here: the run): {'; '.join(differences)}; change the run's settings, or bring the site up with others"

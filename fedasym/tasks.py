@@ -43,6 +43,16 @@ class Task:
         """The metric a run is judged by."""
         return self.metrics[0]
 
+    @property
+    def reads(self) -> dict[str, str]:
+        """What of a folder's training data the task reads, by the setting that says it."""
+        return {
+            "text-columns": ",".join(self.text_columns),
+            "label-column": self.label_column,
+            "labels": ",".join(self.class_values),
+            "train-split": self.train_split,
+        }
+
 
 def task_of(settings: Settings) -> Task:
     """Return the task that the settings name.

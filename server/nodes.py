@@ -66,8 +66,8 @@ class Roster:
         Before the first round, those who are there already and still load their model are waited for a while.
 
         Raises:
-            FederationError: too few came within ``round-timeout`` seconds, or, where the data are split, a node refuses
-                or two hold one share; names who and why.
+            FederationError: too few came within ``round-timeout`` seconds, or, before the first round, every site
+                refuses, or, where the data are split, a node refuses or two hold one share; names who and why.
         """
         now, seconds = time.monotonic(), self._settings.round_timeout
         deadline, patience = now + seconds, now + (0.0 if self._began else min(_FIRST_SECONDS, seconds))
@@ -80,9 +80,17 @@ class Roster:
             if chosen and not (self._waiting and time.monotonic() < patience):
                 self._began = True
                 return {client: here[client] for client in sorted(chosen)}
+            if not self._began and self._all_refused():
+                raise FederationError(f"every site of the run refused. {self._said()}")
             if time.monotonic() > deadline:
                 raise FederationError(self._missing(here))
             time.sleep(pause(time.monotonic() - now))
+
+    def _all_refused(self) -> bool:
+        """Say whether every site of the run has said no, so that there is nobody to wait for."""
+        return bool(self._settings.sites) and {*self._settings.site_names} <= {
+            self._names.get(node) for node in self._refusals
+        }
 
     def note(self, result: Round) -> None:
         """Remember who failed in a round and whose reply is still to come: it is not asked for one deadline more."""

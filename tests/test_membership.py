@@ -71,6 +71,16 @@ def test_a_round_waits_for_the_quorum_and_says_who_is_missing(tmp_path: Path) ->
         run(tmp_path, lambda done: {"north"}, quorum=2, round_timeout=2.0)
 
 
+def test_a_run_that_every_site_refuses_ends_at_once_with_their_reasons(tmp_path: Path) -> None:
+    make_sites(tmp_path)
+    for name in NAMES:
+        (tmp_path / "sites" / name / "train.jsonl").unlink()
+    with pytest.raises(
+        FederationError, match=r"every site of the run refused\. 1 node\(s\).*error \w{8} at site north"
+    ):
+        run(tmp_path, lambda done: ALL, round_timeout=3600.0)
+
+
 def test_all_there_all_along_is_the_same_as_a_run_without_membership(tmp_path: Path) -> None:
     rows = run(tmp_path, lambda done: ALL, quorum=3)
     plain = run_local(site_settings(tmp_path, out=str(tmp_path / "plain")), 1, tmp_path / "sites")

@@ -59,7 +59,7 @@ def test_without_a_worker_the_node_says_where_it_is(site: Path, capsys) -> None:
     assert supernode[1:4] == ["--superlink", "127.0.0.1:9", "--insecure"]
     assert supernode[-1] == (
         f'site="north" data-dir="{data}" state-dir="{state}/clients" log-file="{state}/site.log" contract="{"b" * 64}" '
-        'task="classification" text-columns="text" label-column="label" labels="bad,good" train-split="train"'
+        'text-columns="text" label-column="label" labels="bad,good" train-split="train"'
     )
 
 

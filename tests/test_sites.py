@@ -9,9 +9,11 @@ from world import make_sites, site_settings, tiny_settings, tiny_values
 
 from clients.answer import QUERY, TRAIN, WARM, answer
 from clients.place import LENT, Place, place_of
+from clients.work import Refusal, require_fit
 from fedasym.data import load_own_examples
 from fedasym.record import read_json, read_rounds
 from fedasym.settings import Settings, from_run_config
+from fedasym.tasks import task_of
 from server.app import prepare
 from server.strategy import FederationError
 from simulations.flower import run_flower
@@ -144,11 +146,21 @@ def test_a_run_that_names_no_sites_reads_nothing_of_a_site(world: Path, kind: st
 def test_a_site_lends_its_data_as_it_says_and_not_otherwise(world: Path, kind: str, otherwise: dict) -> None:
     settings = site_settings(world).resolved()
     config = settings.run_config()
-    own = Place(site="north", data=str(world / "sites/north"), lends={key: str(config[key]) for key in LENT})
+    own = Place(site="north", data=str(world / "sites/north"), lends=task_of(settings).reads)
     assert "refusal" not in answer(QUERY, query_of(settings), config, 1, own)
     said = answer(kind, query_of(settings), config | otherwise, 1, own)["refusal"]["reason"]
     (key, value), *_ = otherwise.items()
     assert f"{key}: {config[key]!r} there, {value!r} here" in str(said)
+
+
+def test_what_a_site_lends_is_what_is_read_whatever_the_task_is_called(world: Path) -> None:
+    lends = {"text-columns": "text", "label-column": "label", "labels": "0,1", "train-split": "train"}
+    place = Place(site="north", data=str(world / "absent"), lends=lends)
+    require_fit(Settings(sites="north", labels="0,1", num_clients=1), place)  # reviews
+    require_fit(Settings(sites="north", labels="0,1", num_clients=1, task="classification"), place)
+    with pytest.raises(Refusal, match="text-columns: 'text' there, 'sentence' here"):
+        require_fit(Settings(sites="north", num_clients=1, task="sst2"), place)
+    assert {*LENT} == {*lends} == {*task_of(Settings()).reads}
 
 
 def test_a_place_is_a_site_with_data_or_neither() -> None:
