@@ -86,13 +86,14 @@ def _entry(pinned: str) -> Callable[[], None]:
     if pinned:
         import runpy
 
-        entry: Callable[[], None] = runpy.run_path(os.path.join(os.path.dirname(__file__), "guard.py"))["guarded"](
-            pinned
-        )
-        return entry
-    from flwr.supernode.cli import flwr_clientapp
+        guard = runpy.run_path(os.path.join(os.path.dirname(__file__), "guard.py"))
+        guarded: Callable[[], None] = guard["guarded"](pinned)
+        return guarded
+    from importlib.metadata import entry_points
 
-    return flwr_clientapp
+    (command,) = entry_points(group="console_scripts", name="flwr-clientapp")
+    own: Callable[[], None] = command.load()
+    return own
 
 
 if __name__ == "__main__":

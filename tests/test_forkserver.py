@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from clients.plan import GUARDED
-from fedasym.processes import QUIET, tool
+from fedasym.processes import QUIET, free_port, tool
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = str(ROOT / "clients/forkserver.py")
@@ -79,15 +79,14 @@ def test_where_no_server_answers_the_command_runs_itself(tmp_path: Path) -> None
 
 def test_a_process_that_is_killed_is_told_as_a_failure_and_the_server_goes_on(tmp_path: Path) -> None:
     with serving(tmp_path) as (path, process):
-        words = [sys.executable, "-I", "-S", SCRIPT, "ask", path, "/bin/false", "--", "--insecure", "--token-stdin"]
-        read, write = os.pipe()  # nobody writes to it: Flower's command waits for its token
-        asking = subprocess.Popen(words, env=ENVIRONMENT, stdin=read)
-        os.close(read)
+        nobody = f"127.0.0.1:{free_port()}"  # whom Flower's command asks again and again
+        words = ["--insecure", "--token", "t", "--runtime-api-address", nobody]
+        command = [sys.executable, "-I", "-S", SCRIPT, "ask", path, "/bin/false", "--", *words]
+        asking = subprocess.Popen(command, env=ENVIRONMENT)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         wait_until(lambda: children.read_text().strip())
         os.kill(int(children.read_text()), signal.SIGKILL)
         assert asking.wait(SECONDS) == 1
-        os.close(write)
         assert ask(path, "--help").returncode == 0
 
 
