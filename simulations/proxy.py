@@ -34,6 +34,7 @@ class CountingProxy:
     def __init__(self, target: int) -> None:
         self.connections = []
         self._target = target
+        self._serving: set[asyncio.Task[None] | None] = set()  # asyncio itself holds tasks by weak references
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="counting-proxy", daemon=True)
 
@@ -68,6 +69,8 @@ class CountingProxy:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         passed = Passed()
         self.connections.append(passed)
+        task = asyncio.current_task()
+        self._serving.add(task)
         writers = [writer]
         try:
             with suppress(OSError, asyncio.CancelledError):  # a side that is gone, or our own end
@@ -77,6 +80,7 @@ class CountingProxy:
                     _pump(reader, there_writer, passed, "up"), _pump(there_reader, writer, passed, "down")
                 )
         finally:
+            self._serving.discard(task)
             for each in writers:
                 each.close()
 
