@@ -41,11 +41,13 @@ def serve(path: str, pinned: str) -> None:
     """Import Flower, then fork for each who asks, until we are ended; return in each forked process alone."""
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # NumPy's; a message's process computes nothing
     entry = _entry(pinned)
-    if os.path.exists(path):
-        os.unlink(path)  # of an earlier one that was killed
+    new = f"{os.path.splitext(path)[0]}.new"
+    if os.path.exists(new):
+        os.unlink(new)  # of one that was killed at its start
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path)
+        listener.bind(new)
         listener.listen()
+        os.replace(new, path)  # who finds it finds somebody who listens; what an earlier one left is gone
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system reaps what we forked
         while True:
             caller, _ = listener.accept()

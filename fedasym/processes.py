@@ -66,7 +66,7 @@ def start(
 def end(process: subprocess.Popen[bytes]) -> None:
     """End a process and all of its group: politely, then by force."""
     end_group(process.pid, _POLITE_SECONDS)
-    process.wait()
+    process.poll()
 
 
 def end_group(group: int, polite_seconds: float) -> None:

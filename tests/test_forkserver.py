@@ -4,27 +4,18 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from kits import ENVIRONMENT, ROOT, wait_for
 
 from clients.plan import GUARDED
-from fedasym.processes import QUIET, free_port, tool
+from fedasym.processes import free_port, tool
 
-ROOT = Path(__file__).parents[1]
 SCRIPT = str(ROOT / "clients/forkserver.py")
-ENVIRONMENT = {**os.environ, **QUIET}
 SECONDS = 120.0  # for Flower's imports, many times over
-
-
-def wait_until(true, seconds: float = SECONDS) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @contextmanager
@@ -32,7 +23,7 @@ def serving(folder: Path, *pinned: str) -> Iterator[tuple[str, "subprocess.Popen
     path = folder / "fork.sock"
     process = subprocess.Popen([sys.executable, "-P", SCRIPT, "serve", str(path), *pinned], env=ENVIRONMENT)
     try:
-        wait_until(lambda: path.exists() or process.poll() is not None)
+        wait_for(lambda: path.exists() or process.poll() is not None)
         yield str(path), process
     finally:
         process.kill()
@@ -67,7 +58,7 @@ def test_who_asks_imports_nothing_but_the_least() -> None:
 def test_the_server_has_one_thread_and_keeps_no_dead_child(server) -> None:
     tasks = Path(f"/proc/{server[1].pid}/task")
     ask(server[0], "--help")
-    wait_until(lambda: not any((task / "children").read_text().strip() for task in tasks.iterdir()))
+    wait_for(lambda: not any((task / "children").read_text().strip() for task in tasks.iterdir()))
     assert len(list(tasks.iterdir())) == 1 and server[1].poll() is None
 
 
@@ -84,7 +75,7 @@ def test_a_process_that_is_killed_is_told_as_a_failure_and_the_server_goes_on(tm
         command = [sys.executable, "-I", "-S", SCRIPT, "ask", path, "/bin/false", "--", *words]
         asking = subprocess.Popen(command, env=ENVIRONMENT)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        wait_until(lambda: children.read_text().strip())
+        wait_for(lambda: children.read_text().strip())
         os.kill(int(children.read_text()), signal.SIGKILL)
         assert asking.wait(SECONDS) == 1
         assert ask(path, "--help").returncode == 0

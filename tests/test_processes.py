@@ -5,27 +5,14 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
+from kits import lives, wait_for
 
 from fedasym.processes import free_port, held_alone, listens, started, stopped_by_signals, tail
 
 SECONDS = 60.0
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def living(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 def sleeper(deaf: bool = False) -> list[str]:
@@ -45,10 +32,10 @@ def test_a_process_ends_with_all_that_it_started(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("fedasym.processes._POLITE_SECONDS", 1.0 if deaf else SECONDS)
     log = tmp_path / "log"
     with started(sleeper(deaf), os.environ, tmp_path, log) as process:
-        wait_until(lambda: log.read_text().endswith("\n"))
+        wait_for(lambda: log.read_text().endswith("\n"))
         child = int(log.read_text())
-        assert living(child) and living(process.pid)
-    wait_until(lambda: not living(child))
+        assert lives(child) and lives(process.pid)
+    wait_for(lambda: not lives(child))
     assert process.returncode == (-signal.SIGKILL if deaf else -signal.SIGTERM)
 
 
@@ -69,7 +56,7 @@ def test_what_a_process_started_may_end_politely_after_it(tmp_path: Path) -> Non
     """
     log = tmp_path / "log"
     with started([sys.executable, "-c", textwrap.dedent(code)], os.environ, tmp_path, log):
-        wait_until(lambda: log.read_text() == "ready\n")
+        wait_for(lambda: log.read_text() == "ready\n")
     assert (tmp_path / "goodbye").exists()
 
 
@@ -85,10 +72,10 @@ def test_what_we_started_ends_when_we_are_killed(tmp_path: Path) -> None:
     ours = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
     assert ours.stdout
     theirs = int(ours.stdout.readline())
-    wait_until(lambda: (tmp_path / "log").read_text().endswith("\n"))
+    wait_for(lambda: (tmp_path / "log").read_text().endswith("\n"))
     ours.kill()
     ours.wait()
-    wait_until(lambda: not living(theirs))
+    wait_for(lambda: not lives(theirs))
 
 
 def test_signals_set_the_event_and_are_given_back() -> None:

@@ -4,11 +4,11 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from kits import lives, wait_for
 
 from fedasym.supervise import Patience, Service, ServiceError, Supervisor
 
@@ -22,24 +22,9 @@ def service(folder: Path, name: str, code: str, ready: Callable[[], bool] = lamb
     return Service(name, (sys.executable, "-c", first + code), dict(os.environ), folder, folder / f"{name}.log", ready)
 
 
-def lives(folder: Path, name: str) -> list[int]:
+def pids_of(folder: Path, name: str) -> list[int]:
     path = folder / name
     return [int(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.02)
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that only waits to be reaped does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.fixture
@@ -53,14 +38,14 @@ def test_processes_start_when_the_one_before_is_ready_and_end_in_the_opposite_or
     tmp_path: Path, stop: threading.Event
 ) -> None:
     said: list[str] = []
-    first = service(tmp_path, "first", LIVES, lambda: bool(lives(tmp_path, "first")))
-    second = service(tmp_path, "second", LIVES, lambda: bool(lives(tmp_path, "second")))
+    first = service(tmp_path, "first", LIVES, lambda: bool(pids_of(tmp_path, "first")))
+    second = service(tmp_path, "second", LIVES, lambda: bool(pids_of(tmp_path, "second")))
     supervisor = Supervisor([first, second], said.append, stop, QUICK)
     supervisor.start()
-    pids = [*lives(tmp_path, "first"), *lives(tmp_path, "second")]
-    assert len(pids) == 2 and all(map(alive, pids))
+    pids = [*pids_of(tmp_path, "first"), *pids_of(tmp_path, "second")]
+    assert len(pids) == 2 and all(map(lives, pids))
     supervisor.end()
-    assert not any(map(alive, pids))
+    assert not any(map(lives, pids))
     assert [line.split()[0] for line in said] == ["first", "second", "second", "first"]
 
 
@@ -69,23 +54,23 @@ def test_a_killed_process_is_back_and_what_it_started_is_ended(tmp_path: Path, s
     note = f"open({str(tmp_path / 'child')!r}, 'a').write(f'{{p.pid}}\\n')\n"
     code = child.replace("subprocess.Popen", "p = subprocess.Popen") + note + LIVES
     said: list[str] = []
-    ready = lambda: len(lives(tmp_path, "one")) == len(lives(tmp_path, "child")) > 0  # noqa: E731
+    ready = lambda: len(pids_of(tmp_path, "one")) == len(pids_of(tmp_path, "child")) > 0  # noqa: E731
     supervisor = Supervisor([service(tmp_path, "one", code, ready)], said.append, stop, QUICK)
     supervisor.start()
     watcher = threading.Thread(target=supervisor.watch, args=(lambda: None,))
     watcher.start()
     try:
-        (pid,) = lives(tmp_path, "one")
-        (orphan,) = lives(tmp_path, "child")
+        (pid,) = pids_of(tmp_path, "one")
+        (orphan,) = pids_of(tmp_path, "child")
         os.kill(pid, signal.SIGKILL)
-        until(lambda: any("ready again" in line for line in said))
-        assert not alive(orphan)
-        assert len(lives(tmp_path, "one")) == 2 and "died with -9" in said[1]
+        wait_for(lambda: any("ready again" in line for line in said))
+        assert not lives(orphan)
+        assert len(pids_of(tmp_path, "one")) == 2 and "died with -9" in said[1]
     finally:
         stop.set()
         watcher.join()
         supervisor.end()
-    assert not any(map(alive, [*lives(tmp_path, "one"), *lives(tmp_path, "child")]))
+    assert not any(map(lives, [*pids_of(tmp_path, "one"), *pids_of(tmp_path, "child")]))
 
 
 def test_a_process_that_dies_again_and_again_is_given_up_with_its_log(tmp_path: Path, stop: threading.Event) -> None:
@@ -98,8 +83,8 @@ def test_a_process_that_dies_again_and_again_is_given_up_with_its_log(tmp_path: 
             supervisor.watch(lambda: None)
     finally:
         supervisor.end()
-    assert len(lives(tmp_path, "failing")) == 3 and len(lives(tmp_path, "lasting")) == 1
-    assert not alive(lives(tmp_path, "lasting")[0])
+    assert len(pids_of(tmp_path, "failing")) == 3 and len(pids_of(tmp_path, "lasting")) == 1
+    assert not lives(pids_of(tmp_path, "lasting")[0])
 
 
 def test_a_start_that_fails_or_takes_too_long_is_told(tmp_path: Path, stop: threading.Event) -> None:
@@ -119,4 +104,4 @@ def test_a_start_that_is_told_to_end_returns_early(tmp_path: Path, stop: threadi
     supervisor = Supervisor([service(tmp_path, "one", LIVES)], lambda _: None, stop, QUICK)
     supervisor.start()
     supervisor.end()
-    assert lives(tmp_path, "one") == []
+    assert pids_of(tmp_path, "one") == []

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from kits import wait_for
 from world import tiny_settings
 
 from clients.answer import answer
@@ -34,14 +35,6 @@ from fedasym.settings import Settings
 ROOT = Path(__file__).parents[1]
 ENDLESS = 10**7  # local steps: no test waits for their end
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
-
-
-def wait_for(true: Callable[[], object], seconds: float = 300.0) -> None:
-    """Wait until something is true; fail if that takes too long."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def place_in(root: Path, **more: str) -> Place:
