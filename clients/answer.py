@@ -12,8 +12,8 @@ from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
 from clients.place import Place
 from clients.refusal import QUERY, TRAIN, WARM, hidden, refused
-from clients.site import holding_of, site_of
-from clients.work import Behind, Refusal, handshake, require_fit, require_pin, train_round
+from clients.site import forget_site, holding_of, site_of
+from clients.work import Behind, Refusal, Spoiled, handshake, require_fit, require_pin, train_round
 from fedasym.record import run_folder
 from fedasym.settings import Settings, Value, from_run_config
 
@@ -39,6 +39,8 @@ def answer(kind: str, content: RecordDict, run_config: Mapping[str, Value], run_
         require_fit(settings, place)
         return _ANSWERS[kind](content, settings, run_id, place)
     except Refusal as error:
+        if isinstance(error, Spoiled):
+            forget_site()
         return refused(f"{type(error).__name__}: {error}", behind=isinstance(error, Behind))
     except Exception as error:
         if place.private:

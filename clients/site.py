@@ -66,6 +66,11 @@ def site_of(settings: Settings) -> Site:
     return site
 
 
+def forget_site() -> None:
+    """Drop this thread's site, whose frozen weights are no longer what they were; the next message builds it anew."""
+    _kept.site = None
+
+
 def holding_of(site: Site, place: Place) -> Holding:
     """Return what a place holds, reading a site's own data at the first call.
 

@@ -16,10 +16,11 @@ from fedasym import lora, wire
 from fedasym.chance import generator
 from fedasym.contract import frame_of
 from fedasym.methods import METHODS
-from fedasym.methods.method import letter_of, select
+from fedasym.methods.method import letter_of, pick, select
 from fedasym.settings import Settings, difference
 from fedasym.tasks import task_of
 from fedasym.train import draw_batches, evaluate, train_steps
+from fedasym.tripwires import CHANGED, idle
 
 
 class Refusal(Exception):
@@ -28,6 +29,10 @@ class Refusal(Exception):
 
 class Behind(Refusal):
     """The client lacks what the message builds on; it must be sent everything."""
+
+
+class Spoiled(Refusal):
+    """What is frozen has changed while training: neither the reply nor the model may be used."""
 
 
 def require_fit(settings: Settings, place: Place) -> None:
@@ -101,9 +106,11 @@ def train_round(
 
     Raises:
         Refusal: another contract, or a client that this split does not have.
+        Refusal: nothing trained, or layers that the model does not use.
+        Spoiled: W or A changed while training.
         Behind: the message builds on one that this client did not get.
         ValueError: matrices that do not fit the contract.
-        FloatingPointError: the loss is not finite.
+        FloatingPointError: the loss is not finite, or the trained model's logits.
     """
     about = wire.about(content)
     if about.get("contract") != site.contract.hash:
@@ -136,7 +143,12 @@ def train_round(
     )
     places = [train_set[batch] for batch in batches]
     trained = train_steps(model, moving, site.built.tokenizer, holding.tokens, places, site.task, settings)
+    frozen = _frozen(site)
     metrics.update(_evaluate(site, holding, kept_out, "after"))
+    schema = select(site.contract.schema, method.up(number))
+    after = lora.read({name: parameters[name] for name, _ in schema})
+    if reason := idle(method, pick(held, schema), after):
+        raise Refusal(f"round {number}, client {client}: its {reason}")
     if private:
         write_local(own, number, lora.read(private))
     particulars: wire.About = {
@@ -144,15 +156,28 @@ def train_round(
         "round": number,
         "client": client,
         "loaded": loaded,
-        "base": lora.fingerprint_base(model),
         "fresh": bool(private) and kept is None,
+        **frozen,
     }
-    if site.contract.factors in ("A", "B"):
-        particulars["A"] = lora.fingerprint_A(model, settings.kind)
-    schema = select(site.contract.schema, method.up(number))
-    reply = wire.pack(lora.read({name: parameters[name] for name, _ in schema}), schema, particulars)
+    reply = wire.pack(after, schema, particulars)
     metrics.update({"loss": trained.loss, "steps": trained.steps, "examples-used": trained.examples})
     return reply, metrics
+
+
+def _frozen(site: Site) -> dict[str, str]:
+    """Return the fingerprints of W and, where it never moves, of A as they are now.
+
+    Raises:
+        Spoiled: one is not the contract's.
+    """
+    contract, model = site.contract, site.built.model
+    found = {"base": lora.fingerprint_base(model)}
+    if contract.factors in ("A", "B"):
+        found["A"] = lora.fingerprint_A(model, site.settings.kind)
+    for key, name in (("base", "base model W"), ("A", "A")):
+        if key in found and found[key] != (wanted := getattr(contract, key)):
+            raise Spoiled(f"{key}={found[key]!r}, expected {wanted!r}: its {name} {CHANGED}")
+    return found
 
 
 def _receive(site: Site, content: RecordDict, about: dict[str, Any], own: Path) -> dict[str, wire.Float32]:

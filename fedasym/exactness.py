@@ -1,5 +1,7 @@
 """The exactness meter: how far the broadcast update is from the mean of the clients' updates.
 
+Where the server has an optimizer, the update is the one handed to it.
+
 ``‖mean(B_k A_k) − U‖_F / ‖mean(B_k A_k)‖_F`` over all adapted layers, U being the update that is broadcast (``B̄ Ā``
 under FedAvg), computed in r-space: no product of the size of W is formed. About 1e-8 to 1e-7 (float32's rounding of B̄)
 for B-only; 0.06 to 0.3 seen for standard LoRA.

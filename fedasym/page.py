@@ -175,5 +175,5 @@ _NOTE = (
     "Bytes are payload: float32 values, 4 B each; 1 kB = 10³ B, 1 MB = 10⁶ B. Messages are the whole run's "
     "bytes as serialised. Saving is 1 − bytes / bytes of standard LoRA, per client and round, as measured; "
     "adapters only leaves out the output layer. Mismatch is how far what is broadcast is from the mean of "
-    "the clients' updates, relative to that mean, in the worst round."
+    "the clients' updates, relative to that mean, in the worst round (before the server's optimizer, if any)."
 )

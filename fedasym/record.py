@@ -32,27 +32,43 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def append_round(folder: Path, row: dict[str, Any]) -> int:
-    """Append one round to rounds.jsonl and return the file's length in bytes."""
+    """Append one round to rounds.jsonl and return the file's length in bytes.
+
+    Raises:
+        ValueError: a value is not finite; JSON has no word for it.
+    """
     with (folder / "rounds.jsonl").open("ab") as file:
-        file.write((json.dumps(row) + "\n").encode())
+        file.write((json.dumps(row, allow_nan=False) + "\n").encode())
         file.flush()
         os.fsync(file.fileno())
         return file.tell()
 
 
-def cut_rounds(folder: Path, length: int) -> None:
-    """Cut rounds.jsonl back to the length that the checkpoint knows: a round may be recorded but not checkpointed.
+def cut_rounds(folder: Path, length: int) -> bool:
+    """Cut rounds.jsonl back to the length that the checkpoint knows: a last round may lack one.
+
+    Returns:
+        Whether a round was cut off; it will be done again.
 
     Raises:
-        ValueError: the file is shorter than the checkpoint says.
+        ValueError: the file is shorter than the checkpoint says, or more than one round longer.
     """
     path = folder / "rounds.jsonl"
     if not path.exists() and length == 0:
-        return
+        return False
     size = path.stat().st_size if path.exists() else 0
     if size < length:
         raise ValueError(f"{path} has {size} bytes, the checkpoint expects {length}; remove the run folder")
+    with path.open("rb") as file:
+        file.seek(length)
+        beyond = file.read().splitlines()
+    if len(beyond) > 1:
+        raise ValueError(
+            f"{path} holds {len(beyond)} rounds beyond its checkpoint, which one killed run cannot leave; "
+            "was the checkpoint removed? Choose another out, or remove the run folder"
+        )
     os.truncate(path, length)
+    return bool(beyond)
 
 
 def read_rounds(folder: Path) -> list[dict[str, Any]]:
@@ -72,7 +88,8 @@ def read_json(path: Path) -> Any:
 def summarise(config: dict[str, Any], rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """Sum up a finished run.
 
-    Bytes per client and round are means over all asked (down) and all valid (up) clients.
+    Bytes per client and round are means over all asked (down) and all valid (payload up) clients, and over all that
+    replied at all (message up).
 
     Raises:
         ValueError: a round is missing, or none is evaluated yet.
@@ -92,7 +109,7 @@ def summarise(config: dict[str, Any], rounds: list[dict[str, Any]]) -> dict[str,
         )
     meter = [row["mismatch"] for row in rounds if row["mismatch"] is not None]
     asked = sum(row["clients_asked"] for row in rounds)
-    valid = sum(row["clients_valid"] for row in rounds)
+    valid, replied = (sum(row[key] for row in rounds) for key in ("clients_valid", "clients_replied"))
     up, down = sum(row["payload_up"] for row in rounds), sum(row["payload_down"] for row in rounds)
     return {
         "task": settings["task"],
@@ -106,7 +123,7 @@ def summarise(config: dict[str, Any], rounds: list[dict[str, Any]]) -> dict[str,
         "best": max(values),
         "payload_up_per_client_round": up / valid,
         "payload_down_per_client_round": down / asked,
-        "message_up_per_client_round": sum(row["message_up"] for row in rounds) / valid,
+        "message_up_per_client_round": sum(row["message_up"] for row in rounds) / replied,
         "message_down_per_client_round": sum(row["message_down"] for row in rounds) / asked,
         "head_bytes": 4 * config["head_values"],
         "payload_total": up + down,

@@ -131,6 +131,9 @@ def evaluate(model: nn.Module, tokenizer: Any, tokens: Tokens, task: Task, batch
 
     Returns:
         Metric values by name, fractions, and ``loss``.
+
+    Raises:
+        FloatingPointError: logits or loss are not finite, of which a metric would still make a number.
     """
     order = np.argsort(tokens.lengths, kind="stable")
     outputs, total = [], 0.0
@@ -141,6 +144,12 @@ def evaluate(model: nn.Module, tokenizer: Any, tokens: Tokens, task: Task, batch
             total += _loss(logits, labels, task).item() * len(labels)
             outputs.append(logits.float())
     logits = torch.cat(outputs).numpy()
+    finite = np.isfinite(logits).all(axis=1)
+    if not finite.all() or not math.isfinite(total):
+        raise FloatingPointError(
+            f"the model's logits are not finite on {np.count_nonzero(~finite)} of {len(finite)} examples, its mean "
+            f"loss is {total / len(order)}: training has diverged; lower lr, head-lr or server-lr"
+        )
     predictions = logits[:, 0] if task.regression else logits.argmax(-1)
     scores = {name: score(name, predictions, tokens.labels[order]) for name in task.metrics}
     return {**scores, "loss": total / len(order)}

@@ -19,6 +19,7 @@ Schema = Sequence[tuple[str, tuple[int, ...]]]
 About = dict[str, str | int | float | bool | list[int]]
 
 PACKED = "packed"
+_ALIKE = "let both sides run the same fedasym, and nothing between them"
 
 
 def pack(matrices: Mapping[str, Float32], schema: Schema, about: About) -> RecordDict:
@@ -46,11 +47,13 @@ def unpack(content: RecordDict, schema: Schema) -> dict[str, Float32]:
             finite; the error names it.
     """
     if "matrices" not in content.array_records:
-        raise ValueError("the message carries no matrices")
+        raise ValueError(f"the message carries no matrices; {_ALIKE}")
     arrays = content.array_records["matrices"]
     extra = sorted((set(arrays) - {PACKED}) | (set(content.array_records) - {"matrices"}))
     if extra or PACKED not in arrays:
-        raise ValueError(f"the message carries the arrays {extra or 'none'}; it must carry {PACKED!r} and no other")
+        raise ValueError(
+            f"the message carries the arrays {extra or 'none'}; it must carry {PACKED!r} and no other; {_ALIKE}"
+        )
     sizes = [int(np.prod(shape)) for _, shape in schema]
     flat = _read(arrays[PACKED], sum(sizes))
     parts = np.split(flat, np.cumsum(sizes)[:-1]) if schema else []
@@ -66,15 +69,17 @@ def _read(array: Array, values: int) -> Float32:
         np.lib.format.read_magic(raw)
         shape, _, dtype = np.lib.format.read_array_header_1_0(raw)
     except Exception as error:  # bytes from outside: whatever is wrong with them is one refusal
-        raise ValueError(f"the packed array cannot be read ({type(error).__name__}: {error})") from error
+        raise ValueError(f"the packed array cannot be read ({type(error).__name__}: {error}); {_ALIKE}") from error
     if dtype != np.float32 or shape != (values,) or array.shape != shape:
         raise ValueError(
             f"the packed array is {dtype} {shape}, declared {array.shape}; the contract's matrices need "
-            f"float32 ({values},)"
+            f"float32 ({values},); {_ALIKE}"
         )
     body = len(array.data) - raw.tell()
     if array.stype != "numpy.ndarray" or body != 4 * values:
-        raise ValueError(f"the packed array is {array.stype!r} with {body} bytes of values, expected {4 * values}")
+        raise ValueError(
+            f"the packed array is {array.stype!r} with {body} bytes of values, expected {4 * values}; {_ALIKE}"
+        )
     return np.frombuffer(array.data, "<f4", offset=raw.tell()).astype(np.float32)
 
 
@@ -83,14 +88,18 @@ def check(matrices: Mapping[str, Float32], schema: Schema) -> None:
     names = {name for name, _ in schema}
     if matrices.keys() != names:
         missing, extra = sorted(names - matrices.keys()), sorted(matrices.keys() - names)
-        raise ValueError(f"the matrices differ from the contract: missing {missing}, extra {extra}")
+        raise ValueError(f"the matrices differ from the contract: missing {missing}, extra {extra}; {_ALIKE}")
     for name, shape in schema:
         matrix = matrices[name]
         if matrix.dtype != np.float32 or matrix.shape != tuple(shape):
-            raise ValueError(f"{name} is {matrix.dtype} {matrix.shape}; the contract wants float32 {tuple(shape)}")
+            raise ValueError(
+                f"{name} is {matrix.dtype} {matrix.shape}, the contract wants float32 {tuple(shape)}; {_ALIKE}"
+            )
         if not np.isfinite(matrix).all():
             place = tuple(int(i) for i in np.argwhere(~np.isfinite(matrix))[0])
-            raise ValueError(f"{name} holds {matrix[place]} at {place}: not a finite value; lower the learning rate")
+            raise ValueError(
+                f"{name} holds {matrix[place]} at {place}: not a finite value; lower lr, head-lr or server-lr"
+            )
 
 
 def about(content: RecordDict) -> dict[str, Any]:

@@ -39,12 +39,8 @@ from server.strategy import FederationError, Opening, Round, name_of, run_round
 app = ServerApp()
 log = logging.getLogger("fedasym")
 
-_FREE = (
-    "out",
-    "num-rounds",
-    "round-timeout",
-    "min-valid",
-)  # settings in which a continued run may differ from its checkpoint
+# Settings in which a continued run may differ from its checkpoint.
+_FREE = ("out", "num-rounds", "round-timeout", "min-valid")
 
 
 @dataclass(frozen=True)
@@ -214,7 +210,10 @@ def _row(result: Round, bench: Bench, matrices: Matrices, mismatch: float | None
         torch.set_num_threads(_cores())
         metrics = {}
         for suffix, tokens in bench.held_out.items():
-            found = evaluate(bench.built.model, bench.built.tokenizer, tokens, bench.task)
+            try:
+                found = evaluate(bench.built.model, bench.built.tokenizer, tokens, bench.task)
+            except FloatingPointError as error:
+                raise FederationError(f"round {result.number}: {error}") from error
             metrics |= {f"{name}_{suffix}" if suffix else name: value for name, value in found.items()}
     return {
         "round": result.number,
@@ -223,6 +222,7 @@ def _row(result: Round, bench: Bench, matrices: Matrices, mismatch: float | None
         "clients_asked": len(result.asked),
         "clients_valid": len(result.metrics),
         "clients_rejected": len(result.rejected),
+        "clients_replied": len(result.replied),
         "warnings": result.warnings,
         "rejections": {str(client): reason for client, reason in sorted(result.rejected.items())},
         "weights": {str(client): row["num-examples"] for client, row in sorted(result.metrics.items())},  # n_k
@@ -244,7 +244,8 @@ def _resume(folder: Path, bench: Bench) -> checkpoint.State:
     settings = bench.settings.run_config()
     state = checkpoint.load(folder)
     if state is None:
-        record.cut_rounds(folder, 0)
+        if record.cut_rounds(folder, 0):
+            log.info("%s holds a first round that was not finished; it is done again", folder)
         moved = lora.read(lora.common(bench.built.model))
         shared = METHODS[bench.settings.method].common(moved)
         matrices = {name: matrix for name, matrix in moved.items() if name in shared}
@@ -260,8 +261,8 @@ def _resume(folder: Path, bench: Bench) -> checkpoint.State:
         raise FederationError(
             f"{folder} holds another run, round {state.round}: {'; '.join(reasons)}. Choose another out or remove it"
         )
-    record.cut_rounds(folder, state.record_bytes)
-    log.info("continuing %s after round %d", folder, state.round)
+    again = "; the next one was not finished and is done again" if record.cut_rounds(folder, state.record_bytes) else ""
+    log.info("continuing %s after round %d%s", folder, state.round, again)
     return replace(state, settings=settings)
 
 

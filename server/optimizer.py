@@ -1,7 +1,7 @@
 """The server's optimizer on the mean change of B: well defined, because the update is linear in B.
 
 Reddi et al. 2021, "Adaptive Federated Optimization" (arXiv 2003.00295): FedAvgM and FedAdam.
-``none`` is the plain mean. Element by element in float64, rounded once to float32.
+Element by element in float64, rounded once to float32.
 """
 
 import numpy as np
@@ -28,8 +28,6 @@ def server_step(current: Matrices, mean: Matrices, buffers: Matrices, settings: 
     Returns:
         The next matrices and the optimizer's next state.
     """
-    if settings.server_optimizer == "none":
-        return mean, {}
     after: Matrices = {}
     state: Matrices = {}
     for name, old in current.items():

@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
@@ -20,20 +19,16 @@ from fedasym.average import ExactMean
 from fedasym.chance import generator
 from fedasym.contract import Contract
 from fedasym.methods import METHODS
-from fedasym.methods.method import Matrices, letter_of, pick, select
+from fedasym.methods.method import Matrices, letter_of, pick
 from fedasym.settings import Settings
+from server.reply import check_reply
 
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.2, 2.0  # seconds between two looks for replies
 _LEAST_TTL = 600.0  # seconds that a message lives at least: the clocks of server and sites may differ
-_LARGEST_METRIC = 1e30  # keeps weighted means of what clients report finite
 
 
 class FederationError(RuntimeError):
     """The federation cannot go on; the text names clients, values and what to do."""
-
-
-class Rejection(ValueError):
-    """A reply that does not count; the text says why."""
 
 
 @dataclass
@@ -45,6 +40,7 @@ class Round:
     rejected: dict[int, str] = field(default_factory=dict)  # reason by client
     unanswered: dict[str, int] = field(default_factory=dict)  # client by id of a message without a reply in time
     warnings: list[str] = field(default_factory=list)  # what was left out of a client that does count
+    replied: set[int] = field(default_factory=set)  # whose reply came in time, whatever it was worth
     metrics: dict[int, dict[str, float]] = field(default_factory=dict)  # of valid replies, by client
     payload_down: int = 0
     payload_up: int = 0
@@ -122,13 +118,17 @@ def run_round(grid: Grid, nodes: Mapping[int, int], contract: Contract, opening:
     for name, reply in _replies(grid, pending, settings.round_timeout):
         client = pending[name]
         answered.add(name)
+        result.replied.add(client)
         if client not in behind and _is_behind(reply):
             behind.add(client)
             result.message_up += wire.message_bytes(reply)
             pending.update(_send(grid, nodes, contract, opening, [client], True, lifetime, result))
             continue
         if client in result.metrics or client in result.rejected:
-            result.warnings.append(f"client {client} was seen twice in this round; its later reply does not count")
+            result.warnings.append(
+                f"client {client} was seen twice in this round; its later reply does not count; look for a second node "
+                "that answers for it"
+            )
             continue
         try:
             result.message_up += wire.message_bytes(reply)
@@ -149,7 +149,9 @@ def run_round(grid: Grid, nodes: Mapping[int, int], contract: Contract, opening:
     result.unanswered = {name: client for name, client in pending.items() if name not in answered}
     for client in result.asked:
         if client not in result.metrics and client not in result.rejected:
-            result.rejected[client] = f"no reply within round-timeout={settings.round_timeout} s"
+            result.rejected[client] = (
+                f"no reply within round-timeout={settings.round_timeout} s; raise it, or look at the client's log"
+            )
     valid, asked = len(result.metrics), len(result.asked)
     if valid < settings.min_valid:
         reasons = "; ".join(
@@ -224,71 +226,3 @@ def _replies(grid: Grid, pending: dict[str, int], timeout: float) -> Iterable[tu
 def pause(waited: float) -> float:
     """Return how long to wait for the next look: a twentieth of the seconds waited so far; a look costs the server."""
     return min(max(waited / 20, _SHORTEST_PAUSE), _LONGEST_PAUSE)
-
-
-def check_reply(
-    reply: Message, client: int, number: int, contract: Contract, held: Matrices
-) -> tuple[int, dict[str, wire.Float32], dict[str, Any]]:
-    """Check everything a reply claims.
-
-    Args:
-        reply: as Flower delivered it.
-        client: who was asked.
-        number: the round.
-        contract: what the client agreed to.
-        held: what every party holds at the round's start.
-
-    Returns:
-        n_k (examples), the matrices, the client's metrics.
-
-    Raises:
-        Rejection: the first check that fails, with the value, the expectation and what to do.
-    """
-    if reply.has_error():
-        raise Rejection(f"its process failed: {reply.error.reason}")
-    content = reply.content
-    if "refusal" in content.config_records:
-        raise Rejection(f"it refused: {content.config_records['refusal'].get('reason', 'no reason given')!s}")
-    about, method = wire.about(content), METHODS[contract.method]
-    schema = select(contract.schema, method.up(number))
-    expected: dict[str, tuple[Any, str]] = {
-        "contract": (contract.hash, "it trained under another contract"),
-        "round": (number, "its reply is of another round"),
-        "client": (client, "it answered as another client"),
-        "loaded": (
-            wire.digest(held),
-            "it did not load what was broadcast; let the client load the matrices before it trains",
-        ),
-        "base": (contract.base, "its base model W changed while training; train nothing but fedasym.trainable"),
-    }
-    if contract.factors in ("A", "B"):
-        expected["A"] = (contract.A, "its A changed while training; train nothing but fedasym.trainable")
-    for key, (wanted, meaning) in expected.items():
-        if about.get(key) != wanted:
-            raise Rejection(f"{meaning} ({key}={about.get(key)!r}, expected {wanted!r})")
-    try:
-        matrices = wire.unpack(content, schema)
-    except ValueError as error:
-        raise Rejection(str(error)) from error
-    metrics = dict(content.metric_records.get("metrics", {}))
-    for name, value in metrics.items():
-        if not isinstance(value, (int, float)) or not abs(value) <= _LARGEST_METRIC:
-            raise Rejection(f"its metric {name} is {value!r}, not a finite number of at most {_LARGEST_METRIC:g}")
-    weight = metrics.get("num-examples")
-    if type(weight) is not int or weight < 1:
-        raise Rejection(f"its weight num-examples={weight!r} is not a positive integer of examples")
-    loss = metrics.get("loss")
-    if not isinstance(loss, float):
-        raise Rejection(f"its training loss is {loss!r}, not a number")
-    kept_out = metrics.get("kept-out")
-    if any(name.endswith(("-before", "-after")) for name in metrics) and (type(kept_out) is not int or kept_out < 1):
-        raise Rejection(f"it reports an evaluation on kept-out={kept_out!r} examples; expected a positive integer")
-    if matrices and wire.digest(matrices) == wire.digest(pick(held, schema)):
-        raise Rejection("its matrices equal what was sent: nothing trained; check lr, head-lr and the client's data")
-    still_zero = [n for n, matrix in matrices.items() if letter_of(n) == method.zero and not np.any(matrix)]
-    if still_zero:
-        raise Rejection(
-            f"{method.zero} is still zero after training in {', '.join(still_zero)}: the model does not use these "
-            "layers; leave them out of targets"
-        )
-    return weight, matrices, metrics

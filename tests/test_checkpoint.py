@@ -140,11 +140,23 @@ def test_a_round_recorded_after_the_checkpoint_is_cut_off_again(tmp_path) -> Non
     lengths = [record.append_round(tmp_path, {"round": k, "note": "ä\u2028"}) for k in (1, 2, 3)]
     path = tmp_path / "rounds.jsonl"
     assert lengths[-1] == path.stat().st_size
-    record.cut_rounds(tmp_path, lengths[1])
+    assert record.cut_rounds(tmp_path, lengths[2]) is False and record.cut_rounds(tmp_path, lengths[1]) is True
     assert [row["round"] for row in record.read_rounds(tmp_path)] == [1, 2]
     assert record.append_round(tmp_path, {"round": 3, "note": "ä\u2028"}) == lengths[-1]
     assert record.read_rounds(tmp_path)[2] == {"round": 3, "note": "ä\u2028"}
-    record.cut_rounds(tmp_path, 0)
+
+
+def test_rounds_that_no_killed_run_can_have_left_are_never_cut_off(tmp_path) -> None:
+    for k in (1, 2):
+        record.append_round(tmp_path, {"round": k})
+    with pytest.raises(ValueError, match=r"holds 2 rounds beyond its checkpoint.*remove the run folder"):
+        record.cut_rounds(tmp_path, 0)
+    assert len(record.read_rounds(tmp_path)) == 2
+
+
+def test_a_value_that_is_not_finite_is_never_written(tmp_path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        record.append_round(tmp_path, {"round": 1, "loss": float("nan")})
     assert record.read_rounds(tmp_path) == []
 
 
@@ -175,16 +187,16 @@ def test_the_summary_counts_bytes_per_client_that_was_asked_and_that_replied() -
     settings = {"task": "t", "model": "m", "method": "asymmetric", "split": "iid", "seed": 3}
     common = {"message_up": 1000, "message_down": 2000, "train_loss": 1.0}
     rounds = [
-        {"round": 1, "metrics": {"accuracy": 0.7}, "clients_asked": 4, "clients_valid": 3, "payload_up": 300,
-         "payload_down": 400, "mismatch": 2e-8, "digest": "one", "seconds": 1.25, **common},
-        {"round": 2, "metrics": {"accuracy": 0.6}, "clients_asked": 4, "clients_valid": 1, "payload_up": 100,
-         "payload_down": 400, "mismatch": 1e-8, "digest": "two", "seconds": 2.5, **common},
+        {"round": 1, "metrics": {"accuracy": 0.7}, "clients_asked": 4, "clients_valid": 3, "clients_replied": 3,
+         "payload_up": 300, "payload_down": 400, "mismatch": 2e-8, "digest": "one", "seconds": 1.25, **common},
+        {"round": 2, "metrics": {"accuracy": 0.6}, "clients_asked": 4, "clients_valid": 1, "clients_replied": 2,
+         "payload_up": 100, "payload_down": 400, "mismatch": 1e-8, "digest": "two", "seconds": 2.5, **common},
     ]  # fmt: skip
     config = {"settings": settings, "metric": "accuracy", "head_values": 10}
     assert record.summarise(config, rounds) == {
         **settings, "rounds": 2, "metric": "accuracy", "final": 0.6, "best": 0.7,
         "payload_up_per_client_round": 100.0, "payload_down_per_client_round": 100.0, "payload_total": 1200,
-        "message_up_per_client_round": 500.0, "message_down_per_client_round": 500.0, "head_bytes": 40,
+        "message_up_per_client_round": 400.0, "message_down_per_client_round": 500.0, "head_bytes": 40,
         "message_total": 6000, "mismatch": 2e-8, "digest": "two", "seconds": 3.75,
     }  # fmt: skip
 

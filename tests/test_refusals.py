@@ -1,5 +1,6 @@
 """Whatever is wrong with a reply ends in an error or a rejection that names it, through real Flower messages."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from clients.app import app as honest
 from clients.site import site_of
 from fedasym import wire
 from fedasym.average import ExactMean
-from fedasym.record import read_rounds
+from fedasym.record import read_json, read_rounds
 from fedasym.settings import from_run_config
 from server.app import app as server_app
 from server.strategy import FederationError
@@ -47,7 +48,9 @@ def rejection(folder: Path) -> str:
     assert row["clients_valid"] == 3
     assert row["clients_rejected"] == 1
     assert list(row["rejections"]) == [str(BAD_CLIENT)]
-    return str(row["rejections"][str(BAD_CLIENT)])
+    reason = str(row["rejections"][str(BAD_CLIENT)])
+    assert re.search(r"; [a-z][^;]+$", reason), f"{reason!r} does not end with what to do"
+    return reason
 
 
 def values_of(reply: Message) -> np.ndarray:
@@ -167,6 +170,16 @@ def test_a_bad_reply_is_rejected_by_name_and_does_not_count(tmp_path: Path, tamp
     assert named in rejection(federate(tmp_path, tampered(tamper)))
 
 
+def test_the_bytes_of_a_rejected_message_are_counted_and_shared_by_all_that_replied(tmp_path: Path) -> None:
+    folder = federate(tmp_path, tampered(set_weight(0)))
+    (row,), summary = read_rounds(folder), read_json(folder / "summary.json")
+    assert row["clients_replied"] == 4 and row["clients_valid"] == 3
+    assert summary["message_up_per_client_round"] == row["message_up"] / 4
+    assert summary["payload_up_per_client_round"] == row["payload_up"] / 3
+    # What goes up is packed as what came down: the whole messages differ by the particulars beside the values.
+    assert summary["message_up_per_client_round"] == pytest.approx(summary["message_down_per_client_round"], rel=0.2)
+
+
 def test_the_global_B_moves_by_the_valid_replies_alone(tmp_path: Path) -> None:
     seen: dict[int, tuple[int, dict[str, np.ndarray]]] = {}
     app = ClientApp()
@@ -236,4 +249,6 @@ def test_a_reply_that_does_not_come_in_time_is_named(tmp_path: Path) -> None:
     values = tiny_settings(tmp_path, out=str(tmp_path / "run"), num_rounds=1, round_timeout=3.0).run_config()
     with Losing(honest, values, nodes=4) as grid:
         server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(values)))
-    assert read_rounds(tmp_path / "run")[0]["rejections"] == {"0": "no reply within round-timeout=3.0 s"}
+    assert read_rounds(tmp_path / "run")[0]["rejections"] == {
+        "0": "no reply within round-timeout=3.0 s; raise it, or look at the client's log"
+    }

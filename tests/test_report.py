@@ -66,6 +66,7 @@ def make_run(
             "clients_asked": asked,
             "clients_valid": valid,
             "clients_rejected": len(rejected),
+            "clients_replied": valid + len(rejected),
             "rejections": rejected,
             "train_loss": 1.0 / number,
             "metrics": {metric: 0.7 - 0.0123 * number, "loss": 0.5},

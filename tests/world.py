@@ -171,7 +171,7 @@ def split_values(values: np.ndarray, shapes: dict[str, Sequence[int]]) -> dict[s
 
 def federate(tmp_path: Path, app: ClientApp, client_values: dict[str, object] | None = None, **more: object) -> Path:
     """Run server and clients in process; the clients may see another run config than the server."""
-    values = tiny_values(tmp_path, out=str(tmp_path / "run"), num_rounds=1, **more)
+    values = tiny_values(tmp_path, **{"out": str(tmp_path / "run"), "num_rounds": 1, **more})
     server_config = from_run_config(values).run_config()
     client_config = from_run_config({**values, **(client_values or {})}).run_config()
     with InProcessGrid(app, client_config, nodes=4) as grid:

@@ -1,0 +1,26 @@
+"""What both sides look for after local training: the client before it replies, the server in the reply."""
+
+import numpy as np
+
+from fedasym.methods.method import Matrices, Method, letter_of
+
+CHANGED = "changed while training; train nothing but fedasym.trainable"
+
+
+def idle(method: Method, held: Matrices, trained: Matrices) -> str:
+    """Say what training did not move, and what to do; "" if there is nothing to say.
+
+    Args:
+        method: knows which factor starts at zero.
+        held: the matrices before training.
+        trained: the same matrices after it.
+    """
+    if trained and all(np.array_equal(matrix, held[name]) for name, matrix in trained.items()):
+        return "matrices equal what was sent: nothing trained; check lr, head-lr and the client's data"
+    zero = [name for name, matrix in trained.items() if letter_of(name) == method.zero and not np.any(matrix)]
+    if zero:
+        return (
+            f"{method.zero} is still zero after training in {', '.join(zero)}: the model does not use these layers; "
+            "leave them out of targets"
+        )
+    return ""
