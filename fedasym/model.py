@@ -5,7 +5,7 @@ is drawn from the seed. Its last layer with as many outputs as labels is the *ou
 
 * ``output`` (default): hidden head layers are frozen and adapted like every other layer; the output layer trains in
   full and travels.
-* ``frozen``: the output layer is frozen too; no byte of the head travels.
+* ``frozen``: the whole head is frozen and none of it is adapted: nothing in it trains, no byte of it travels.
 * ``full``: every head layer trains in full and travels (what PEFT's SEQ_CLS does).
 * ``local``: the output layer trains but never leaves its client.
 """
@@ -162,7 +162,7 @@ def fit(model: nn.Module, settings: Settings, num_labels: int, missing: Collecti
     if output is None:
         raise ValueError(f"model {settings.model!r} has no output layer with {num_labels} outputs outside its base")
     whole = {"output": [output], "local": [output], "full": list(head), "frozen": []}[settings.head]
-    excluded = {output, *whole}
+    excluded = set(head) if settings.head == "frozen" else {output, *whole}
     targets: str | list[str] = "all-linear"
     if settings.targets != "all-linear":
         hidden = [name for name in head if name not in excluded and f"{name}.weight" in missing]

@@ -59,7 +59,8 @@ def test_transformers_and_peft_compute_the_same_logits_from_the_folder(case, tmp
         close(by_peft(settings, tmp_path / "new" / "adapter")(**inputs).logits, expected)
         torch.manual_seed(3)  # whatever transformers draws for the missing head does not matter
         close(by_peft(settings, tmp_path / "new" / "adapter")(**inputs).logits, expected)
-    assert expected.std() > 0.01  # the random values show in the logits
+    # The random values show in the logits, smaller where they pass a frozen head, whose weights are about 0.02 in size.
+    assert expected.std() > (0.001 if head == "frozen" else 0.01)
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,7 @@ def test_every_method_moves_the_computed_bytes(tmp_path: Path, method: str) -> N
         ("distilbert", "lora", "local", "all-linear"),
         ("bart", "fedex", "full", "q_proj,v_proj"),
         ("llama", "rolora", "frozen", "q_proj,v_proj"),
+        ("roberta", "lora", "frozen", "all-linear"),  # a head of two layers, of which nothing travels
         ("llama", "full", "auto", "all-linear"),
     ],
 )

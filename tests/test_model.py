@@ -52,9 +52,18 @@ def test_each_head_policy_trains_and_sends_exactly_what_it_says(of, family, head
     assert lora.local_only(built.model).keys() == (heads if head == "local" else set())
     moving = {**lora.trainable(built.model), **lora.local_only(built.model)}
     assert {id(p) for p in built.model.parameters() if p.requires_grad} == {id(p) for p in moving.values()}
-    assert set(hidden).issubset(built.layers) == (head != "full" or not hidden)
     linears = {n.removesuffix(".base") for n, m in built.model.named_modules() if isinstance(m, torch.nn.Linear)}
-    assert linears - {output} == set(built.layers)  # all linears but the output layer, none twice
+    # All linears but the output layer are adapted, none twice; of a frozen head none.
+    assert linears - {output, *(hidden if head == "frozen" else [])} == set(built.layers)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", "query,value", "dense,query"])
+def test_of_a_frozen_head_nothing_trains_and_nothing_travels_whatever_the_targets(of, targets) -> None:
+    settings = of("roberta", head="frozen", targets=targets)
+    built = build(settings, 3)
+    moving = {**lora.trainable(built.model), **lora.local_only(built.model)}
+    assert moving and not any(name.startswith("classifier.") for name in moving)
+    assert not any(name.startswith("classifier.") and p.requires_grad for name, p in built.model.named_parameters())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
