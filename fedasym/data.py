@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import itertools
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -193,19 +194,44 @@ def _frame(task: Task, split: str) -> Any:
     folder = folder / task.data_config
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder.parent} has no folder {folder.name!r}; it holds {_names_in(folder.parent)}")
-    files = [
-        path
-        for path in sorted(folder.iterdir())
-        if path.suffix in _READERS and (path.stem == split or path.stem.startswith(split + "-"))
-    ]
-    if not files:
+    files = _files(folder, split)
+    name, options = _READERS[files[0].suffix]
+    return pd.concat([getattr(pd, name)(file, **options) for file in files], ignore_index=True)
+
+
+def _files(folder: Path, split: str) -> list[Path]:
+    """Return the files of a split: ``SPLIT.csv``, or its shards ``SPLIT-00000-of-00003.csv`` to the last, in order.
+
+    A file of another name, such as ``SPLIT-old.csv``, is not the split's.
+
+    Raises:
+        FileNotFoundError: no such file, or a shard is missing.
+        ValueError: files of several formats, a file beside shards, or shards of several sets.
+    """
+    name = re.compile(re.escape(split) + r"(?:-([0-9]+)-of-([0-9]+))?")
+    found = [(p, m) for p in sorted(folder.iterdir()) if p.suffix in _READERS and (m := name.fullmatch(p.stem))]
+    if not found:
         raise FileNotFoundError(
-            f"{folder} holds no {split}.parquet, .csv, .tsv or .jsonl for the split {split!r}; "
-            f"it holds {_names_in(folder)}"
+            f"{folder} holds no {split}.parquet, .csv, .tsv or .jsonl, nor shards such as {split}-00000-of-00002.parquet, "
+            f"for the split {split!r}; it holds {_names_in(folder)}"
         )
-    readers = [_READERS[file.suffix] for file in files]
-    frames = [getattr(pd, name)(file, **options) for file, (name, options) in zip(files, readers, strict=True)]
-    return pd.concat(frames, ignore_index=True)
+    names = ", ".join(path.name for path, _ in found)
+    shards = {int(match[1] or 0): path for path, match in found}
+    if len({(path.suffix, match[2]) for path, match in found}) > 1 or len(shards) < len(found):
+        raise ValueError(
+            f"{folder} holds {names} for the split {split!r}; keep one file, or the shards of one set in one format, "
+            "and rename or move the others"
+        )
+    path, match = found[0]
+    total = int(match[2] or 1)
+    missing = list(itertools.islice((i for i in range(total) if i not in shards), 5))
+    if missing or len(shards) > total:
+        lacks = ", ".join(f"{split}-{i:0{len(match[1])}}-of-{match[2]}{path.suffix}" for i in missing)
+        raise FileNotFoundError(
+            f"{folder} holds {names} for the split {split!r}, whose shards are numbered from 0 to {total - 1}; missing: "
+            f"{lacks or 'none'}; complete or renumber them, or write one {split}{path.suffix}"
+        )
+    return [shards[i] for i in range(total)]
 
 
 def _names_in(folder: Path) -> str:

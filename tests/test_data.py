@@ -60,6 +60,56 @@ def test_shards_of_a_split_are_joined_in_the_order_of_their_names(tmp_path, tiny
     assert all(same(*pair) for pair in zip(found, load_examples(tiny), strict=True))
 
 
+@pytest.mark.parametrize("width", [1, 5])
+def test_shards_are_joined_in_the_order_of_their_numbers(tmp_path, tiny, width) -> None:
+    frame = pd.DataFrame({"text": [f"text {i}" for i in range(12)], "label": ["a", "b"] * 6})
+    for i in range(12):  # of one digit, 10 comes before 2 in the order of names
+        frame.iloc[i : i + 1].to_csv(tmp_path / f"train-{i:0{width}}-of-{12:0{width}}.csv", index=False)
+    frame.to_csv(tmp_path / "test.csv", index=False)
+    train, _ = load_examples(dataclasses.replace(tiny, data=str(tmp_path), data_config=""))
+    assert train.texts[0] == frame["text"].tolist()
+
+
+@pytest.mark.parametrize("name", ["train-backup.csv", "train-1.csv", "train-old.parquet", "train_2.csv", "test-old.csv"])
+def test_a_file_whose_name_only_begins_like_a_split_is_not_part_of_it(write, tmp_path, name) -> None:
+    settings = write(rows([0, 1]), rows([0]))
+    (tmp_path / name).write_text("not to be opened")
+    assert [len(part) for part in load_examples(settings)] == [2, 1]
+    (tmp_path / "train.csv").rename(tmp_path / "train-2024.csv")
+    with pytest.raises(FileNotFoundError, match=r"holds no train\.parquet, .* for the split 'train'; it holds .*2024\.csv"):
+        load_examples(settings)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train.csv", "train.parquet"],
+        ["train-00000-of-00001.parquet", "train.parquet"],
+        ["train-00000-of-00001.csv", "train-00000-of-00001.parquet"],
+        ["train-00000-of-00001.csv", "train-00000-of-00002.csv", "train-00001-of-00002.csv"],
+        ["train-0-of-2.csv", "train-00000-of-2.csv", "train-1-of-2.csv"],
+    ],
+)
+def test_files_of_which_a_split_could_be_one_or_another_are_refused_by_name(tmp_path, tiny, names) -> None:
+    for name in names:
+        (tmp_path / name).write_text("not to be opened")
+    with pytest.raises(ValueError) as caught:
+        load_examples(dataclasses.replace(tiny, data=str(tmp_path), data_config=""))
+    assert f"holds {', '.join(sorted(names))} for the split 'train'; keep one file, or the shards" in str(caught.value)
+
+
+def test_a_shard_that_is_missing_or_beyond_the_last_is_named(tmp_path, tiny) -> None:
+    settings = dataclasses.replace(tiny, data=str(tmp_path), data_config="")
+    (tmp_path / "train-00001-of-00003.csv").write_text("not to be opened")
+    message = r"from 0 to 2; missing: train-00000-of-00003\.csv, train-00002-of-00003\.csv; complete"
+    with pytest.raises(FileNotFoundError, match=message):
+        load_examples(settings)
+    for i in (0, 2, 3):
+        (tmp_path / f"train-0000{i}-of-00003.csv").write_text("not to be opened")
+    with pytest.raises(FileNotFoundError, match="holds .*train-00003-of-00003.csv for .* 0 to 2; missing: none; complete"):
+        load_examples(settings)
+
+
 def test_a_score_is_read_as_float32_and_has_no_classes(tiny, frames) -> None:
     train, _ = load_examples(dataclasses.replace(tiny, task="regression", label_column="score"))
     assert _same_bits(train.labels, frames["train"]["score"].to_numpy(np.float32)) and train.class_names == ()
@@ -110,16 +160,19 @@ def test_a_text_that_is_a_word_for_nothing_is_still_a_text(write, word) -> None:
     assert train.texts == (["a", word],)
 
 
-def test_a_text_or_label_that_looks_like_a_number_is_kept_as_it_is_in_every_format(tmp_path, tiny) -> None:
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
+def test_a_text_or_label_that_looks_like_a_number_is_kept_as_it_is_in_every_format(tmp_path, tiny, kind) -> None:
     frame = pd.DataFrame({"text": ["007", "1e3"], "label": ["01", "2"]})
+    write = {
+        "csv": lambda path: frame.to_csv(path, index=False),
+        "tsv": lambda path: frame.to_csv(path, index=False, sep="\t"),
+        "jsonl": lambda path: frame.to_json(path, orient="records", lines=True),
+        "parquet": frame.to_parquet,
+    }[kind]
     for split in ("train", "test"):
-        frame.to_csv(tmp_path / f"{split}-csv.csv", index=False)
-        frame.to_csv(tmp_path / f"{split}-tsv.tsv", index=False, sep="\t")
-        frame.to_json(tmp_path / f"{split}-jsonl.jsonl", orient="records", lines=True)
-        frame.to_parquet(tmp_path / f"{split}-parquet.parquet")
+        write(tmp_path / f"{split}.{kind}")
     train, _ = load_examples(dataclasses.replace(tiny, data=str(tmp_path), data_config=""))
-    assert train.texts == (["007", "1e3"] * 4,)  # the files of a split are joined
-    assert train.class_names == ("01", "2")
+    assert train.texts == (["007", "1e3"],) and train.class_names == ("01", "2")
 
 
 def test_a_class_written_as_another_type_in_another_file_is_the_same_class(write) -> None:
