@@ -23,7 +23,7 @@ KNOWS = {
     "export": {"torch"},
     "model": {"torch", "transformers"},
     "footprint": {"torch", "transformers"},
-    "data": {"datasets"},
+    "sources": {"datasets"},
     "tokens": {"torch"},
     "partition": {"datasets", "flwr_datasets"},
     "wire": {"flwr"},
