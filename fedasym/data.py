@@ -1,5 +1,6 @@
 """Examples of a task: texts and labels, checked cell by cell, capped and cut."""
 
+import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -153,19 +154,26 @@ def _groups(frame: Any, column: str, split: str) -> NDArray[np.int64]:
 
 
 def _class_names(column: Any) -> tuple[str, ...]:
-    """Return the class names of a label column: numbers in the order of numbers, else words in the order of words."""
+    """Return the class names of a label column: numbers in the order of numbers, else words in the order of words.
+
+    Words they are too where one of them is read as a number without an order, such as ``nan``, or without an end.
+    """
     names = {_class_name(value) for value in column.tolist()}
     try:
-        return tuple(sorted(names, key=lambda name: (float(name), name)))
+        numbers = {name: float(name) for name in names}
     except ValueError:
         return tuple(sorted(names))
+    if not all(map(math.isfinite, numbers.values())):
+        return tuple(sorted(names))
+    return tuple(sorted(names, key=lambda name: (numbers[name], name)))
 
 
 def _class_name(value: Any) -> str:
-    """Write a label as text: 1, 1.0 and True are one class."""
+    """Write a label as text: 1, 1.0 and True are one class; the words v1 and v1.0 are two."""
     if isinstance(value, bool):
         return str(int(value))
-    return re.sub(r"(?<=\d)\.0+$", "", str(value))
+    text = str(value)
+    return text.partition(".")[0] if re.fullmatch(r"[+-]?[0-9]+\.0+", text) else text
 
 
 def _require_cells(frame: Any, task: Task, split: str) -> None:

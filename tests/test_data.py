@@ -121,6 +121,21 @@ def test_numbers_as_labels_are_ordered_as_numbers(write) -> None:
     assert train.labels.tolist() == [2, 1, 0, 3] and test.labels.tolist() == [0, 3]
 
 
+def test_words_that_end_like_a_number_stay_apart(write) -> None:
+    names = ["GPT-4", "GPT-4.0", "v1", "v1.0", "1.0.0"]
+    train, test = load_examples(write(rows(names), rows(names[::-1])))
+    assert train.class_names == tuple(sorted(names))
+    assert train.labels.tolist() == test.labels.tolist()[::-1]
+
+
+@pytest.mark.parametrize("word", ["nan", "inf", "-Infinity"])
+def test_a_word_that_python_reads_as_a_number_without_end_makes_words_of_all(write, word) -> None:
+    labels = ["10", "2", word, "-1.5"]
+    for order in (labels, labels[::-1], labels[2:] + labels[:2]):
+        train, _ = load_examples(write(rows(order), rows(["2"])))
+        assert train.class_names == tuple(sorted(labels))
+
+
 def test_a_class_that_only_the_held_out_examples_have_is_refused_by_name(write) -> None:
     with pytest.raises(ValueError, match=r"split 'test' holds the classes -1, which the training data do not have"):
         load_examples(write(rows([0, 1]), rows([-1, 0])))
