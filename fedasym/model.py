@@ -30,6 +30,7 @@ from fedasym.projection import seeded_normal
 from fedasym.settings import Settings
 
 loading = threading.Lock()  # transformers sets process-wide state (default dtype, generator) while it loads
+_POSITIONS = ("position_embeddings", "embed_positions", "wpe")  # what transformers calls an absolute position table
 DEMO_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of model.safetensors
 
 
@@ -121,11 +122,14 @@ def build(settings: Settings, num_labels: int) -> Built:
         num_labels: outputs of the output layer; 1 for a regression.
 
     Raises:
-        ValueError: no output layer with ``num_labels`` outputs, or targets that match nothing.
-        OSError: transformers cannot find or download the model.
+        ValueError: no output layer with ``num_labels`` outputs, targets that match nothing, or a ``max-length`` for
+            which the model has no positions.
+        FileNotFoundError: no such local folder.
+        OSError: transformers cannot find or download the model, or its weights are not stored as safetensors.
     """
     with loading:
         model, tokenizer, missing = _load(settings, num_labels)
+    _require_positions(model, settings)
     config = _digest_config(model.config, tokenizer)
     _draw_missing(model, missing, settings.seed)
     layers, output = fit(model, settings, num_labels, missing)
@@ -245,6 +249,22 @@ def _load(settings: Settings, num_labels: int) -> tuple[Any, Any, set[str]]:
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer, missing & model.state_dict().keys()
+
+
+def _require_positions(model: nn.Module, settings: Settings) -> None:
+    """Require a row of every absolute position table for each of ``max-length`` tokens; rotary positions have no table.
+
+    RoBERTa's positions start after its padding id, BART's and OPT's after an offset of their own.
+    """
+    for name, table in model.named_modules():
+        if isinstance(table, nn.Embedding) and name.rpartition(".")[2] in _POSITIONS:
+            skipped = getattr(table, "offset", 0 if table.padding_idx is None else table.padding_idx + 1)
+            usable = table.num_embeddings - skipped
+            if settings.max_length > usable:
+                raise ValueError(
+                    f"max-length={settings.max_length} exceeds the {usable} positions of model {settings.model!r} "
+                    f"({name}); set max-length={usable} or less"
+                )
 
 
 def _draw_missing(model: nn.Module, missing: Iterable[str], seed: int) -> None:

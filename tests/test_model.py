@@ -198,6 +198,27 @@ def test_a_head_that_the_checkpoint_holds_is_taken_from_it_and_not_drawn(tmp_pat
     )
 
 
+# Tiny configurations have 512 positions (BART 1024); RoBERTa's padding id here is 0, so its positions start at 1.
+@pytest.mark.parametrize(
+    ("family", "usable"), [("bert", 512), ("roberta", 511), ("distilbert", 512), ("bart", 1024), ("mean", 512)]
+)
+def test_a_length_for_which_the_model_has_no_positions_is_refused_and_the_longest_runs(of, family, usable) -> None:
+    with pytest.raises(ValueError, match=f"max-length={usable + 1} exceeds the {usable} positions .*={usable} or less"):
+        build(of(family, max_length=usable + 1), 3)
+    built = build(of(family, max_length=usable), 3)
+    ids = torch.full((1, usable + 1), 5)
+    ids[0, -2:] = 3  # BART reads its end token
+    with torch.no_grad():
+        assert built.model(input_ids=ids[:, 1:], attention_mask=torch.ones_like(ids[:, 1:])).logits.shape == (1, 3)
+        with pytest.raises((IndexError, RuntimeError)):  # so one more is refused for a reason
+            built.model(input_ids=ids, attention_mask=torch.ones_like(ids))
+
+
+def test_rotary_positions_have_no_end(of) -> None:
+    config = transformers.AutoConfig.from_pretrained(of("llama").model)
+    assert build(of("llama", max_length=config.max_position_embeddings + 1), 3).layers
+
+
 def test_a_model_without_an_output_layer_outside_its_base_is_refused(tmp_path, models, of) -> None:
     config = transformers.PerceiverConfig(
         num_latents=2, d_latents=16, d_model=16, num_self_attends_per_block=1, num_self_attention_heads=2,

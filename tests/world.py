@@ -40,7 +40,7 @@ def make_model(folder: Path, seed: int = 0) -> Path:
             num_hidden_layers=1,
             num_attention_heads=2,
             intermediate_size=64,
-            max_position_embeddings=32,
+            max_position_embeddings=64,  # as many as the default max-length
             initializer_range=0.3,
         )
         BertModel(config, add_pooling_layer=False).save_pretrained(folder)
