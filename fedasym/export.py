@@ -5,6 +5,7 @@ head) are saved in full, with their adapter merged, as PEFT's ``modules_to_save`
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def write_adapter(folder: Path, built: Built, settings: Settings) -> None:
     config: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "FEATURE_EXTRACTION" if pooled else None,
-        "base_model_name_or_path": settings.model,
+        "base_model_name_or_path": os.path.expanduser(settings.model),
         "revision": settings.revision,
         "r": settings.rank,
         "lora_alpha": settings.alpha,

@@ -17,7 +17,7 @@ from torch import nn
 from fedasym import lora
 from fedasym.methods import METHODS
 from fedasym.methods.method import Schema, letter_of, select, values
-from fedasym.model import demo_model_folder, fit, loading, pooled
+from fedasym.model import fit, loading, pooled, source_of
 from fedasym.settings import Settings
 
 VALUE_BYTES = 4  # of a float32
@@ -145,7 +145,7 @@ def config_of(model: str, revision: str = "main") -> Any:
     if model in PRESETS:
         name, numbers = PRESETS[model]
         return getattr(transformers, name)(**numbers)
-    source = str(demo_model_folder()) if model == "demo" else model
+    source = source_of(model)
     try:
         return transformers.AutoConfig.from_pretrained(source, revision=revision)
     except OSError as error:

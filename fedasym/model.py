@@ -114,6 +114,23 @@ def demo_model_folder() -> Path:
     return folder
 
 
+def source_of(model: str) -> str:
+    """Return what transformers reads for the setting ``model``: a folder, or a hub id.
+
+    Raises:
+        FileNotFoundError: a path to no folder.
+        ModuleNotFoundError, ValueError: as `demo_model_folder`.
+    """
+    if model == "demo":
+        return str(demo_model_folder())
+    if not model.startswith((".", "/", "~")):
+        return model
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"model={model!r}: there is no such folder; give one with a config.json, or a hub id")
+    return str(folder)
+
+
 def build(settings: Settings, num_labels: int) -> Built:
     """Load the base model, give it a head and adapters.
 
@@ -211,16 +228,22 @@ def _digest_config(config: Any, tokenizer: Any) -> str:
 
 
 def _load(settings: Settings, num_labels: int) -> tuple[Any, Any, set[str]]:
-    """Load model and tokenizer; return them and the parameters that the checkpoint does not hold."""
+    """Load model and tokenizer; return them and the parameters that the checkpoint does not hold.
+
+    Raises:
+        FileNotFoundError: no such local folder.
+        OSError: there is no such model, or its weights are not stored as safetensors.
+    """
     from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
     from transformers.utils import logging
 
-    source = str(demo_model_folder()) if settings.model == "demo" else settings.model
+    source = source_of(settings.model)
     options: dict[str, Any] = {
         "revision": settings.revision,
         "dtype": getattr(torch, settings.dtype),
         "attn_implementation": settings.attention,
         "output_loading_info": True,
+        "use_safetensors": True,  # the other format is Python's pickle, which can hold code
     }
     verbosity = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()
@@ -240,6 +263,13 @@ def _load(settings: Settings, num_labels: int) -> tuple[Any, Any, set[str]]:
                     source, num_labels=num_labels, **options
                 )
                 missing = set(info["missing_keys"])
+    except OSError as error:
+        if "file named model.safetensors" not in str(error):
+            raise
+        raise OSError(
+            f"model={settings.model!r} has no weights stored as safetensors, and none stored otherwise are loaded; if "
+            "you trust them, load them with transformers, write them by save_pretrained, and set model to that folder"
+        ) from error
     finally:
         logging.set_verbosity(verbosity)
         if bars:

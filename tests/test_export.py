@@ -201,6 +201,13 @@ def test_writing_changes_neither_the_model_nor_what_an_earlier_write_gave(case, 
     assert lora.fingerprint_base(built.model) == built.base
 
 
+def test_the_folder_of_a_model_below_the_home_folder_is_written_out(case, tmp_path, models, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(models["bert"].parent))
+    settings, built, _ = case("bert")
+    write_adapter(tmp_path, built, dataclasses.replace(settings, model="~/bert"))
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == str(models["bert"])
+
+
 def test_a_bfloat16_model_exports_an_adapter_of_the_same_model(case, tmp_path) -> None:
     settings, built, inputs = case("bert", dtype="bfloat16")
     write_adapter(tmp_path, built, settings)

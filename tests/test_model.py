@@ -1,15 +1,18 @@
 """A model is built from the settings alone: what trains, what travels, what is drawn from the seed."""
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from fedasym import lora
 from fedasym.data import load_examples
+from fedasym.footprint import config_of
 from fedasym.model import build
 from fedasym.projection import frozen_A, seeded_normal
 from fedasym.settings import Settings
@@ -196,6 +199,35 @@ def test_a_head_that_the_checkpoint_holds_is_taken_from_it_and_not_drawn(tmp_pat
     assert build(dataclasses.replace(settings, targets="query"), 3).layers == tuple(
         f"roberta.encoder.layer.{i}.attention.self.query" for i in (0, 1)
     )
+
+
+@pytest.mark.parametrize("path", ["/no/such/folder", "./no-such-folder", "~/no-such-folder"])
+def test_a_path_to_no_folder_is_named_and_not_asked_of_the_hub(of, path) -> None:
+    with pytest.raises(FileNotFoundError, match=f"model='{path}': there is no such folder"):
+        build(dataclasses.replace(of("bert"), model=path), 3)
+    with pytest.raises(FileNotFoundError, match=f"model='{path}': there is no such folder"):
+        config_of(path)
+
+
+def test_a_model_below_the_home_folder_is_found(of, models, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(models["bert"].parent))
+    settings = dataclasses.replace(of("bert"), model="~/bert")
+    assert build(settings, 3).base == build(of("bert"), 3).base
+    assert config_of("~/bert").hidden_size == 16
+
+
+@pytest.mark.parametrize("pooling", ["model", "mean"])
+def test_weights_that_are_not_safetensors_are_refused_and_are_taken_once_they_are(tmp_path, of, pooling) -> None:
+    settings = of("bert", pooling=pooling)
+    old, new = tmp_path / "old", tmp_path / "new"
+    shutil.copytree(settings.model, old)
+    torch.save(load_file(old / "model.safetensors"), old / "pytorch_model.bin")
+    (old / "model.safetensors").unlink()
+    with pytest.raises(OSError, match=r"old' has no weights stored as safetensors, .* write them by save_pretrained"):
+        build(dataclasses.replace(settings, model=str(old)), 3)
+    transformers.AutoModel.from_pretrained(old).save_pretrained(new)  # what the error says to do
+    transformers.AutoTokenizer.from_pretrained(old).save_pretrained(new)
+    assert build(dataclasses.replace(settings, model=str(new)), 3).base == build(settings, 3).base
 
 
 # Tiny configurations have 512 positions (BART 1024); RoBERTa's padding id here is 0, so its positions start at 1.
