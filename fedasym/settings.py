@@ -1,7 +1,8 @@
 """Every knob of a federation: one frozen dataclass, read once from the flat run config, checked at the door.
 
 The names are Flower's run-config keys with ``-`` for ``_``; the defaults are the demo and equal the project's
-``[tool.flwr.app.config]``. Whatever is unknown, of another type or out of range is refused with its name.
+``[tool.flwr.app.config]``. Whatever is unknown, of another type or out of range is refused with its name. The file is
+long because every knob, and every contradiction between two of them, stands in this one place.
 """
 
 import dataclasses
@@ -95,6 +96,7 @@ class Settings:
     def __post_init__(self) -> None:
         for knob in dataclasses.fields(self):
             _check(knob, getattr(self, knob.name))
+        self._check_names()
         self._check_glue()
         self._check_sites()
         if self.alpha == 0.0:
@@ -146,6 +148,22 @@ class Settings:
             raise ValueError(f"min-valid={self.min_valid} exceeds the clients asked each round, {least} at a quorum")
         if self.rest_after == 0 and self.rest_rounds != 1:
             raise ValueError(f"rest-rounds={self.rest_rounds} does nothing with rest-after=0; set rest-after")
+
+    def _check_names(self) -> None:
+        for name in ("targets", "text_columns", "label_column", "model", "data"):
+            value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
+            if not _names(value):
+                raise ValueError(f"{name.replace('_', '-')}={value!r} names nothing; leave it out for {default!r}")
+        if self.label_column in self.text_column_names:
+            raise ValueError(
+                f"text-columns={self.text_columns!r} holds label-column={self.label_column!r}: the label would be read "
+                "as text; set one of them to another column"
+            )
+        if self.train_split == self.test_split and not self.validation_cut and not self.sites:
+            raise ValueError(
+                f"test-split={self.test_split!r} is the training split too; set it to another, or validation-cut to "
+                "the number of training examples to evaluate on"
+            )
 
     def _check_sites(self) -> None:
         names, default = self.site_names, type(self).__dataclass_fields__

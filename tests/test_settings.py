@@ -86,6 +86,9 @@ def test_a_choice_is_one_of_those_listed(key) -> None:
         ({"method": "full", "head": "frozen"}, "full fine-tuning trains the whole head"),
         ({"method": "fedex", "server-optimizer": "adam"}, "needs a mean change, which fedex does not form"),
         ({"clients-per-round": 4, "num-clients": 3}, "clients-per-round=4 exceeds num-clients=3"),
+        ({"text-columns": "title,label"}, "text-columns='title,label' holds label-column='label'"),
+        ({"text-columns": "a, y", "label-column": "y", "task": "regression"}, "holds label-column='y'"),
+        ({"test-split": "train"}, "test-split='train' is the training split too; set it to another, or validation-cut"),
         ({"min-valid": 4, "num-clients": 3}, "min-valid=4 exceeds the clients asked"),
         ({"min-valid": 3, "clients-per-round": 2}, "min-valid=3 exceeds the clients asked"),
     ],
@@ -95,10 +98,21 @@ def test_settings_that_contradict_each_other_are_refused(config, message) -> Non
         from_run_config(config)
 
 
+@pytest.mark.parametrize("key", ["targets", "text-columns", "label-column", "model", "data"])
+@pytest.mark.parametrize("value", ["", " ", ","])
+def test_a_name_that_is_left_empty_is_refused_with_its_default(key, value) -> None:
+    with pytest.raises(ValueError) as caught:
+        from_run_config({key: value})
+    assert str(caught.value) == f"{key}={value!r} names nothing; leave it out for {KNOBS[key].default!r}"
+
+
 @pytest.mark.parametrize(
     "config",
     [
         {"local-steps": 0, "local-epochs": 1},
+        {"train-split": "all", "test-split": "all", "validation-cut": 5},
+        {"data": "none", "sites": "north,south", "labels": "a,b", "client-holdout": 0.2},
+        {"sites": "north,south", "labels": "a,b", "test-split": "train"},  # the server's file and the sites' own
         {"client-holdout": 0.99},
         {"head": "local", "client-holdout": 0.2},
         {"clients-per-round": 3, "num-clients": 3, "min-valid": 3},

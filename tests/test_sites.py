@@ -131,7 +131,7 @@ def test_a_run_that_names_no_sites_reads_nothing_of_a_site(world: Path, kind: st
     # The run's data are the site's own folder, and its texts would be the labels, which a contract states.
     folder = world / "sites/north"
     (folder / "train.jsonl").write_text(json.dumps({"text": SECRET, "label": "bad"}) + "\n")
-    values = {"data": str(folder), "test-split": "train", "text-columns": "label", "label-column": "text"}
+    values = {"data": str(folder), "validation-cut": 1, "text-columns": "label", "label-column": "text"}
     config = tiny_settings(world).run_config() | values
     own = Place(site="north", data=str(folder), contract="0" * 64, log=str(world / "log"))
     said = answer(kind, query_of(tiny_settings(world).resolved()), config, 1, own)["refusal"]["reason"]
@@ -141,7 +141,7 @@ def test_a_run_that_names_no_sites_reads_nothing_of_a_site(world: Path, kind: st
 
 @pytest.mark.parametrize("kind", [QUERY, WARM, TRAIN])
 @pytest.mark.parametrize(
-    "otherwise", [{"text-columns": "diagnosis"}, {"label-column": "text"}, {"train-split": "../south/train"}]
+    "otherwise", [{"text-columns": "diagnosis"}, {"label-column": "outcome"}, {"train-split": "../south/train"}]
 )
 def test_a_site_lends_its_data_as_it_says_and_not_otherwise(world: Path, kind: str, otherwise: dict) -> None:
     settings = site_settings(world).resolved()
