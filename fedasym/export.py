@@ -17,7 +17,8 @@ from fedasym import lora
 from fedasym.checkpoint import write_atomic
 from fedasym.layers import AdaptedLinear, TrainedLinear
 from fedasym.methods import METHODS
-from fedasym.model import Built, MeanPooledClassifier
+from fedasym.model import Built
+from fedasym.pooling import MeanPooledClassifier
 from fedasym.settings import Settings
 
 NO_TARGETS = "dummy-target-modules"  # the one word by which PEFT accepts a config that adapts no layer

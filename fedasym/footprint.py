@@ -17,7 +17,8 @@ from torch import nn
 from fedasym import lora
 from fedasym.methods import METHODS
 from fedasym.methods.method import Schema, letter_of, select, values
-from fedasym.model import fit, loading, pooled, source_of
+from fedasym.model import fit, loading, source_of
+from fedasym.pooling import pooled
 from fedasym.settings import Settings
 
 VALUE_BYTES = 4  # of a float32

@@ -22,6 +22,7 @@ KNOWS = {
     "train": {"torch"},
     "export": {"torch"},
     "model": {"torch", "transformers"},
+    "pooling": {"torch", "transformers"},
     "footprint": {"torch", "transformers"},
     "sources": {"datasets"},
     "tokens": {"torch"},
