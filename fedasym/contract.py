@@ -17,7 +17,8 @@ from fedasym.model import Built
 from fedasym.settings import Settings, difference
 
 SITES = "sites"  # in place of the split's digest, where every site has data of its own
-_VERSIONS = ("torch", "transformers", "flwr")  # their changes can move bits or formats
+# Their changes can move bits or formats: NumPy's draw batches, and tokenizers' turn text into ids.
+_VERSIONS = ("torch", "transformers", "tokenizers", "numpy", "flwr")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from fedasym import __version__
 from fedasym.checkpoint import write_atomic
 from fedasym.settings import Settings
 
-_PACKAGES = ("flwr", "flwr-datasets", "torch", "transformers", "datasets", "numpy", "safetensors")
+_PACKAGES = ("flwr", "flwr-datasets", "torch", "transformers", "tokenizers", "datasets", "numpy", "safetensors")
 
 
 def versions() -> dict[str, str]:

@@ -208,5 +208,5 @@ def test_a_record_with_a_gap_is_never_summed_up() -> None:
 
 def test_the_versions_name_every_package_that_can_move_a_result() -> None:
     found = record.versions()
-    assert {"fedasym", "python", "machine", "flwr", "torch", "transformers", "numpy"} <= found.keys()
+    assert {"fedasym", "python", "machine", "flwr", "torch", "transformers", "tokenizers", "numpy"} <= found.keys()
     assert all(found.values())

@@ -73,7 +73,9 @@ def test_other_labels_data_and_versions_are_named(tiny, base) -> None:
     assert f"data: '{'d' * 64}' there, '{'e' * 64}' here" in contract(tiny, data="e" * 64).refusal(base.to_json())
     older = dataclasses.replace(base, versions=base.versions.replace("fedasym=", "fedasym=0."))
     assert "versions: 'fedasym=0." in base.refusal(older.to_json())
-    assert all(f"{name}=" in base.versions for name in ("fedasym", "torch", "transformers", "flwr"))
+    assert all(
+        f"{name}=" in base.versions for name in ("fedasym", "torch", "transformers", "tokenizers", "numpy", "flwr")
+    )
 
 
 def test_one_line_a_difference_and_nothing_else(base) -> None:
