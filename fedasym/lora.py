@@ -1,9 +1,8 @@
 """Adapt a model: wrap its linear layers with low-rank adapters whose A is frozen, ``y = W x + s · B A x``.
 
-W is the pretrained layer and stays as it is; A (r, d_in) is drawn from a seed and never trained; B
-(d_out, r) starts at zero, trains, travels and is averaged. With ``factors="AB"`` the same code path
-is standard LoRA (Hu et al. 2021, arXiv 2106.09685): A is a parameter too. Why B alone suffices: Zhu et
-al. 2024 (arXiv 2402.16842).
+W is the pretrained layer and stays as it is; A (r, d_in) is drawn from a seed and never trained; B (d_out, r) starts
+at zero, trains, travels and is averaged. With ``factors="AB"`` the same code path is standard LoRA (Hu et al. 2021,
+arXiv 2106.09685): A is a parameter too. Why B alone suffices: Zhu et al. 2024 (arXiv 2402.16842).
 
 Law: what trains is what travels. `trainable` visits the adapted layers by type and is the one
 definition of that set; the optimizer takes it, the wire copies it, the mean averages it.
@@ -60,12 +59,14 @@ def adapt(
         The adapted layers' paths, sorted.
 
     Raises:
-        ValueError: an unknown scaling or factors, a rank below 1 or too large for a layer and kind, a model that is
-            adapted already or is itself one linear layer, a linear layer that stands at two paths, or a target
-            or an exclusion that matches no linear layer. The model is then as it was.
+        ValueError: an unknown scaling or factors, a rank below 1 or too large for a layer and kind, an alpha that is
+            not positive and finite, a model that is adapted already or is itself one linear layer, a linear layer at two
+            paths, or a target or an exclusion that matches no linear layer. The model is then as it was.
     """
-    if rank < 1:
-        raise ValueError(f"rank {rank} is below 1; the adapter needs at least one row of A")
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        raise ValueError(f"rank {rank!r} is not a whole number of at least 1; give the number of A's rows as an int")
+    if not math.isfinite(alpha) or alpha <= 0:
+        raise ValueError(f"alpha {alpha!r} is not positive and finite; the scale s is made of it, give e.g. 16.0")
     if scaling not in SCALINGS:
         raise ValueError(f"scaling {scaling!r} is unknown; use one of {', '.join(SCALINGS)}")
     if factors not in FACTORS:
@@ -103,8 +104,7 @@ def _draw(seed: int, name: str, rank: int, base: nn.Linear, kind: str, factors: 
     """Return the initial A and B: one random, the other zero; on the meta device their shapes."""
     if base.weight.is_meta:
         check_drawable(name, rank, base.out_features if factors == "A" else base.in_features, kind)
-        shapes = (rank, base.in_features), (base.out_features, rank)
-        return torch.empty(shapes[0], device="meta"), torch.empty(shapes[1], device="meta")
+        return torch.empty(rank, base.in_features, device="meta"), torch.empty(base.out_features, rank, device="meta")
     if factors == "A":
         B = frozen_A(seed, f"{name}.B", rank, base.out_features, kind).T
         return torch.zeros(rank, base.in_features), torch.from_numpy(np.ascontiguousarray(B))
@@ -213,13 +213,17 @@ def load(parameters: Mapping[str, Tensor], matrices: Mapping[str, Float32]) -> N
     """Copy arrays into parameters, e.g. of ``trainable(model)``; all or nothing.
 
     Raises:
-        ValueError: names or shapes differ, a dtype is not float32, or a value is not finite.
+        ValueError: names or shapes differ, a dtype is not float32, be it a parameter's, or a value is not finite.
     """
     missing, extra = parameters.keys() - matrices.keys(), matrices.keys() - parameters.keys()
     if missing or extra:
         raise ValueError(f"matrices do not fit the model: missing {sorted(missing)}, extra {sorted(extra)}")
     for name, parameter in parameters.items():
         matrix = matrices[name]
+        if parameter.dtype != torch.float32:
+            raise ValueError(
+                f"{name}: is {parameter.dtype}, which would lose bits; cast the model before adapt, not after"
+            )
         if matrix.dtype != np.float32 or matrix.shape != tuple(parameter.shape):
             raise ValueError(
                 f"{name}: got {matrix.dtype} {matrix.shape}; the model wants float32 {tuple(parameter.shape)}"

@@ -146,6 +146,29 @@ def test_a_refused_adapt_leaves_the_model_as_it_was(net) -> None:
         lora.adapt(net, rank=2)
 
 
+@pytest.mark.parametrize("rank", [0, -1, True, 2.0, "2", None])
+def test_a_rank_that_is_no_whole_number_of_at_least_one_is_refused(net, rank) -> None:
+    with pytest.raises(ValueError, match=f"rank {rank!r} is not a whole number of at least 1"):
+        lora.adapt(net, rank=rank)
+    assert not list(lora.adapted_layers(net)) and all(p.requires_grad for p in net.parameters())
+
+
+@pytest.mark.parametrize("alpha", [0.0, -1.0, float("nan"), float("inf")])
+def test_an_alpha_that_is_not_positive_and_finite_is_refused(net, alpha) -> None:
+    with pytest.raises(ValueError, match=f"alpha {alpha!r} is not positive and finite"):
+        lora.adapt(net, rank=2, alpha=alpha)
+    assert not list(lora.adapted_layers(net)) and all(p.requires_grad for p in net.parameters())
+
+
+def test_a_model_that_was_cast_after_it_was_adapted_is_not_loaded(net) -> None:
+    lora.adapt(net, "query", rank=2)
+    values = {n: np.full(p.shape, 1 + 2**-20, np.float32) for n, p in lora.trainable(net).items()}
+    net.to(torch.bfloat16)
+    with pytest.raises(ValueError, match=r"blocks\.0\.query\.B: is torch\.bfloat16, .* cast the model before adapt"):
+        lora.load(lora.trainable(net), values)
+    assert not any(m.any() for m in lora.read(lora.trainable(net)).values())
+
+
 def test_load_is_strict_and_all_or_nothing(net) -> None:
     lora.adapt(net, "query", rank=2)
     B = lora.trainable(net)
