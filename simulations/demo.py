@@ -1,38 +1,43 @@
 """The demo: federate MiniLM on movie reviews with B only, then with standard LoRA, and compare."""
 
 import dataclasses
-import shutil
 from pathlib import Path
 
 from rich.console import Console
 
 from fedasym.comparison import comparison_rows, comparison_table
 from fedasym.report import write_report
+from simulations.folders import check_replaceable, clear, is_run
 from simulations.run import read_settings, run
 
 CONFIGS = Path(__file__).parent / "configs"
+_RUN = "run of ours (its config.json holds no contract)"
 
 
 def demo(out: Path, engine: str, workers: int, rounds: int, console: Console) -> None:
     """Run both methods anew into a folder, then print the table and the report's path.
 
     Args:
-        out: folder that holds both runs; an earlier demo's is replaced.
+        out: folder that holds both runs; an earlier demo's are replaced.
         engine: ``flower`` or ``local``.
         workers: clients at the same time.
         rounds: rounds of each run; 0 means as the configs say.
         console: where to show it.
+
+    Raises:
+        FileExistsError: a folder of that name holds something else; then neither is touched.
     """
-    folders = []
-    for method in ("asymmetric", "lora"):
-        folder = (out / method).absolute()
-        if folder.exists():
-            shutil.rmtree(folder)
+    out = out.absolute()
+    folders = {method: out / method for method in ("asymmetric", "lora")}
+    for folder in folders.values():
+        check_replaceable(folder, is_run, _RUN)
+    for method, folder in folders.items():
+        clear(folder, is_run, _RUN)
         settings = read_settings(CONFIGS / f"{method}.toml", [], folder)
         if rounds:
             settings = dataclasses.replace(settings, num_rounds=rounds)
-        folders.append(run(settings, engine, workers, console))
-    page = out.absolute() / "report.html"
-    write_report(folders, page)
-    console.print(comparison_table(comparison_rows(folders)))
+        run(settings, engine, workers, console)
+    page = out / "report.html"
+    write_report(list(folders.values()), page)
+    console.print(comparison_table(comparison_rows(list(folders.values()))))
     console.print(f"report {page}", soft_wrap=True)

@@ -4,7 +4,6 @@ Nothing is simulated but the distance: every part is started by the command that
 its own. The same three data folders are then trained on in this process, and the digests must be equal.
 """
 
-import shutil
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ from server.home import read_home
 from server.proxy import ProxyError, find_nginx
 from server.status import status as server_status
 from simulations.display import Follower
+from simulations.folders import clear, is_federation
 from simulations.run import read_settings, run
 from simulations.superlink import Superlink, run_app
 
@@ -54,7 +54,7 @@ def federation(out: Path, overrides: list[str], console: Console) -> None:
         FlowerError: a part did not come up, the run did not complete, or the digests differ.
     """
     out = out.absolute()
-    clear(out)
+    clear(out, is_federation, "federation (it has no server/server.toml)")
     settings = read_settings(CONFIG, overrides, out / "deployed")
     data = write_site_data(out / "data", settings)
     console.print(f"data of {', '.join(settings.site_names)}: {data}", soft_wrap=True)
@@ -78,21 +78,6 @@ def federation(out: Path, overrides: list[str], console: Console) -> None:
     console.print("everything is ended; now the same three folders in one process")
     simulated = run(read_settings(CONFIG, overrides, out / "simulated"), "local", 2, console, data)
     _compare(deployed, simulated, console)
-
-
-def clear(out: Path) -> None:
-    """Delete the folder of an earlier federation, which its server's home tells; an empty one or none is left alone.
-
-    Raises:
-        FileExistsError: it is something else, which is not ours to delete.
-    """
-    if (out / "server" / "server.toml").is_file():
-        shutil.rmtree(out)
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(
-            f"{out} is no earlier federation (it has no server/server.toml) and is not deleted; name a new folder with "
-            "--out, or remove it yourself"
-        )
 
 
 def write_site_data(folder: Path, settings: Settings) -> Path:

@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from world import tiny_settings
 
 from fedasym.methods import METHODS
 from fedasym.settings import Settings
+from simulations.__main__ import main
+from simulations.folders import clear, is_run
+from simulations.local import run_local
 from simulations.results import RESULTS, read_lines, result_lines
 from simulations.tune import METHODS as TUNED
 from simulations.tune import TUNING
@@ -65,6 +69,33 @@ def test_the_demos_configs_differ_from_the_defaults_in_the_method_alone() -> Non
     ours, lora = (line["settings"] for line in read_lines(RESULTS / "demo.jsonl"))
     assert {key for key in ours if ours[key] != lora[key]} <= {"method", "kind", "optimizer", "lr", "head_lr"}
     assert ours["num_clients"] == 10 and ours["split"] == "dirichlet:0.5" == Settings().split
+
+
+@pytest.mark.parametrize("text", [None, "{}", "[]", "no JSON", '{"model_type": "bert"}'])
+def test_a_folder_that_is_no_run_is_refused_by_name_and_no_run_is_removed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None
+) -> None:
+    for name in ("asymmetric/config.json", "lora/notes.txt"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text('{"contract_hash": "c0"}')
+    if text is not None:
+        (tmp_path / "lora" / "config.json").write_text(text)
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["demo", "--out", str(tmp_path)]) == 1
+    said = "".join(capsys.readouterr().out.split())
+    assert f"{tmp_path}/lora" in said and "isnotdeleted" in said and "--out" in said
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_earlier_run_makes_way_also_one_that_hardly_began(tmp_path: Path) -> None:
+    run = run_local(tiny_settings(tmp_path, out=str(tmp_path / "run"), num_rounds=1), workers=1)
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    for name in ("flower.log", ".lock"):
+        (begun / name).write_text("")
+    for folder in (run, begun, tmp_path / "none"):
+        clear(folder, is_run, "run")
+        assert not folder.exists()
 
 
 @pytest.mark.slow
