@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 import sys
-import tomllib
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from simulations.display import show_sheets
 from simulations.federation import federation
 from simulations.rates import best_rates, grid_points, tune_rates
 from simulations.results import read_lines, result_lines
-from simulations.run import ENGINES, parse_overrides, read_settings, run
+from simulations.run import ENGINES, parse_overrides, read_settings, read_toml, run
 from simulations.sockets import measure
 from simulations.tables import refresh
 from simulations.tune import tune
@@ -90,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _compare(options: argparse.Namespace, command: str, console: Console) -> None:
-    base = tomllib.loads(options.config.read_text()) if options.config else {}
+    base = read_toml(options.config) if options.config else {}
     base |= parse_overrides(options.set)
     tuning, work = options.out / "tuning.jsonl", options.out / "work"
     taken = {"task", "split", "method", "seed", "out"} & base.keys()

@@ -20,14 +20,10 @@ def read_settings(config: Path | None, overrides: list[str], out: Path | None) -
     """Combine a TOML file of settings, ``key=value`` overrides and a run folder.
 
     Raises:
-        ValueError: unknown keys, bad values, or an override that is not ``key=value``.
+        ValueError: a file that is not TOML, unknown keys, bad values, or an override that is not ``key=value``.
         FileNotFoundError: no such TOML file.
     """
-    values: dict[str, Any] = {}
-    if config:
-        if not config.exists():
-            raise FileNotFoundError(f"there is no settings file {config}")
-        values = tomllib.loads(config.read_text())
+    values = read_toml(config) if config else {}
     values |= parse_overrides(overrides)
     if out:
         values["out"] = str(out)
@@ -36,6 +32,21 @@ def read_settings(config: Path | None, overrides: list[str], out: Path | None) -
         values["out"] = f"runs/{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     values["out"] = str(Path(values["out"]).expanduser().absolute())
     return from_run_config(values)
+
+
+def read_toml(file: Path) -> dict[str, Any]:
+    """Read a TOML file of settings.
+
+    Raises:
+        ValueError: it is not TOML; names the file and the place.
+        FileNotFoundError: no such file.
+    """
+    if not file.exists():
+        raise FileNotFoundError(f"there is no settings file {file}")
+    try:
+        return tomllib.loads(file.read_text())
+    except ValueError as error:  # TOMLDecodeError, or bytes that are not UTF-8
+        raise ValueError(f"the settings file {file} is not TOML: {error}; write lines like num-rounds = 3") from error
 
 
 def parse_overrides(texts: list[str]) -> dict[str, Any]:

@@ -8,6 +8,8 @@ import pytest
 
 from fedasym.methods import METHODS
 from fedasym.settings import Settings, difference, from_run_config
+from simulations.__main__ import main
+from simulations.run import read_settings
 
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 KNOBS = {knob.name.replace("_", "-"): knob for knob in dataclasses.fields(Settings)}
@@ -161,3 +163,18 @@ def test_difference_names_exactly_the_keys_that_differ() -> None:
     assert difference({"a": 1, "b": 2}, {"b": 2, "a": 1}) == []
     lines = difference({"a": 1, "b": 2, "gone": 3}, {"a": 1, "b": "2", "new": 4})
     assert lines == ["b: 2 there, '2' here", "gone: 3 there, 'absent' here", "new: 'absent' there, 4 here"]
+
+
+@pytest.mark.parametrize("text", ["num-rounds: 3", "lr = 0.1\nlr = 0.2", "\xff".encode("latin-1")])
+def test_a_settings_file_that_is_not_toml_is_named_with_what_is_wrong_in_it(tmp_path: Path, capsys, text) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=r"mine\.toml is not TOML: .*(line|position)"):
+        read_settings(file, [], None)
+    assert main(["compare", "--config", str(file), "--out", str(tmp_path)]) == 1
+    assert "mine.toml" in capsys.readouterr().out
+
+
+def test_a_settings_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no settings file .*mine\.toml"):
+        read_settings(tmp_path / "mine.toml", [], None)
