@@ -5,8 +5,9 @@ It reads the run folder's rounds.jsonl, which every engine writes alike.
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -22,34 +23,59 @@ REFRESH_SECONDS = 0.5
 
 
 class Follower:
-    """Follows a run folder from a thread until it is closed."""
+    """Follows a run folder from a thread until it is closed; what goes wrong with the display is said then."""
 
     def __init__(self, title: str, folder: Path, rounds: int, console: Console) -> None:
         self._title, self._folder, self._rounds, self._console = title, folder, rounds, console
         self._stop = threading.Event()
         self._started = time.monotonic()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
-        self._shown = 0
+        self._thread = threading.Thread(target=self._attempt, args=(self._follow,), daemon=True)
+        self._seen: list[dict[str, Any]] = []
+        self._error: Exception | None = None
 
     def __enter__(self) -> "Follower":
+        self._attempt(self._look_back)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
+        if self._error is not None:
+            text = f"the display ended early ({type(self._error).__name__}: {self._error}); the run did not"
+            self._console.print(
+                f"{text}: see {self._folder / 'rounds.jsonl'}", markup=False, highlight=False, soft_wrap=True
+            )
+
+    def _attempt(self, act: Callable[[], None]) -> None:
+        """Do a part of the display; the first error is kept for the end, since the run must go on."""
+        try:
+            if self._error is None:
+                act()
+        except Exception as error:
+            self._error = error
+
+    def _look_back(self) -> None:
+        """Note what an earlier start has recorded, before the run can add to it."""
+        self._seen = read_rounds(self._folder)
 
     def _follow(self) -> None:
         if not self._console.is_terminal:
-            self._console.print(f"{self._title}: starting")
+            state = f"continuing; rounds up to {self._seen[-1]['round']} are recorded" if self._seen else "starting"
+            self._console.print(f"{self._title}: {state}")
             for rows in self._news():
-                for row in rows[self._shown :]:
+                for row in self._unseen(rows):
                     self._console.print(_line(row, self._metric(), self._rounds), soft_wrap=True)
-                self._shown = len(rows)
             return
         with Live(self._table([]), console=self._console, refresh_per_second=4) as live:
             for rows in self._news():
                 live.update(self._table(rows))
+
+    def _unseen(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the rows from the first that is new or differs: a round may be cut off the record and done again."""
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self._seen, rows, strict=False)))
+        self._seen = rows
+        return rows[same:]
 
     def _news(self) -> Iterator[list[dict[str, Any]]]:
         while not self._stop.wait(REFRESH_SECONDS):

@@ -51,8 +51,9 @@ def test_report_comparison_and_display_cope(folders: tuple[Path, Path], tmp_path
     assert not re.search(r"\b(None|nan)\b", words)
     out = io.StringIO()
     Console(file=out, width=100).print(comparison_table(comparison_rows(folders)))
-    with Follower("run", folders[1], 3, Console(file=out, width=200)):
-        pass
+    shutil.copytree(folders[1], tmp_path / "run", ignore=shutil.ignore_patterns("rounds.jsonl"))
+    with Follower("run", tmp_path / "run", 3, Console(file=out, width=200)):
+        shutil.copy(folders[1] / "rounds.jsonl", tmp_path / "run")
     assert "round 1/3  accuracy –  loss" in out.getvalue() and "round 3/3  accuracy 0." in out.getvalue()
     with Follower("run", folders[1], 3, Console(file=out, width=200, force_terminal=True)):
         pass
