@@ -141,6 +141,18 @@ def test_orthonormal_rows_follow_the_law_of_a_random_rotation() -> None:
     assert np.abs(coins.sum(axis=0)).max() < 4 * math.sqrt(n)
 
 
+def test_float32_is_reached_by_one_rounding_and_the_normals_are_within_1e_15_of_their_law() -> None:
+    rank, d = 16, 64
+    bits = np.random.Philox(key=stream_key(4, "A", LAYER, "orthonormal", rank, d)).random_raw(rank * d)
+    rows = projection._orthonormal_rows(projection._normal(bits.reshape(rank, d)))
+    # Half the distance of two float32 below 1.
+    assert 2**-30 < np.abs(frozen_A(4, LAYER, rank, d) - rows).max() <= 2**-25
+    # Uniforms at the middles of cells of 2^-52 are 2^-53 off in distribution; a value x that is off by 3e-15 of itself
+    # (the tolerance of the next test) by that times x times the density.
+    x = np.linspace(0, 9, 9001)
+    assert 2**-53 + 3e-15 * (x * norm.pdf(x)).max() < 1e-15
+
+
 def test_the_quantile_and_the_logarithm_agree_with_scipy_and_the_standard_library() -> None:
     powers = np.uint64(1) << np.arange(64, dtype=np.uint64)
     random = np.random.default_rng(0).integers(0, 2**64, 50_000, dtype=np.uint64)
