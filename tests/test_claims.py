@@ -25,6 +25,19 @@ def test_every_test_and_measurement_that_a_page_names_is_there(page: Path) -> No
             assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, f"{path}::{name}"
 
 
+def test_the_throughput_of_the_exact_mean_is_that_of_the_raw_line() -> None:
+    pattern = (
+        r"takes in ([\d.]+) GB of .* in ([\d.]+): ([\d.]+) times its time \((\d+) replies of (\d+) MB, (\d+) cores\)"
+    )
+    (said,) = re.findall(pattern, (ROOT / "docs/limits.md").read_text())
+    line = read_lines(ROOT / "benchmarks/results/average.jsonl")[-1]
+    assert line["unit"] == "GB/s of incoming float32"
+    assert [float(text) for text in said] == [
+        line["exact"], line["flower"], round(line["times_flowers_time"], 1),
+        line["replies"], line["values"] * 4 / 1e6, line["cpu_count"],
+    ]  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def lines() -> dict[tuple[str, str, str, int], dict]:
     found = read_lines(ROOT / "simulations/results/comparison.jsonl")
