@@ -4,8 +4,8 @@ LoRA adapts a frozen weight as ``W x + s·B A x``. A may stay random and frozen;
 arXiv 2402.16842). Every client draws the same A from a common seed, so A is never sent; only B trains and travels;
 and the mean of the B is exactly the mean of the updates.
 
-The public names below need NumPy and, those of `fedasym.lora`, PyTorch; each is imported when first used. Flower is
-known to `fedasym.wire` alone, transformers to `fedasym.model` and `fedasym.footprint`.
+The public names below need NumPy and, those of `fedasym.lora`, PyTorch; each is imported when first used. flwr is
+imported by `fedasym.wire` alone, transformers by `fedasym.model` and `fedasym.footprint`.
 """
 
 from importlib import import_module

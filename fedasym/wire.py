@@ -1,8 +1,9 @@
 """Named matrices <-> Flower records: one packed array per message, its checks, and honest byte counts.
 
-The only file of this package that knows Flower. A message carries two records: ``matrices``, one float32 array that
-holds every matrix of the contract's schema in sorted order, and ``about``, the contract's hash, the round and
-digests. Packing matters: Flower moves each array as an object of its own, with about 500 bytes of metadata.
+The only file of this package that knows Flower's messages, and that imports flwr; `processes`, `flower` and `bundle`
+know its command line. A message carries two records: ``matrices``, one float32 array that holds every matrix of the
+contract's schema in sorted order, and ``about``, the contract's hash, the round and digests. Packing matters: Flower
+moves each array as an object of its own, with about 500 bytes of metadata.
 """
 
 import hashlib

@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def tracked(*folders: str) -> set[str]:
-    """Return the Python files of top-level folders."""
+def python_files(*folders: str) -> set[str]:
+    """Return the Python files of top-level folders, as they lie in the working tree."""
     return {str(p.relative_to(ROOT)) for folder in folders for p in (ROOT / folder).rglob("*.py")}
 
 
@@ -25,7 +25,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_fedasym_and_nothing_else(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert names == tracked("fedasym")
+    assert names == python_files("fedasym")
 
 
 def test_the_installed_wheel_exposes_fedasym_only(wheel: Path, tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_the_app_bundle_holds_what_the_apps_import_and_the_readme(tmp_path: Path
     bundles = list(tmp_path.glob("*.fab"))
     assert len(bundles) == 1
     names = set(zipfile.ZipFile(bundles[0]).namelist())
-    assert names - {".info/CONTENT"} == tracked("fedasym", "server", "clients") | {
+    assert names - {".info/CONTENT"} == python_files("fedasym", "server", "clients") | {
         "pyproject.toml",
         "README.md",
         "LICENSE",
