@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -17,6 +18,8 @@ from world import make_data, make_model
 
 from fedasym.processes import QUIET
 from fedasym.record import read_json
+from simulations.local import run_local
+from simulations.run import read_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -89,15 +92,21 @@ OVERRIDDEN = [line for line in commands() if line.startswith("flwr run . --strea
 @pytest.mark.parametrize(
     "command", [*(pytest.param(each, marks=pytest.mark.slow) for each in OVERRIDDEN[:-1]), OVERRIDDEN[-1]]
 )
-def test_a_flwr_run_command_of_the_readme_completes(
-    command: str, places: dict[str, str], shell: dict[str, str]
+def test_a_flwr_run_command_of_the_readme_completes_with_the_bits_of_one_process(
+    command: str, places: dict[str, str], shell: dict[str, str], tmp_path: Path
 ) -> None:
-    run = subprocess.run(["bash", "-c", filled(command, places)], cwd=ROOT, env=shell, capture_output=True, text=True)
+    command = filled(command, places)
+    run = subprocess.run(["bash", "-c", command], cwd=ROOT, env=shell, capture_output=True, text=True)
     assert "report " in run.stdout, run.stdout + run.stderr
     assert final_status(shell) == "finished:completed"
     report = re.search(r"report (\S+report\.html)", run.stdout)
     assert report and Path(report[1]).exists()
-    assert read_json(Path(report[1]).with_name("summary.json"))["rounds"] >= 1
+    summary = read_json(Path(report[1]).with_name("summary.json"))
+    assert summary["rounds"] >= 1
+    words = shlex.split(command)
+    pairs = shlex.split(words[words.index("-c") + 1])
+    same = run_local(read_settings(None, pairs, tmp_path / "local"), workers=1)
+    assert read_json(same / "summary.json")["digest"] == summary["digest"]
 
 
 @pytest.mark.slow
