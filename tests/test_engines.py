@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from flwr.app import Context, RecordDict
-from world import tiny_settings
+from world import tiny_settings, what_is_left
 
 from clients.app import app as client_app
 from fedasym.flower import FlowerError
@@ -34,12 +34,11 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_two_runs_in_process_give_the_same_bits_and_the_same_record(reference: Path, tmp_path: Path) -> None:
     again = run_local(demo_settings(tmp_path / "again"), workers=1)
-    timeless = [{**row, "seconds": 0} for row in read_rounds(again)]
-    assert timeless == [{**row, "seconds": 0} for row in read_rounds(reference)]
+    assert what_is_left(again) == what_is_left(reference)
 
 
 def test_two_concurrent_clients_in_process_give_the_same_bits(reference: Path, tmp_path: Path) -> None:
-    assert digests(run_local(demo_settings(tmp_path / "two"), workers=2)) == digests(reference)
+    assert what_is_left(run_local(demo_settings(tmp_path / "two"), workers=2)) == what_is_left(reference)
 
 
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
@@ -49,9 +48,8 @@ def test_flowers_engine_gives_the_same_bits(reference: Path, tmp_path: Path, wor
     here, there = read_json(folder / "config.json"), read_json(reference / "config.json")
     here["settings"]["out"] = there["settings"]["out"] = ""
     assert here == there
-    assert (folder / "adapter" / "adapter_model.safetensors").read_bytes() == (
-        reference / "adapter" / "adapter_model.safetensors"
-    ).read_bytes()
+    # Flower draws node and run ids at random and writes them with as many bytes as they need.
+    assert what_is_left(folder, "message") == what_is_left(reference, "message")
 
 
 def test_fewer_nodes_than_clients_give_the_same_bits(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from world import tiny_settings, tiny_values
+from world import tiny_settings, tiny_values, what_is_left
 
 from fedasym.record import read_rounds
 from server.strategy import FederationError
@@ -59,12 +59,6 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def what_is_left(folder: Path, *but: str) -> tuple[list[dict[str, object]], bytes]:
-    """Return the record without its clock (and other named columns) and the adapter's bytes."""
-    rows = [{k: v for k, v in row.items() if k not in ("seconds", *but)} for row in read_rounds(folder)]
-    return rows, (folder / "adapter" / "adapter_model.safetensors").read_bytes()
-
-
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("world")
@@ -101,11 +95,38 @@ def test_killed_in_flowers_engine_and_resumed_there_equals_never_killed(world: P
     values = tiny_values(world, num_rounds=ROUNDS, local_steps=30)
     run_local(tiny_settings(world, out=str(tmp_path / "whole"), num_rounds=ROUNDS, local_steps=30), workers=1)
     folder = tmp_path / "killed"
-    kill_after_round(command(values, folder, "flower"), folder, 1)
+    for number in range(1, ROUNDS):
+        kill_after_round(command(values, folder, "flower"), folder, number)
     subprocess.run(command(values, folder, "flower"), cwd=ROOT, check=True, capture_output=True)
     # Flower draws node and run ids at random and writes them with as many bytes as they need.
-    sizes = ("message_up", "message_down")
-    assert what_is_left(folder, *sizes) == what_is_left(tmp_path / "whole", *sizes)
+    assert what_is_left(folder, "message") == what_is_left(tmp_path / "whole", "message")
+
+
+# Python tells its audit hooks of every file before it is opened.
+KILLED_BEFORE = """
+import os, signal, sys
+from simulations.__main__ import main
+name = sys.argv.pop(1) + ".new"
+def look(event, about):
+    if event == "open" and str(about[0]).endswith(name):
+        os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(look)
+sys.exit(main())
+"""
+
+
+def test_killed_after_the_last_round_while_the_end_is_written_and_resumed_equals_never_killed(
+    world: Path, tmp_path: Path
+) -> None:
+    whole = run_local(tiny_settings(world, out=str(tmp_path / "whole"), num_rounds=ROUNDS), workers=1)
+    folder, values = tmp_path / "killed", tiny_values(world, num_rounds=ROUNDS)
+    for name in ("summary.json", "adapter_model.safetensors"):
+        words = command(values, folder, "local")[3:]
+        done = subprocess.run([sys.executable, "-c", KILLED_BEFORE, name, *words], cwd=ROOT, capture_output=True)
+        assert done.returncode == -signal.SIGKILL, done.stdout.decode()
+        assert len(read_rounds(folder)) == ROUNDS and not list(folder.rglob(name))
+    run_local(tiny_settings(world, out=str(folder), num_rounds=ROUNDS), workers=1)
+    assert what_is_left(folder) == what_is_left(whole)
 
 
 def test_a_finished_run_started_again_changes_nothing(world: Path, tmp_path: Path) -> None:

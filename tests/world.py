@@ -15,6 +15,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from clients.app import app as honest
 from fedasym import wire
+from fedasym.record import read_json, read_rounds
 from fedasym.settings import Settings, from_run_config
 from server.app import app as server_app
 from simulations.grid import RUN_ID, SERVER_NODE, InProcessGrid
@@ -108,6 +109,16 @@ def tiny_values(root: Path, **more: object) -> dict[str, object]:
 def tiny_settings(root: Path, **more: object) -> Settings:
     """Return settings on the tiny world; keyword arguments override."""
     return from_run_config(tiny_values(root, **more))
+
+
+def what_is_left(folder: Path, *but: str) -> tuple[list[dict[str, object]], dict[str, object], dict[str, bytes]]:
+    """Return a run's record and summary without their clock (and other named columns) and the files of its adapter."""
+    hidden = ("seconds", *but)
+    rows = [{k: v for k, v in row.items() if not k.startswith(hidden)} for row in read_rounds(folder)]
+    summary = {k: v for k, v in read_json(folder / "summary.json").items() if not k.startswith(hidden)}
+    files = {path.name: path.read_bytes() for path in (folder / "adapter").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= files.keys()
+    return rows, summary, files
 
 
 @dataclass(frozen=True)
