@@ -60,8 +60,8 @@ def adapt(
 
     Raises:
         ValueError: an unknown scaling or factors, a rank below 1 or too large for a layer and kind, an alpha that is
-            not positive and finite, a model that is adapted already or is itself one linear layer, a linear layer at two
-            paths, or a target or an exclusion that matches no linear layer. The model is then as it was.
+            not positive and finite, a model that is adapted already or is itself one linear layer, a linear layer at
+            two paths, or a target or an exclusion that matches no linear layer. The model is then as it was.
     """
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise ValueError(f"rank {rank!r} is not a whole number of at least 1; give the number of A's rows as an int")

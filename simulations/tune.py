@@ -1,4 +1,4 @@
-"""Tune the local optimizer of each method: one grid for all, on a cut of the training data.
+"""Tune the local and the server's optimizer of each method: one grid for all, on a cut of the training data.
 
 ``python -m simulations tune`` runs what is not yet in results/tuning.jsonl, one line a cell, and prints the
 winners. The test set is not read: each cell is judged on 1,000 sentences cut off the training data, by the mean
@@ -15,7 +15,6 @@ from rich.table import Table
 
 from fedasym.record import read_rounds, versions
 from fedasym.settings import Settings
-from fedasym.study.tuning import tuning_markdown as tuning_markdown
 from fedasym.study.tuning import tuning_sheet
 from simulations.local import run_local
 from simulations.results import RESULTS, read_lines
@@ -27,6 +26,17 @@ GRID = [
     *({"optimizer": "sgd", "lr": lr, "head-lr": 0.5} for lr in (0.1, 0.3, 1.0, 3.0)),
     *({"optimizer": "adamw", "lr": lr, "head-lr": 1e-3} for lr in (1e-3, 3e-3)),
 ]
+# The server's optimizer, with the local one that was best for both; a cell that names none takes the plain mean.
+_LOCAL = {"optimizer": "sgd", "lr": 0.3, "head-lr": 0.5}
+_MOMENTUM = {"server-optimizer": "momentum", "server-lr": 1.0, "server-momentum": 0.5}
+GRID += [
+    {**_LOCAL, **_MOMENTUM},
+    {**_LOCAL, **_MOMENTUM, "server-momentum": 0.9},
+    {**_LOCAL, **_MOMENTUM, "server-lr": 0.3, "server-momentum": 0.9},
+    {**_LOCAL, "server-optimizer": "adam", "server-lr": 0.01, "server-momentum": 0.9},
+]
+# Whether momentum is better than the plain mean beyond one seed's luck.
+GRID += [{**cell, "seed": 1} for cell in (_LOCAL, {**_LOCAL, **_MOMENTUM})]
 FIXED = {"validation-cut": 1000, "num-rounds": 6}
 
 

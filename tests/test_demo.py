@@ -10,6 +10,7 @@ from world import tiny_settings
 
 from fedasym.methods import METHODS
 from fedasym.settings import Settings
+from fedasym.study.statistics import paired
 from simulations.__main__ import main
 from simulations.folders import clear, is_run
 from simulations.local import run_local
@@ -41,7 +42,7 @@ def test_the_committed_demo_keeps_its_promises() -> None:
 def test_the_demo_is_within_four_points_of_central_training_by_its_recipe_on_as_many_examples() -> None:
     ours = read_lines(RESULTS / "demo.jsonl")[0]
     central = read_lines(RESULTS / "central.jsonl")[0]
-    recipe = ("method", "kind", "optimizer", "lr", "head_lr", "batch_size", "rank", "targets")
+    recipe = ("kind", "optimizer", "lr", "head_lr", "batch_size", "rank", "targets")
     assert [ours["settings"][key] for key in recipe] == [central["settings"][key] for key in recipe]
     for line, clients in ((ours, 10), (central, 1)):
         settings = line["settings"]
@@ -51,10 +52,23 @@ def test_the_demo_is_within_four_points_of_central_training_by_its_recipe_on_as_
 
 @pytest.mark.parametrize("method", TUNED)
 def test_the_defaults_are_the_winners_of_the_committed_grid(method: str) -> None:
-    lines = [line for line in read_lines(TUNING) if line["cell"]["method"] == method]
-    best = max(lines, key=lambda line: line["score"])["cell"]
+    lines = [line for line in read_lines(TUNING) if line["cell"].keys() == {"method", "optimizer", "lr", "head-lr"}]
+    best = max((line for line in lines if line["cell"]["method"] == method), key=lambda line: line["score"])["cell"]
     chosen = METHODS[method]
     assert (chosen.optimizer, chosen.lr, chosen.head_lr) == (best["optimizer"], best["lr"], best["head-lr"])
+
+
+def test_the_plain_mean_is_the_default_since_momentum_is_ahead_but_not_beyond_chance() -> None:
+    scores = {}
+    for line in read_lines(TUNING):
+        cell = line["cell"]
+        if (cell["optimizer"], cell["lr"]) == ("sgd", 0.3) and cell.get("server-momentum", 0.5) == 0.5:
+            scores[cell["method"], cell.get("seed", 0), cell.get("server-optimizer", "none")] = line["score"]
+    places = [(method, seed) for method in TUNED for seed in (0, 1)]
+    difference = paired(*({place: scores[*place, name] for place in places} for name in ("momentum", "none")))
+    assert difference and difference.n == 4 and difference.holds_zero and difference.mean > 0.01
+    assert all(scores[*place, "momentum"] > scores[*place, "none"] for place in places)
+    assert Settings().server_optimizer == "none"
 
 
 def test_both_methods_were_tuned_on_the_same_grid_and_never_on_the_test_set() -> None:
