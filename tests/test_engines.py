@@ -37,6 +37,22 @@ def test_two_runs_in_process_give_the_same_bits_and_the_same_record(reference: P
     assert what_is_left(again) == what_is_left(reference)
 
 
+def test_a_run_leaves_what_its_readers_count_on(reference: Path) -> None:
+    assert {
+        "round", "seconds", "clients_asked", "clients_valid", "clients_rejected", "train_loss", "metrics", "payload_up",
+        "payload_down", "message_up", "message_down", "mismatch", "digest",
+    } <= read_rounds(reference)[0].keys()  # fmt: skip
+    assert {
+        "task", "model", "method", "split", "seed", "rounds", "metric", "final", "best", "payload_up_per_client_round",
+        "payload_down_per_client_round", "payload_total", "digest", "seconds",
+    } <= read_json(reference / "summary.json").keys()  # fmt: skip
+    assert {"settings", "versions", "contract", "partition"} <= read_json(reference / "config.json").keys()
+    assert read_json(reference / "config.json")["partition"]["digest"]
+    page = (reference / "report.html").read_text()
+    assert read_rounds(reference)[-1]["digest"] in page and "<img" in page
+    assert {path.suffix for path in reference.rglob("*")} >= {".png", ".html", ".safetensors", ".json", ".jsonl"}
+
+
 def test_two_concurrent_clients_in_process_give_the_same_bits(reference: Path, tmp_path: Path) -> None:
     assert what_is_left(run_local(demo_settings(tmp_path / "two"), workers=2)) == what_is_left(reference)
 
