@@ -25,7 +25,7 @@ SHAPES = {
 }
 A, B, H = 4 * 32 + 4 * 32, 32 * 4 + 64 * 4, 2 * 32 + 2  # values of each
 # Of the tiny BERT: words, places and types; one norm; four projections; norm; the two dense layers; norm; the head.
-FULL = (22 + 32 + 2) * 32 + 64 + 4 * (32 * 32 + 32) + 64 + (32 * 64 + 64) + (64 * 32 + 32) + 64 + H
+FULL = (22 + 64 + 2) * 32 + 64 + 4 * (32 * 32 + 32) + 64 + (32 * 64 + 64) + (64 * 32 + 32) + 64 + H
 STACK = CLIENTS * (A + B) + H  # every client's factors, and the mean of the head
 TRAVEL = {  # values (down, up) of one client in rounds 1, 2, 3
     "asymmetric": [(B + H, B + H)] * 3,
