@@ -169,6 +169,19 @@ def test_a_model_that_was_cast_after_it_was_adapted_is_not_loaded(net) -> None:
     assert not any(m.any() for m in lora.read(lora.trainable(net)).values())
 
 
+@pytest.mark.parametrize("factors", lora.FACTORS)
+def test_what_adapt_makes_is_float32_whatever_another_thread_makes_the_default(net, factors) -> None:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)  # as transformers does, for the whole process, while it loads a model
+    try:
+        lora.adapt(net, rank=4, factors=factors)
+        lora.add_shifts(net)
+    finally:
+        torch.set_default_dtype(before)
+    for _, layer in lora.adapted_layers(net):
+        assert layer.A.dtype == layer.B.dtype == layer.shift.dtype == torch.float32
+
+
 def test_load_is_strict_and_all_or_nothing(net) -> None:
     lora.adapt(net, "query", rank=2)
     B = lora.trainable(net)

@@ -103,7 +103,7 @@ def test_an_array_of_another_serialisation_is_a_value_error_too() -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_value_that_is_not_finite_is_refused_both_ways_with_its_name_and_place(matrices, value) -> None:
     matrices["b.B"][2, 1] = value
-    wanted = rf"b\.B holds {value} at \(2, 1\): not a finite value; lower the learning rate"
+    wanted = rf"b\.B holds {value} at \(2, 1\): not a finite value; lower lr, head-lr or server-lr"
     with pytest.raises(ValueError, match=wanted):
         wire.pack(matrices, SCHEMA, {})
     packed = np.concatenate([matrices[name].ravel() for name, _ in SCHEMA])
@@ -117,7 +117,7 @@ def test_matrices_that_differ_from_the_schema_are_not_packed(matrices) -> None:
             wire.pack({**matrices, **change}, SCHEMA, {})
 
     refused({"c.B": flat()}, r"missing \[\], extra \['c.B'\]")
-    refused({"a.B": matrices["a.B"].T}, r"a\.B is float32 \(2, 3\); the contract wants float32 \(3, 2\)")
+    refused({"a.B": matrices["a.B"].T}, r"a\.B is float32 \(2, 3\), the contract wants float32 \(3, 2\)")
     refused({"a.B": matrices["a.B"].astype(np.float16)}, r"a\.B is float16 \(3, 2\)")
     with pytest.raises(ValueError, match=r"missing \['a.B', 'b.B', 'head.bias'\], extra \[\]"):
         wire.pack({}, SCHEMA, {})
