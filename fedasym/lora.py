@@ -101,18 +101,15 @@ def scale_of(alpha: float, rank: int, scaling: str) -> float:
 
 
 def _draw(seed: int, name: str, rank: int, base: nn.Linear, kind: str, factors: str) -> tuple[Tensor, Tensor]:
-    """Return the initial A and B: one random, the other zero; on the meta device their shapes.
-
-    The dtype is named: torch's default is the whole process's, and another thread that loads a model changes it.
-    """
+    """Return the initial A and B: one random, the other zero; on the meta device their shapes."""
     if base.weight.is_meta:
         check_drawable(name, rank, base.out_features if factors == "A" else base.in_features, kind)
         return torch.empty(rank, base.in_features, device="meta"), torch.empty(base.out_features, rank, device="meta")
     if factors == "A":
         B = frozen_A(seed, f"{name}.B", rank, base.out_features, kind).T
         return torch.zeros(rank, base.in_features, dtype=torch.float32), torch.from_numpy(np.ascontiguousarray(B))
-    A = frozen_A(seed, name, rank, base.in_features, kind)
-    return torch.from_numpy(A), torch.zeros(base.out_features, rank, dtype=torch.float32)
+    B0 = torch.zeros(base.out_features, rank, dtype=torch.float32)  # named: another thread's loading moves the default
+    return torch.from_numpy(frozen_A(seed, name, rank, base.in_features, kind)), B0
 
 
 def train_all(model: nn.Module) -> None:
