@@ -4,8 +4,8 @@ W is the pretrained layer and stays as it is; A (r, d_in) is drawn from a seed a
 at zero, trains, travels and is averaged. With ``factors="AB"`` the same code path is standard LoRA (Hu et al. 2021,
 arXiv 2106.09685): A is a parameter too. Why B alone suffices: Zhu et al. 2024 (arXiv 2402.16842).
 
-Law: what trains is what travels. `trainable` visits the adapted layers by type and is the one
-definition of that set; the optimizer takes it, the wire copies it, the mean averages it.
+Law: what trains is what travels. `trainable` visits the adapted layers by type and is the one definition of that
+set; the optimizer takes it, the wire copies it, the mean averages it.
 """
 
 import copy
@@ -108,8 +108,9 @@ def _draw(seed: int, name: str, rank: int, base: nn.Linear, kind: str, factors: 
     if factors == "A":
         B = frozen_A(seed, f"{name}.B", rank, base.out_features, kind).T
         return torch.zeros(rank, base.in_features, dtype=torch.float32), torch.from_numpy(np.ascontiguousarray(B))
-    B0 = torch.zeros(base.out_features, rank, dtype=torch.float32)  # named: another thread's loading moves the default
-    return torch.from_numpy(frozen_A(seed, name, rank, base.in_features, kind)), B0
+    # The dtype is named: another thread that loads a model moves the process's default.
+    A = frozen_A(seed, name, rank, base.in_features, kind)
+    return torch.from_numpy(A), torch.zeros(base.out_features, rank, dtype=torch.float32)
 
 
 def train_all(model: nn.Module) -> None:
@@ -239,12 +240,10 @@ def load(parameters: Mapping[str, Tensor], matrices: Mapping[str, Float32]) -> N
 def merged_copy(model: nn.Module) -> nn.Module:
     """Return a copy with ``W + s · B A`` in plain linear layers; the model itself is not touched.
 
-    The sum is formed in float64 and rounded once to W's dtype; fully trained layers take the dtype of the layer they
-    stand for.
+    The sum is formed in float64 and rounded once to W's dtype; layers trained in full take that of what they replace.
 
     Raises:
-        TypeError: a base layer is not a plain ``torch.nn.Linear`` (e.g. quantised), whose weight cannot
-            absorb the update.
+        TypeError: a base layer is not a plain ``torch.nn.Linear`` but e.g. quantised, and cannot take the update.
     """
     merged = copy.deepcopy(model)
     for name, layer in adapted_layers(merged):
