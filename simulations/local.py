@@ -1,5 +1,6 @@
 """The in-process engine: the two apps on an `InProcessGrid`."""
 
+from importlib import import_module
 from pathlib import Path
 
 from flwr.app import Context, RecordDict
@@ -28,6 +29,7 @@ def run_local(settings: Settings, workers: int, data: Path | None = None) -> Pat
         raise ValueError(
             f"sites={settings.sites!r} and the folder of their data is {data}; give both (--site-data DIR) or neither"
         )
+    import_module("transformers")  # whole, before there are threads: datasets looks into it while another imports it
     config = settings.run_config()
     nodes: int | list[dict[str, Value]] = settings.num_clients
     if data is not None:
