@@ -14,8 +14,9 @@ from clients.place import Place
 from clients.refusal import QUERY, TRAIN, WARM, hidden, refused
 from clients.site import forget_site, holding_of, site_of
 from clients.work import Behind, Refusal, Spoiled, handshake, require_fit, require_pin, train_round
+from fedasym.knobs import Value
 from fedasym.record import run_folder
-from fedasym.settings import Settings, Value, from_run_config
+from fedasym.settings import Settings, from_run_config
 
 
 def answer(kind: str, content: RecordDict, run_config: Mapping[str, Value], run_id: int, place: Place) -> RecordDict:

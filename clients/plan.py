@@ -12,8 +12,9 @@ from clients.folder import LONGEST_SOCKET, SOCKET
 from clients.keeper import Limits
 from clients.kit import Kit, read_kit
 from clients.place import LENT, Place
+from fedasym.knobs import Value
 from fedasym.processes import flower_environment, tool
-from fedasym.settings import Settings, Value, from_run_config
+from fedasym.settings import Settings, from_run_config
 from fedasym.tasks import task_of
 
 GUARDED = "flwr-clientapp"

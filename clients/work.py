@@ -15,9 +15,10 @@ from clients.site import Holding, Site
 from fedasym import lora, wire
 from fedasym.chance import generator
 from fedasym.contract import frame_of
+from fedasym.knobs import difference
 from fedasym.methods import METHODS
 from fedasym.methods.method import letter_of, pick, select
-from fedasym.settings import Settings, difference
+from fedasym.settings import Settings
 from fedasym.tasks import task_of
 from fedasym.train import draw_batches, evaluate, train_steps
 from fedasym.tripwires import CHANGED, idle

@@ -11,10 +11,11 @@ from importlib import metadata
 from typing import Any
 
 from fedasym import __version__, lora
+from fedasym.knobs import difference
 from fedasym.methods import METHODS
 from fedasym.methods.method import Frame, layers_of
 from fedasym.model import Built
-from fedasym.settings import Settings, difference
+from fedasym.settings import Settings
 
 SITES = "sites"  # in place of the split's digest, where every site has data of its own
 # Their changes can move bits or formats: NumPy's draw batches, and tokenizers' turn text into ids.

@@ -1,8 +1,7 @@
 """Every knob of a federation: one frozen dataclass, read once from the flat run config, checked at the door.
 
 The names are Flower's run-config keys with ``-`` for ``_``; the defaults are the demo and equal the project's
-``[tool.flwr.app.config]``. Whatever is unknown, of another type or out of range is refused with its name. The file is
-long because every knob, and every contradiction between two of them, stands in this one place.
+``[tool.flwr.app.config]``. Whatever is unknown, of another type or out of range is refused with its name.
 """
 
 import dataclasses
@@ -10,92 +9,88 @@ import difflib
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from fedasym import glue
+from fedasym.knobs import Value, check, knob
 from fedasym.methods import METHODS
 
-Value = bool | int | float | str
 RESOLVED = ("kind", "head", "optimizer", "lr", "head_lr", "pooling")  # what `Settings.resolved` fills in
-
-
-def _knob(default: Value, about: str, *, choices: tuple[str, ...] = (), least: float | None = None) -> Any:
-    return field(default=default, metadata={"about": about, "choices": choices, "least": least})
 
 
 @dataclass(frozen=True)
 class Settings:
     """The settings of one run. ``auto`` and 0 where so documented mean the method's tuned default."""
 
-    method: str = _knob("asymmetric", "federated-LoRA method", choices=tuple(METHODS))
-    num_rounds: int = _knob(5, "rounds", least=1)
-    num_clients: int = _knob(10, "clients the data is split over; with sites, their number", least=1)
-    sites: str = _knob("", "registered names of sites with data of their own, by commas; empty: the data is split")
-    clients_per_round: int = _knob(0, "clients asked each round; 0 asks all", least=0)
-    fraction: float = _knob(1.0, "share of the clients that are there which a round asks, rounded up", least=0.0)
-    quorum: int = _knob(0, "clients that must be there before a round begins; 0: all", least=0)
-    min_valid: int = _knob(1, "valid replies without which a round fails", least=1)
-    round_timeout: float = _knob(3600.0, "seconds to wait for a round's replies", least=0.001)
-    rest_after: int = _knob(0, "failed rounds in a row after which a client rests; 0: never", least=0)
-    rest_rounds: int = _knob(1, "rounds that it rests", least=1)
-    seed: int = _knob(0, "common seed of A, split, batches and sampling")
-    out: str = _knob("", "run folder; empty makes a new one under runs/, a used one is continued")
+    method: str = knob("asymmetric", "federated-LoRA method", choices=tuple(METHODS))
+    num_rounds: int = knob(5, "rounds", least=1)
+    num_clients: int = knob(10, "clients the data is split over; with sites, their number", least=1)
+    sites: str = knob("", "registered names of sites with data of their own, by commas; empty: the data is split")
+    clients_per_round: int = knob(0, "clients asked each round; 0 asks all", least=0)
+    fraction: float = knob(1.0, "share of the clients that are there which a round asks, rounded up", least=0.0)
+    quorum: int = knob(0, "clients that must be there before a round begins; 0: all", least=0)
+    min_valid: int = knob(1, "valid replies without which a round fails", least=1)
+    round_timeout: float = knob(3600.0, "seconds to wait for a round's replies", least=0.001)
+    rest_after: int = knob(0, "failed rounds in a row after which a client rests; 0: never", least=0)
+    rest_rounds: int = knob(1, "rounds that it rests", least=1)
+    seed: int = knob(0, "common seed of A, split, batches and sampling")
+    out: str = knob("", "run folder; empty makes a new one under runs/, a used one is continued")
 
-    task: str = _knob("reviews", "what is learned", choices=("reviews", "classification", "regression", *glue.TASKS))
-    data: str = _knob("demo", "'demo', a dataset's hub id, a local folder, or with sites 'none'")
-    data_config: str = _knob("", "the hub dataset's configuration, or a subfolder of the local folder")
-    glue_dir: str = _knob("", f"folder of the GLUE tasks; empty: that of {glue.VARIABLE}, else the hub")
-    train_split: str = _knob("train", "name of the training split or file")
-    test_split: str = _knob("test", "name of the held-out split or file")
-    text_columns: str = _knob("text", "text column, or two joined by a comma for sentence pairs")
-    label_column: str = _knob("label", "label column")
-    labels: str = _knob("", "the classes in the order of their ids, by commas, as in the label column; empty: found")
-    validation_cut: int = _knob(0, "evaluate on this many training examples cut off; 0: the test split", least=0)
-    train_cap: int = _knob(0, "train on this many examples, the same for every seed; 0: all", least=0)
-    test_cap: int = _knob(0, "evaluate on this many of the test split, the same for every seed; 0: all", least=0)
-    split: str = _knob("dirichlet:0.5", "who holds what: iid, dirichlet:ALPHA, mild, severe, column:NAME, ...")
-    min_examples: int = _knob(10, "least examples of a client", least=1)
+    task: str = knob("reviews", "what is learned", choices=("reviews", "classification", "regression", *glue.TASKS))
+    data: str = knob("demo", "'demo', a dataset's hub id, a local folder, or with sites 'none'")
+    data_config: str = knob("", "the hub dataset's configuration, or a subfolder of the local folder")
+    glue_dir: str = knob("", f"folder of the GLUE tasks; empty: that of {glue.VARIABLE}, else the hub")
+    train_split: str = knob("train", "name of the training split or file")
+    test_split: str = knob("test", "name of the held-out split or file")
+    text_columns: str = knob("text", "text column, or two joined by a comma for sentence pairs")
+    label_column: str = knob("label", "label column")
+    labels: str = knob("", "the classes in the order of their ids, by commas, as in the label column; empty: found")
+    validation_cut: int = knob(0, "evaluate on this many training examples cut off; 0: the test split", least=0)
+    train_cap: int = knob(0, "train on this many examples, the same for every seed; 0: all", least=0)
+    test_cap: int = knob(0, "evaluate on this many of the test split, the same for every seed; 0: all", least=0)
+    split: str = knob("dirichlet:0.5", "who holds what: iid, dirichlet:ALPHA, mild, severe, column:NAME, ...")
+    min_examples: int = knob(10, "least examples of a client", least=1)
 
-    model: str = _knob("demo", "'demo' (packaged MiniLM), a hub id, or a local folder")
-    revision: str = _knob("main", "revision of a model on the hub")
-    pooling: str = _knob(
+    model: str = knob("demo", "'demo' (packaged MiniLM), a hub id, or a local folder")
+    revision: str = knob("main", "revision of a model on the hub")
+    pooling: str = knob(
         "auto",
         "the model's own head, the masked mean, or for sentence pairs two masked means",
         choices=("auto", "model", "mean", "pair"),
     )
-    head: str = _knob(
+    head: str = knob(
         "auto", "what of the head trains; auto: the method's", choices=("auto", "output", "frozen", "full", "local")
     )
-    dtype: str = _knob("bfloat16", "dtype of the frozen weights", choices=("float32", "bfloat16"))
-    attention: str = _knob("eager", "transformers' attention", choices=("eager", "sdpa"))
-    max_length: int = _knob(64, "tokens of an example; longer ones are cut", least=1)
+    dtype: str = knob("bfloat16", "dtype of the frozen weights", choices=("float32", "bfloat16"))
+    attention: str = knob("eager", "transformers' attention", choices=("eager", "sdpa"))
+    max_length: int = knob(64, "tokens of an example; longer ones are cut", least=1)
 
-    rank: int = _knob(8, "r of every adapter", least=1)
-    alpha: float = _knob(16.0, "numerator of the scale s", least=0.0)
-    scaling: str = _knob("alpha/r", "the scale s", choices=("alpha/r", "alpha/sqrt(r)"))
-    kind: str = _knob("auto", "kind of A", choices=("auto", "orthonormal", "kaiming", "gaussian", "block"))
-    targets: str = _knob("all-linear", "'all-linear' or endings of layer names joined by commas")
+    rank: int = knob(8, "r of every adapter", least=1)
+    alpha: float = knob(16.0, "numerator of the scale s", least=0.0)
+    scaling: str = knob("alpha/r", "the scale s", choices=("alpha/r", "alpha/sqrt(r)"))
+    kind: str = knob("auto", "kind of A", choices=("auto", "orthonormal", "kaiming", "gaussian", "block"))
+    targets: str = knob("all-linear", "'all-linear' or endings of layer names joined by commas")
 
-    optimizer: str = _knob("auto", "local optimizer", choices=("auto", "sgd", "adamw"))
-    lr: float = _knob(0.0, "rate of the adapters; 0: the method's", least=0.0)
-    head_lr: float = _knob(0.0, "rate of the output layer; 0: the method's", least=0.0)
-    weight_decay: float = _knob(0.0, "decoupled weight decay of AdamW", least=0.0)
-    clip: float = _knob(1.0, "largest gradient norm of a step; 0: no clipping", least=0.0)
-    eval_every: int = _knob(1, "evaluate every so many rounds, and after the last", least=1)
-    batch_size: int = _knob(16, "examples of a local step", least=1)
-    local_steps: int = _knob(10, "local steps a round; 0: local-epochs instead", least=0)
-    local_epochs: int = _knob(0, "passes over the client's data a round, if local-steps is 0", least=0)
-    client_holdout: float = _knob(0.0, "share of a client's data kept out to evaluate on it", least=0.0)
-    threads: int = _knob(1, "threads of a client's training", least=1)
+    optimizer: str = knob("auto", "local optimizer", choices=("auto", "sgd", "adamw"))
+    lr: float = knob(0.0, "rate of the adapters; 0: the method's", least=0.0)
+    head_lr: float = knob(0.0, "rate of the output layer; 0: the method's", least=0.0)
+    weight_decay: float = knob(0.0, "decoupled weight decay of AdamW", least=0.0)
+    clip: float = knob(1.0, "largest gradient norm of a step; 0: no clipping", least=0.0)
+    eval_every: int = knob(1, "evaluate every so many rounds, and after the last", least=1)
+    batch_size: int = knob(16, "examples of a local step", least=1)
+    local_steps: int = knob(10, "local steps a round; 0: local-epochs instead", least=0)
+    local_epochs: int = knob(0, "passes over the client's data a round, if local-steps is 0", least=0)
+    client_holdout: float = knob(0.0, "share of a client's data kept out to evaluate on it", least=0.0)
+    threads: int = knob(1, "threads of a client's training", least=1)
 
-    server_optimizer: str = _knob("none", "on the mean change", choices=("none", "momentum", "adam"))
-    server_lr: float = _knob(1.0, "its rate", least=0.0)
-    server_momentum: float = _knob(0.9, "its momentum (Adam: beta 1)", least=0.0)
+    server_optimizer: str = knob("none", "on the mean change", choices=("none", "momentum", "adam"))
+    server_lr: float = knob(1.0, "its rate", least=0.0)
+    server_momentum: float = knob(0.9, "its momentum (Adam: beta 1)", least=0.0)
 
     def __post_init__(self) -> None:
-        for knob in dataclasses.fields(self):
-            _check(knob, getattr(self, knob.name))
+        for each in dataclasses.fields(self):
+            check(each, getattr(self, each.name))
         self._check_names()
         self._check_glue()
         self._check_sites()
@@ -277,37 +272,13 @@ def from_run_config(config: Mapping[str, Any]) -> Settings:
     Raises:
         ValueError: an unknown key, a value of another type or out of range.
     """
-    known = {knob.name.replace("_", "-"): knob for knob in dataclasses.fields(Settings)}
+    known = {each.name.replace("_", "-"): each for each in dataclasses.fields(Settings)}
     values: dict[str, Any] = {}
     for key, value in config.items():
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else "see `python -m simulations settings`"
             raise ValueError(f"setting {key!r} is unknown; {hint}")
-        knob = known[key]
         is_whole = isinstance(value, int) and not isinstance(value, bool)
-        values[knob.name] = float(value) if knob.type is float and is_whole else value
+        values[known[key].name] = float(value) if known[key].type is float and is_whole else value
     return Settings(**values)
-
-
-def _check(knob: "dataclasses.Field[Any]", value: Any) -> None:
-    key = knob.name.replace("_", "-")
-    if type(value) is not knob.type:
-        wanted = getattr(knob.type, "__name__", knob.type)
-        raise ValueError(f"setting {key}={value!r} is a {type(value).__name__}; give a {wanted}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"setting {key}={value!r} is not a finite number")
-    choices, least = knob.metadata["choices"], knob.metadata["least"]
-    if choices and value not in choices:
-        raise ValueError(f"setting {key}={value!r} is not one of {', '.join(choices)}")
-    if least is not None and not value >= least:
-        raise ValueError(f"setting {key}={value!r} is below {least}")
-
-
-def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Say in words where two flat mappings differ, one line per key, sorted."""
-    return [
-        f"{key}: {old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} here"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key, "absent") != new.get(key, "absent")
-    ]

@@ -22,13 +22,14 @@ from fedasym import checkpoint, lora, record, wire
 from fedasym.contract import SITES, Contract, contract_of
 from fedasym.data import Examples, load_examples, load_extra_examples, load_held_out
 from fedasym.export import write_adapter
+from fedasym.knobs import difference
 from fedasym.methods import METHODS
 from fedasym.methods.method import Matrices, select, values
 from fedasym.model import Built, build
 from fedasym.partition import partition
 from fedasym.processes import held_alone
 from fedasym.report import write_report
-from fedasym.settings import Settings, difference, from_run_config, judged_at_clients
+from fedasym.settings import Settings, from_run_config, judged_at_clients
 from fedasym.tasks import Task, task_of
 from fedasym.tokens import Tokens, tokenize
 from fedasym.train import evaluate

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from clients.app import app as client_app
+from fedasym.knobs import Value
 from fedasym.methods import METHODS
-from fedasym.settings import Settings, Value, from_run_config
+from fedasym.settings import Settings, from_run_config
 from server.app import only_user, train
 from simulations.grid import InProcessGrid
 from simulations.results import result_lines

@@ -20,8 +20,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from fedasym.knobs import Value, difference
 from fedasym.methods import METHODS
-from fedasym.settings import Settings, Value, difference
+from fedasym.settings import Settings
 from server.strategy import FederationError
 from simulations.cells import HOLDOUT, Cell, cell_settings, comparable, run_cell
 from simulations.results import append_line, read_lines

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,9 @@ class Follower:
 
     def _unseen(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the rows from the first that is new or differs: a round may be cut off the record and done again."""
-        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self._seen, rows, strict=False)))
+        same = 0
+        while self._seen[same : same + 1] == rows[same : same + 1] != []:
+            same += 1
         self._seen = rows
         return rows[same:]
 

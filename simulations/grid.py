@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedasym.settings import Value
+from fedasym.knobs import Value
 
 RUN_ID, SERVER_NODE = 1, 1
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from flwr.app import Context, RecordDict
 
 from clients.app import app as client_app
-from fedasym.settings import Settings, Value
+from fedasym.knobs import Value
+from fedasym.settings import Settings
 from server.app import app as server_app
 from simulations.grid import RUN_ID, SERVER_NODE, InProcessGrid
 

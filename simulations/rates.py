@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from fedasym.settings import Value
+from fedasym.knobs import Value
 from simulations.cells import Cell
 from simulations.compare import Comparison, Rates, require_same, run_cells
 from simulations.results import append_line, read_lines

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from fedasym.bundle import PROJECT, stage
 from fedasym.flower import FlowerError, flwr
+from fedasym.knobs import Value
 from fedasym.processes import flower_environment, free_port, started, tail, tool
-from fedasym.settings import Settings, Value
+from fedasym.settings import Settings
 
 POLL_SECONDS = 20.0  # without a new round; each poll is a process of about 2 s of one core, taken from the training
 _START_SECONDS = 60.0

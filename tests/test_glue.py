@@ -262,11 +262,15 @@ def test_a_metric_that_is_undefined_counts_as_zero_without_a_warning() -> None:
         score("auc", mixed, mixed)
 
 
+def tasks_held() -> list[str]:
+    """Return the tasks that the local copy of GLUE holds, which need not be all nine; all, if it holds none."""
+    copy = Path(os.environ.get(glue.VARIABLE, "")).expanduser()
+    return [task for task in TABLE if (copy / task).is_dir()] or [*TABLE]
+
+
 @pytest.mark.glue
-@pytest.mark.parametrize("task", TABLE)
+@pytest.mark.parametrize("task", tasks_held())
 def test_the_real_task_loads_whole_and_splits_by_label(task) -> None:
-    if not (Path(os.environ[glue.VARIABLE]).expanduser() / task).is_dir():
-        pytest.skip(f"{glue.VARIABLE} names a copy of GLUE without {task}; a copy need not hold all nine tasks")
     settings = Settings(task=task, split="severe", num_clients=6)
     train, held = load_examples(settings)
     if task in ROWS:

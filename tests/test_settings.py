@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from fedasym.knobs import difference
 from fedasym.methods import METHODS
-from fedasym.settings import Settings, difference, from_run_config
+from fedasym.settings import Settings, from_run_config
 from simulations.__main__ import main
 from simulations.run import read_settings
 
