@@ -21,7 +21,7 @@ from fedasym.methods.method import letter_of, pick, select
 from fedasym.settings import Settings
 from fedasym.tasks import task_of
 from fedasym.train import draw_batches, evaluate, train_steps
-from fedasym.tripwires import CHANGED, idle
+from fedasym.tripwires import idle, thawed
 
 
 class Refusal(Exception):
@@ -175,9 +175,8 @@ def _frozen(site: Site) -> dict[str, str]:
     found = {"base": lora.fingerprint_base(model)}
     if contract.factors in ("A", "B"):
         found["A"] = lora.fingerprint_A(model, site.settings.kind)
-    for key, name in (("base", "base model W"), ("A", "A")):
-        if key in found and found[key] != (wanted := getattr(contract, key)):
-            raise Spoiled(f"{key}={found[key]!r}, expected {wanted!r}: its {name} {CHANGED}")
+    if reason := thawed(contract, found):
+        raise Spoiled(reason)
     return found
 
 

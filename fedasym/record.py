@@ -45,7 +45,7 @@ def append_round(folder: Path, row: dict[str, Any]) -> int:
 
 
 def cut_rounds(folder: Path, length: int) -> bool:
-    """Cut rounds.jsonl back to the length that the checkpoint knows: a last round may lack one.
+    """Cut rounds.jsonl back to the length that the checkpoint knows: its last round may be one ahead.
 
     Returns:
         Whether a round was cut off; it will be done again.

@@ -1,10 +1,28 @@
 """What both sides look for after local training: the client before it replies, the server in the reply."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
+from fedasym.contract import Contract
 from fedasym.methods.method import Matrices, Method, letter_of
 
-CHANGED = "changed while training; train nothing but fedasym.trainable"
+
+def thawed(contract: Contract, found: Mapping[str, object]) -> str:
+    """Say which of W and, where it never moves, A is no longer the contract's, and what to do; "" if neither.
+
+    Args:
+        contract: holds their fingerprints.
+        found: the fingerprints after training, as ``base`` and ``A``.
+    """
+    names = {"base": "base model W", "A": "A"} if contract.factors in ("A", "B") else {"base": "base model W"}
+    for key, name in names.items():
+        if found.get(key) != (wanted := getattr(contract, key)):
+            return (
+                f"{key}={found.get(key)!r}, expected {wanted!r}: its {name} changed while training; train nothing but "
+                "fedasym.trainable"
+            )
+    return ""
 
 
 def idle(method: Method, held: Matrices, trained: Matrices) -> str:
