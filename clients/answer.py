@@ -14,6 +14,9 @@ from clients.place import Place
 from clients.refusal import QUERY, TRAIN, WARM, hidden, refused
 from clients.site import forget_site, holding_of, site_of
 from clients.work import Behind, Refusal, Spoiled, handshake, require_fit, require_pin, train_round
+from fedasym import wire
+from fedasym.contract import as_stated
+from fedasym.device import DeviceMemoryError
 from fedasym.knobs import Value
 from fedasym.record import run_folder
 from fedasym.settings import Settings, from_run_config
@@ -38,11 +41,15 @@ def answer(kind: str, content: RecordDict, run_config: Mapping[str, Value], run_
     try:
         settings = from_run_config(run_config).resolved()
         require_fit(settings, place)
+        settings = as_stated(settings, wire.about(content))
         return _ANSWERS[kind](content, settings, run_id, place)
     except Refusal as error:
         if isinstance(error, Spoiled):
             forget_site()
         return refused(f"{type(error).__name__}: {error}", behind=isinstance(error, Behind))
+    except DeviceMemoryError as error:  # its text holds nothing of the data
+        forget_site()
+        return refused(f"{type(error).__name__}: {error}")
     except Exception as error:
         if place.private:
             return refused(hidden(error, place))

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from clients.place import Place
-from fedasym import lora
+from fedasym import device, lora
 from fedasym.chance import generator
 from fedasym.contract import SITES, Contract, contract_of
 from fedasym.data import load_examples, load_own_examples
@@ -59,16 +58,18 @@ class Site:
 
 def site_of(settings: Settings) -> Site:
     """Return this thread's site for resolved settings, building it at the first call or when they change."""
-    torch.set_num_threads(settings.threads)
+    device.prepare(device.choose_device(settings.device), settings.threads, settings.deterministic)
     if getattr(_kept, "site", None) is None or _kept.site.settings != settings:
+        forget_site()  # first, so that there are never two models at once
         _kept.site = _build_site(settings)
     site: Site = _kept.site
     return site
 
 
 def forget_site() -> None:
-    """Drop this thread's site, whose frozen weights are no longer what they were; the next message builds it anew."""
+    """Drop this thread's site and free its memory; the next message builds it anew."""
     _kept.site = None
+    device.free()
 
 
 def holding_of(site: Site, place: Place) -> Holding:

@@ -220,5 +220,5 @@ def _evaluate(site: Site, holding: Holding, kept_out: NDArray[np.int64], when: s
     if not len(kept_out):
         return {}
     tokens = holding.tokens.take(kept_out)
-    scores = evaluate(site.built.model, site.built.tokenizer, tokens, site.task)
+    scores = evaluate(site.built.model, site.built.tokenizer, tokens, site.task, site.settings.eval_batch)
     return {"kept-out": len(kept_out), **{f"{name}-{when}": value for name, value in scores.items()}}

@@ -6,7 +6,8 @@ any difference, naming it.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from typing import Any
 
@@ -86,6 +87,23 @@ def frame_of(settings: Settings) -> Frame:
     return Frame(settings.seed, settings.kind, settings.rank, scale)
 
 
+def as_stated(settings: Settings, about: Mapping[str, Any]) -> Settings:
+    """Return a client's settings with the dtype that the server has chosen for the whole run in place of ``auto``.
+
+    Args:
+        settings: resolved settings of the run.
+        about: the particulars of the server's message, of which ``dtype`` is read.
+
+    Raises:
+        ValueError: it states none.
+    """
+    if settings.dtype != "auto":
+        return settings
+    if about.get("dtype") in (None, "auto"):
+        raise ValueError("the message states no dtype; let server and client run the same version of fedasym")
+    return replace(settings, dtype=about["dtype"])
+
+
 def _flat(contract: dict[str, Any]) -> dict[str, Any]:
     """Spread the schema into one entry per matrix, so that a difference names the matrix."""
     flat = {key: value for key, value in contract.items() if key != "schema"}
@@ -100,7 +118,7 @@ def contract_of(settings: Settings, built: Built, labels: tuple[str, ...], data:
         key: getattr(settings, key)
         for key in (
             "optimizer", "lr", "head_lr", "weight_decay", "clip", "batch_size", "local_steps", "local_epochs",
-            "max_length", "attention", "dtype", "client_holdout", "threads",
+            "micro_batch", "max_length", "attention", "dtype", "client_holdout", "threads",
         )
     }  # fmt: skip
     versions = {"fedasym": __version__, **{name: metadata.version(name) for name in _VERSIONS}}

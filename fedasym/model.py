@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedasym import lora
+from fedasym import device, lora
 from fedasym.layers import TrainedLinear
 from fedasym.methods import METHODS
 from fedasym.pooling import pooled
@@ -31,6 +31,7 @@ from fedasym.projection import seeded_normal
 from fedasym.settings import Settings
 
 loading = threading.Lock()  # transformers sets process-wide state (default dtype, generator) while it loads
+_SMALLER = "use a GPU with more memory that is free, dtype='bfloat16' where it is native, or a smaller model"
 _POSITIONS = ("position_embeddings", "embed_positions", "wpe")  # what transformers calls an absolute position table
 DEMO_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of model.safetensors
 
@@ -95,10 +96,10 @@ def source_of(model: str) -> str:
 
 
 def build(settings: Settings, num_labels: int) -> Built:
-    """Load the base model, give it a head and adapters.
+    """Load the base model onto its device, give it a head and adapters.
 
     Args:
-        settings: resolved settings.
+        settings: resolved settings; what is still ``auto`` of device and dtype is chosen for this machine.
         num_labels: outputs of the output layer; 1 for a regression.
 
     Raises:
@@ -106,13 +107,17 @@ def build(settings: Settings, num_labels: int) -> Built:
             which the model has no positions.
         FileNotFoundError: no such local folder.
         OSError: transformers cannot find or download the model, or its weights are not stored as safetensors.
+        DeviceMemoryError: the device's memory is too small for it.
     """
-    with loading:
-        model, tokenizer, missing = _load(settings, num_labels)
-    _require_positions(model, settings)
-    config = _digest_config(model.config, tokenizer)
-    _draw_missing(model, missing, settings.seed)
-    layers, output = fit(model, settings, num_labels, missing)
+    where = device.choose_device(settings.device)
+    settings = device.resolved(settings, where)
+    with device.memory_named(f"loading model {settings.model!r} onto {where}", _SMALLER):
+        with loading:
+            model, tokenizer, missing = _load(settings, num_labels, where)
+        _require_positions(model, settings)
+        config = _digest_config(model.config, tokenizer)
+        _draw_missing(model, missing, settings.seed)
+        layers, output = fit(model, settings, num_labels, missing)
     model.eval()
     return Built(
         model,
@@ -182,8 +187,8 @@ def _digest_config(config: Any, tokenizer: Any) -> str:
     return hashlib.sha256((json.dumps(plain, sort_keys=True, default=str) + words).encode()).hexdigest()
 
 
-def _load(settings: Settings, num_labels: int) -> tuple[Any, Any, set[str]]:
-    """Load model and tokenizer; return them and the parameters that the checkpoint does not hold.
+def _load(settings: Settings, num_labels: int, where: torch.device) -> tuple[Any, Any, set[str]]:
+    """Load model and tokenizer, the model straight onto a device; return them and what the checkpoint does not hold.
 
     Raises:
         FileNotFoundError: no such local folder.
@@ -196,9 +201,10 @@ def _load(settings: Settings, num_labels: int) -> tuple[Any, Any, set[str]]:
     options: dict[str, Any] = {
         "revision": settings.revision,
         "dtype": getattr(torch, settings.dtype),
-        "attn_implementation": settings.attention,
+        "attn_implementation": device.choose_attention(settings.attention, where, settings.dtype),
         "output_loading_info": True,
         "use_safetensors": True,  # the other format is Python's pickle, which can hold code
+        **device.loading_options(where),
     }
     verbosity = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()
@@ -212,6 +218,7 @@ def _load(settings: Settings, num_labels: int) -> tuple[Any, Any, set[str]]:
                 encoder, info = AutoModel.from_pretrained(source, **options)
                 model: Any = pooled(encoder, settings.pooling, num_labels)
                 model.output.to(options["dtype"])
+                model.to(where)
                 missing = {f"encoder.{name}" for name in info["missing_keys"]} | {"output.weight", "output.bias"}
             else:
                 model, info = AutoModelForSequenceClassification.from_pretrained(

@@ -16,6 +16,8 @@ from fedasym import glue
 from fedasym.knobs import Value, check, knob
 from fedasym.methods import METHODS
 
+DEVICES = "auto, cpu, cuda, cuda:N or mps"
+_ATTENTION = ("auto", "sdpa", "eager")
 RESOLVED = ("kind", "head", "optimizer", "lr", "head_lr", "pooling")  # what `Settings.resolved` fills in
 
 
@@ -62,8 +64,14 @@ class Settings:
     head: str = knob(
         "auto", "what of the head trains; auto: the method's", choices=("auto", "output", "frozen", "full", "local")
     )
-    dtype: str = knob("bfloat16", "dtype of the frozen weights", choices=("float32", "bfloat16"))
-    attention: str = knob("eager", "transformers' attention", choices=("eager", "sdpa"))
+    device: str = knob("auto", f"where a node computes: {DEVICES}; auto: the GPU that is visible, else the CPU")
+    dtype: str = knob(
+        "auto",
+        "dtype of the frozen weights; auto: bfloat16 where the server's device has it natively, else float32",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    attention: str = knob("auto", "attention; auto: sdpa where the model has it and it is fast", choices=_ATTENTION)
+    deterministic: bool = knob(True, "on a GPU: the same bits in every run; false: whatever is fastest")
     max_length: int = knob(64, "tokens of an example; longer ones are cut", least=1)
 
     rank: int = knob(8, "r of every adapter", least=1)
@@ -79,6 +87,9 @@ class Settings:
     clip: float = knob(1.0, "largest gradient norm of a step; 0: no clipping", least=0.0)
     eval_every: int = knob(1, "evaluate every so many rounds, and after the last", least=1)
     batch_size: int = knob(16, "examples of a local step", least=1)
+    micro_batch: int = knob(0, "examples at a time within a step, to save memory; 0: the whole batch", least=0)
+    eval_batch: int = knob(64, "examples at a time in an evaluation", least=1)
+    gradient_checkpointing: bool = knob(False, "compute activations again in the backward pass, to save memory")
     local_steps: int = knob(10, "local steps a round; 0: local-epochs instead", least=0)
     local_epochs: int = knob(0, "passes over the client's data a round, if local-steps is 0", least=0)
     client_holdout: float = knob(0.0, "share of a client's data kept out to evaluate on it", least=0.0)
@@ -108,6 +119,10 @@ class Settings:
             )
         if self.server_optimizer == "none" and (self.server_lr, self.server_momentum) != (1.0, 0.9):
             raise ValueError("server-lr and server-momentum do nothing with server-optimizer='none'; choose one")
+        if self.micro_batch > self.batch_size:
+            raise ValueError(f"micro-batch={self.micro_batch} exceeds batch-size={self.batch_size}; lower it")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?|mps", self.device):
+            raise ValueError(f"setting device={self.device!r} is not one of {DEVICES}")
         if self.client_holdout >= 1.0:
             raise ValueError(f"client-holdout={self.client_holdout} leaves nothing to train on; use less than 1")
         method = METHODS[self.method]

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedasym.device import autocast, device_of, memory_named, place
 from fedasym.methods import METHODS
 from fedasym.metrics import score
+from fedasym.recompute import recomputed
 from fedasym.settings import Settings
 from fedasym.tasks import Task
 from fedasym.tokens import Tokens, collate
@@ -80,34 +82,59 @@ def train_steps(
         tokens: the client's examples.
         batches: places into tokens.
         task: chooses the loss: cross-entropy, or mean squared error.
-        settings: optimizer, rates, clipping.
+        settings: optimizer, rates, clipping, and how many examples are computed at a time: the gradient of a batch is
+            the sum of those of its parts, equal to that of the whole to rounding.
 
     Raises:
         FloatingPointError: the loss is not finite; names the step.
+        DeviceMemoryError: the device's memory is too small for it.
+        ValueError: gradient checkpointing of a model that has no layers for it.
     """
+    where = device_of(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in parameters)  # what is frozen in this round keeps no activations
     whole = METHODS[settings.method].factors == "W"
     optimizer = _optimizer(parameters, (f"{model.base_model_prefix}.",) if whole else (), settings)
     total, examples = 0.0, 0
-    for step, batch in enumerate(batches, start=1):
-        inputs, labels = collate(tokenizer, tokens, batch.tolist())
-        with torch.autocast("cpu", torch.bfloat16, enabled=whole and settings.dtype == "bfloat16"):
-            logits = model(**inputs).logits
-        value = _loss(logits, labels, task)
-        if not torch.isfinite(value):
-            raise FloatingPointError(
-                f"the training loss is {value.item()} at local step {step}; lower lr={settings.lr} "
-                f"or head-lr={settings.head_lr}"
-            )
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()  # type: ignore[no-untyped-call]
-        if settings.clip:
-            nn.utils.clip_grad_norm_(list(parameters.values()), settings.clip)
-        optimizer.step()
-        total += value.item()
-        examples += len(batch)
+    size = settings.micro_batch or settings.batch_size
+    with memory_named(f"local training on {where}", _less(settings)), recomputed(model, settings):
+        for step, batch in enumerate(batches, start=1):
+            optimizer.zero_grad(set_to_none=True)
+            mean = 0.0
+            for part in (batch[start : start + size] for start in range(0, len(batch), size)):
+                inputs, labels = _on(where, collate(tokenizer, tokens, part.tolist()))
+                with autocast(where, settings.dtype if whole else "float32"):
+                    logits = model(**inputs).logits
+                value = _loss(logits, labels, task)
+                if not torch.isfinite(value):
+                    raise FloatingPointError(
+                        f"the training loss is {value.item()} at local step {step}; lower lr={settings.lr} "
+                        f"or head-lr={settings.head_lr}"
+                    )
+                share = len(part) / len(batch)
+                (value if share == 1.0 else value * share).backward()  # type: ignore[no-untyped-call]
+                mean += value.item() * share
+            if settings.clip:
+                nn.utils.clip_grad_norm_(list(parameters.values()), settings.clip)
+            optimizer.step()
+            total += mean
+            examples += len(batch)
     return Trained(total / len(batches), len(batches), examples)
+
+
+def _on(where: torch.device, batch: tuple[dict[str, Tensor], Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    """Return inputs and labels on a device."""
+    inputs, labels = batch
+    placed = place({**inputs, "labels": labels}, where)
+    return {name: placed[name] for name in inputs}, placed["labels"]
+
+
+def _less(settings: Settings) -> str:
+    """Say what takes less memory, with the present values."""
+    size = settings.micro_batch or settings.batch_size
+    steps = [f"micro-batch={max(size // 2, 1)} (now {size} examples at a time)"] if size > 1 else []
+    steps += [] if settings.gradient_checkpointing else ["gradient-checkpointing=true"]
+    return f"set {', '.join([*steps, f'a smaller max-length (now {settings.max_length})'])}, or fewer clients at a time"
 
 
 def _optimizer(parameters: Mapping[str, Tensor], base: tuple[str, ...], settings: Settings) -> torch.optim.Optimizer:
@@ -127,22 +154,23 @@ def _loss(logits: Tensor, labels: Tensor, task: Task) -> Tensor:
 
 
 def evaluate(model: nn.Module, tokenizer: Any, tokens: Tokens, task: Task, batch_size: int = 64) -> dict[str, float]:
-    """Compute the task's metrics and the mean loss over all examples.
+    """Compute the task's metrics and the mean loss over all examples, on the model's device.
 
     Returns:
         Metric values by name, fractions, and ``loss``.
 
     Raises:
         FloatingPointError: logits or loss are not finite, of which a metric would still make a number.
+        DeviceMemoryError: the device's memory is too small for it.
     """
-    order = np.argsort(tokens.lengths, kind="stable")
+    order, where = np.argsort(tokens.lengths, kind="stable"), device_of(model)
     outputs, total = [], 0.0
-    with torch.inference_mode():
+    with torch.inference_mode(), memory_named(f"evaluation on {where}", f"lower eval-batch={batch_size}"):
         for start in range(0, len(order), batch_size):
-            inputs, labels = collate(tokenizer, tokens, order[start : start + batch_size].tolist())
+            inputs, labels = _on(where, collate(tokenizer, tokens, order[start : start + batch_size].tolist()))
             logits = model(**inputs).logits
             total += _loss(logits, labels, task).item() * len(labels)
-            outputs.append(logits.float())
+            outputs.append(logits.float().cpu())
     logits = torch.cat(outputs).numpy()
     finite = np.isfinite(logits).all(axis=1)
     if not finite.all() or not math.isfinite(total):

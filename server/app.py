@@ -4,7 +4,6 @@ A run folder that holds a checkpoint of the same contract and settings is contin
 """
 
 import logging
-import os
 import sys
 import time
 import uuid
@@ -14,12 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedasym import checkpoint, lora, record, wire
-from fedasym.contract import SITES, Contract, contract_of
+from fedasym import checkpoint, device, lora, record, wire
+from fedasym.contract import SITES, Contract, as_stated, contract_of
 from fedasym.data import Examples, load_examples, load_extra_examples, load_held_out
 from fedasym.export import write_adapter
 from fedasym.knobs import difference
@@ -41,7 +39,7 @@ app = ServerApp()
 log = logging.getLogger("fedasym")
 
 # Settings in which a continued run may differ from its checkpoint.
-_FREE = ("out", "num-rounds", "round-timeout", "min-valid")
+_FREE = ("out", "num-rounds", "round-timeout", "min-valid", "device", "eval-batch", "gradient-checkpointing")
 
 
 @dataclass(frozen=True)
@@ -64,8 +62,25 @@ def main(grid: Grid, context: Context) -> None:
     settings = from_run_config(context.run_config).resolved()
     folder = record.run_folder(settings, context.run_id)
     with only_user(folder):
-        warm(grid)
+        settings = for_this_machine(settings, folder)
+        warm(grid, settings)
         federate(grid, settings, folder)
+
+
+def for_this_machine(settings: Settings, folder: Path) -> Settings:
+    """Return settings with the dtype of the whole run: chosen for the server's device where it is ``auto``.
+
+    A run that is continued keeps that of its checkpoint.
+
+    Raises:
+        ValueError: the device is not there.
+    """
+    if state := checkpoint.load(folder):
+        settings = as_stated(settings, state.settings)  # of an older version none of it may fit; `_resume` says so
+    where = device.choose_device(settings.device)
+    settings = device.resolved(settings, where)
+    log.info("server on %s", device.describe(where, settings.dtype))
+    return settings
 
 
 def federate(grid: Grid, settings: Settings, folder: Path) -> None:
@@ -89,7 +104,7 @@ def train(grid: Grid, settings: Settings, folder: Path) -> tuple[Bench, checkpoi
     Raises:
         FederationError: as `federate`.
     """
-    bench = prepare(settings)
+    bench = prepare(for_this_machine(settings, folder))
     state = _resume(folder, bench)
     record.write_json(folder / "config.json", bench.config)
     log.info("run folder %s, contract %s", folder, bench.contract.hash[:12])
@@ -105,7 +120,7 @@ def train(grid: Grid, settings: Settings, folder: Path) -> tuple[Bench, checkpoi
 
 def prepare(settings: Settings) -> Bench:
     """Build model, held-out tokens and contract from resolved settings."""
-    torch.set_num_threads(_cores())
+    device.prepare(device.choose_device(settings.device), device.cores(), settings.deterministic)
     task = task_of(settings)
     data = _load_data(settings, task)
     built = build(settings, max(1, len(data.names)))
@@ -208,12 +223,12 @@ def _row(result: Round, bench: Bench, matrices: Matrices, mismatch: float | None
         metrics = dict.fromkeys(names)
     else:
         _load(bench, matrices)
-        torch.set_num_threads(_cores())
+        device.prepare(device.device_of(bench.built.model), device.cores(), settings.deterministic)
         metrics = {}
         for suffix, tokens in bench.held_out.items():
             try:
-                found = evaluate(bench.built.model, bench.built.tokenizer, tokens, bench.task)
-            except FloatingPointError as error:
+                found = evaluate(bench.built.model, bench.built.tokenizer, tokens, bench.task, settings.eval_batch)
+            except (FloatingPointError, device.DeviceMemoryError) as error:
                 raise FederationError(f"round {result.number}: {error}") from error
             metrics |= {f"{name}_{suffix}" if suffix else name: value for name, value in found.items()}
     return {
@@ -265,11 +280,6 @@ def _resume(folder: Path, bench: Bench) -> checkpoint.State:
     again = "; the next one was not finished and is done again" if record.cut_rounds(folder, state.record_bytes) else ""
     log.info("continuing %s after round %d%s", folder, state.round, again)
     return replace(state, settings=settings)
-
-
-def _cores() -> int:
-    """Return the number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

@@ -28,10 +28,11 @@ _MOST_NODES = 1_000_000
 _FIRST_SECONDS = 60.0  # a site's first answer takes as long as loading its model
 
 
-def warm(grid: Grid) -> None:
+def warm(grid: Grid, settings: Settings) -> None:
     """Let the nodes that are there load model and data while the server does; nobody waits for their answers."""
+    content = RecordDict({"about": ConfigRecord({"dtype": settings.dtype})})
     nodes = list(grid.get_node_ids())
-    grid.push_messages([Message(RecordDict(), node, f"{MessageType.QUERY}.warm", group_id="warm") for node in nodes])
+    grid.push_messages([Message(content, node, f"{MessageType.QUERY}.warm", group_id="warm") for node in nodes])
 
 
 class Roster:
@@ -121,7 +122,8 @@ class Roster:
         self._refusals = {node: why for node, why in self._refusals.items() if node not in gone}
         new = sorted(online.keys() - self._asked)
         if new:
-            content = RecordDict({"about": ConfigRecord({"contract": self._contract.to_json()})})
+            about = ConfigRecord({"contract": self._contract.to_json(), "dtype": self._settings.dtype})
+            content = RecordDict({"about": about})
             messages = [Message(content, node, MessageType.QUERY, group_id="handshake") for node in new]
             self._waiting |= dict(zip(self._grid.push_messages(messages), new, strict=True))
             self._asked |= set(new)

@@ -110,7 +110,7 @@ def run_round(grid: Grid, nodes: Mapping[int, int], contract: Contract, opening:
     number, method = opening.number, METHODS[settings.method]
     result = Round(number, sample_clients(settings, number, [*nodes]))
     lifetime = max(2 * settings.round_timeout, _LEAST_TTL)
-    pending = _send(grid, nodes, contract, opening, result.asked, False, lifetime, result)
+    pending = _send(grid, nodes, contract, opening, result.asked, False, lifetime, result, settings)
     total = ExactMean()
     kept: dict[int, tuple[int, Matrices]] = {}
     behind: set[int] = set()
@@ -122,7 +122,7 @@ def run_round(grid: Grid, nodes: Mapping[int, int], contract: Contract, opening:
         if client not in behind and _is_behind(reply):
             behind.add(client)
             result.message_up += wire.message_bytes(reply)
-            pending.update(_send(grid, nodes, contract, opening, [client], True, lifetime, result))
+            pending.update(_send(grid, nodes, contract, opening, [client], True, lifetime, result, settings))
             continue
         if client in result.metrics or client in result.rejected:
             result.warnings.append(
@@ -180,6 +180,7 @@ def _send(
     whole: bool,
     lifetime: float,
     result: Round,
+    settings: Settings,
 ) -> dict[str, int]:
     """Push one message per client, with all that a party holds if ``whole``; return the clients by message id.
 
@@ -194,6 +195,7 @@ def _send(
         "matrices"
     ]
     common: wire.About = {"contract": contract.hash, "round": opening.number, "run": opening.run, "whole": whole}
+    common["dtype"] = settings.dtype
     messages = []
     for client in clients:
         about: wire.About = {**common, "client": client, "weights": weights}

@@ -17,6 +17,8 @@ SOURCES = [
 # Who imports which of the heavy libraries, lazily (inside a function) too; all other files none.
 HEAVY = {"torch", "transformers", "datasets", "flwr_datasets", "flwr", "ray", "peft"}
 KNOWS = {
+    "device": {"torch"},
+    "recompute": {"torch", "transformers"},
     "layers": {"torch"},
     "lora": {"torch"},
     "train": {"torch"},

@@ -27,7 +27,7 @@ def test_the_defaults_are_those_of_the_flower_app_with_the_same_keys_order_value
 
 def test_every_setting_says_what_it_is() -> None:
     assert all(knob.metadata["about"] for knob in KNOBS.values())
-    assert {knob.type for knob in KNOBS.values()} == {int, float, str}
+    assert {knob.type for knob in KNOBS.values()} == {bool, int, float, str}
 
 
 def test_an_unknown_key_is_refused_with_the_nearest_known_one() -> None:

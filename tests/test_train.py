@@ -194,7 +194,9 @@ def test_evaluation_in_batches_equals_evaluation_one_by_one(bench, more) -> None
     # Padding changes the order of float32 sums: roundings of 1e-7 on logits of size one.
     assert found["loss"] == pytest.approx(np.mean(losses), abs=1e-6)
     if b.task.regression:
-        assert found["pearson"] == pytest.approx(np.corrcoef(predictions, labels)[0, 1], abs=1e-4)
+        # The predictions hardly differ from one another: relative to their spread those roundings are 1e-4 and more.
+        assert np.std(predictions) < 1e-2
+        assert found["pearson"] == pytest.approx(np.corrcoef(predictions, labels)[0, 1], abs=1e-3)
         assert found.keys() == {"pearson", "spearman", "loss"}
     else:
         assert found["accuracy"] == np.mean(predictions == labels) and found.keys() == {"accuracy", "f1", "loss"}
