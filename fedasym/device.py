@@ -229,8 +229,8 @@ def memory_named(where: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        # The CPU's allocator raises a plain RuntimeError.
-        if type(error) is RuntimeError and "can't allocate memory" not in str(error):
+        named = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if not named and "can't allocate memory" not in str(error):  # what the CPU's allocator says
             raise
         raise DeviceMemoryError(f"out of memory in {where} ({_first_line(error)}): {remedy}") from None
 

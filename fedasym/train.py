@@ -165,7 +165,7 @@ def evaluate(model: nn.Module, tokenizer: Any, tokens: Tokens, task: Task, batch
     """
     order, where = np.argsort(tokens.lengths, kind="stable"), device_of(model)
     outputs, total = [], 0.0
-    with torch.inference_mode(), memory_named(f"evaluation on {where}", f"lower eval-batch={batch_size}"):
+    with torch.no_grad(), memory_named(f"evaluation on {where}", f"lower eval-batch={batch_size}"):
         for start in range(0, len(order), batch_size):
             inputs, labels = _on(where, collate(tokenizer, tokens, order[start : start + batch_size].tolist()))
             logits = model(**inputs).logits
