@@ -17,6 +17,7 @@ SOURCES = [
 # Who imports which of the heavy libraries, lazily (inside a function) too; all other files none.
 HEAVY = {"torch", "transformers", "datasets", "flwr_datasets", "flwr", "ray", "peft"}
 KNOWS = {
+    "behaviour": {"torch"},
     "layers": {"torch"},
     "lora": {"torch"},
     "train": {"torch"},
