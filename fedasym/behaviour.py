@@ -47,11 +47,12 @@ _TOGETHER = 64  # tokens of the vocabulary in one text: a call costs more than i
 _MARKS = str.maketrans({"Ġ": " ", "▁": " "})  # how tokenizers write a space inside a token
 _ROWS = (1, 2, 4)  # words of the fixed input's rows, so that two of them are padded
 _LONGEST = 8  # tokens of a row: enough to pass every part of the model, and some hundredths of a local training
-# Largest difference of two logits, relative to the largest logit. Rounding alone: a unit u (2^-24, 2^-8) for each of the
-# about 10 L results that a token's row is rounded to in L layers, which add up like a random walk, and in float32 about
-# u sqrt(d) inside a product of length d: L = 32, d = 4096 give 7e-5 in float32, 7e-2 in bfloat16, whose products are
-# summed in float32. Measured on MiniLM (AVX2): eager and sdpa 2e-6 and 2e-2, one and two threads 0; bfloat16 is 4e-2
-# from float32. Another number of heads, mask or activation moves the logits of trained weights by 1e-2 to 1.
+# Largest difference of two logits, relative to the largest logit. Rounding alone: a unit u (2^-24, 2^-8) for each of
+# the about 10 L results that a token's row is rounded to in L layers, which add up like a random walk, and in float32
+# about u sqrt(d) inside a product of length d: L = 32, d = 4096 give 7e-5 in float32, 7e-2 in bfloat16, whose products
+# are summed in float32. Measured on MiniLM (AVX2): eager and sdpa 2e-6 and 2e-2, one and two threads 0, torch 2.13 and
+# 2.14 0 in float32; bfloat16 is 4e-2 from float32. Another head count, mask or activation moves logits by more than
+# 1e-3 (tests/test_behaviour.py).
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1}
 
 
