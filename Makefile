@@ -9,7 +9,7 @@ export FLWR_DISABLE_UPDATE_CHECK = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup nginx demo federation test check-slow benchmarks clean
+.PHONY: help setup nginx demo federation test check-slow other-env benchmarks clean
 
 help:  ## print these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,21 @@ test: $(STAMP)  ## lint, types and all tests but the slow ones, in two processes
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+OTHER_TORCH ?= 2.14.1
+OTHER_ENV ?= .other-env
+other-env: $(STAMP)  ## a second environment of another torch (gigabytes), for the test of two versions
+	@$(PYTHON) -m venv --clear $(OTHER_ENV)
+	@$(OTHER_ENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile torch==$(OTHER_TORCH)
+	@# All else comes from .venv, after its own packages; Flower's commands start its own Python.
+	@$(OTHER_ENV)/bin/python -c 'import pathlib, sys, sysconfig; \
+		pathlib.Path(sysconfig.get_path("purelib"), "zz-venv.pth").write_text(sys.argv[1] + "\n")' \
+		"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	@for tool in flower-supernode flower-superexec flwr-clientapp; do \
+		sed "1s|.*|#!$(abspath $(OTHER_ENV))/bin/python|" $(BIN)/$$tool > $(OTHER_ENV)/bin/$$tool \
+		&& chmod +x $(OTHER_ENV)/bin/$$tool || exit 1; done
+	@$(OTHER_ENV)/bin/python -c 'import torch, transformers, flwr; print("torch", torch.__version__)'
+	@echo "FEDASYM_OTHER_ENV=$(abspath $(OTHER_ENV)) $(BIN)/python -m pytest -m other_env"
 
 check-slow: $(STAMP) nginx  ## the slow tests: killed and resumed through Flower, deployments, a whole new demo
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow

@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from clients.local import read_held, read_local, write_held, write_local
 from clients.place import Place
 from clients.site import Holding, Site
-from fedasym import lora, wire
+from fedasym import device, lora, wire
+from fedasym.behaviour import logits_gap, logits_refusal
 from fedasym.chance import generator
 from fedasym.contract import frame_of
 from fedasym.knobs import difference
 from fedasym.methods import METHODS
 from fedasym.methods.method import letter_of, pick, select
+from fedasym.record import versions
 from fedasym.settings import Settings
 from fedasym.tasks import task_of
 from fedasym.train import draw_batches, evaluate, train_steps
@@ -60,19 +62,31 @@ def require_fit(settings: Settings, place: Place) -> None:
 
 
 def handshake(site: Site, content: RecordDict, place: Place) -> wire.About:
-    """Check the server's contract against our own, and ours against the one that the place is pinned to.
+    """Check the server's contract and logits against our own, and our contract against the pinned one.
+
+    Returns:
+        What we agree to, and what we say of ourselves: how far our logits are from the server's, the versions that we
+        run, what computes (``notes``), and whether it is slow at it (``warnings``), which the server shows.
 
     Raises:
-        Refusal: the contracts differ; names each difference.
+        Refusal: the contracts differ; names each difference. Or the logits differ by more than rounding does.
     """
-    stated = str(wire.about(content).get("contract", ""))
+    about = wire.about(content)
+    stated, logits = str(about.get("contract", "")), about.get("logits", [])
     if not stated:
         raise Refusal("the query carries no contract; server and client must run the same version of fedasym")
-    reason = site.contract.refusal(stated)
+    reason = site.contract.refusal(stated) or logits_refusal(logits, site.built.logits, site.settings.dtype)
     if reason:
         raise Refusal(reason)
     require_pin(site, place)
-    return {"contract": site.contract.hash}
+    settings, where = site.settings, device.device_of(site.built.model)
+    return {
+        "contract": site.contract.hash,
+        "logits-gap": logits_gap(logits, site.built.logits),
+        "versions": [f"{name}={version}" for name, version in versions().items() if name != "machine"],
+        "notes": [device.describe(where, settings.dtype)],
+        "warnings": [slow] if (slow := device.slow_choice(where, settings.dtype)) else [],
+    }
 
 
 def require_pin(site: Site, place: Place) -> None:

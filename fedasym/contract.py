@@ -8,10 +8,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
 from typing import Any
 
-from fedasym import __version__, lora
+from fedasym import lora
 from fedasym.knobs import difference
 from fedasym.methods import METHODS
 from fedasym.methods.method import Frame, layers_of
@@ -19,8 +18,6 @@ from fedasym.model import Built
 from fedasym.settings import Settings
 
 SITES = "sites"  # in place of the split's digest, where every site has data of its own
-# Their changes can move bits or formats: NumPy's draw batches, and tokenizers' turn text into ids.
-_VERSIONS = ("torch", "transformers", "tokenizers", "numpy", "flwr")
 
 
 @dataclass(frozen=True)
@@ -30,14 +27,16 @@ class Contract:
     Attributes:
         method, factors, seed, kind, rank, alpha, scaling, head: as in the settings.
         base: fingerprint of all frozen weights.
-        config: digest of the model's configuration and tokenizer.
+        config: ``(key, value)`` of the model's configuration, as `behaviour.described`.
+        tokenizer: digest of how text becomes ids, as `behaviour.digest_tokenizer`.
         A: fingerprint of the initial A of every layer.
         schema: ``(name, shape)`` of every matrix that trains, sorted by name, float32 all; what of it travels
             when is the method's.
         task, labels: what is learned, and the class names by id.
         data: digest of the split training data; `SITES` where nobody knows all of them.
         local: the knobs of local training.
-        versions: of the packages that matter.
+
+    Versions of libraries are no part of it: parties are compared by what they do.
     """
 
     method: str
@@ -49,14 +48,14 @@ class Contract:
     scaling: str
     head: str
     base: str
-    config: str
+    config: tuple[tuple[str, str], ...]
+    tokenizer: str
     A: str
     schema: tuple[tuple[str, tuple[int, ...]], ...]
     task: str
     labels: tuple[str, ...]
     data: str
     local: str
-    versions: str
 
     @property
     def hash(self) -> str:
@@ -76,8 +75,10 @@ class Contract:
         """Compare with the JSON of a stated contract; name every difference, or return "" if there is none."""
         if stated == self.to_json():
             return ""
-        theirs = json.loads(stated)
-        lines = difference(_flat(theirs), _flat(json.loads(self.to_json())))
+        theirs, ours = json.loads(stated), json.loads(self.to_json())
+        if strange := _strange(theirs, ours):
+            return f"the contract is of another version of fedasym ({sides}): {strange}; use one version"
+        lines = difference(_flat(theirs), _flat(ours))
         return f"the contract differs ({sides}): " + "; ".join(lines)
 
 
@@ -105,10 +106,23 @@ def as_stated(settings: Settings, about: Mapping[str, Any]) -> Settings:
 
 
 def _flat(contract: dict[str, Any]) -> dict[str, Any]:
-    """Spread the schema into one entry per matrix, so that a difference names the matrix."""
-    flat = {key: value for key, value in contract.items() if key != "schema"}
+    """Spread the schema into one entry per matrix and the configuration into one per key: a difference names those."""
+    flat = {key: value for key, value in contract.items() if key not in ("schema", "config")}
     flat.update({f"matrix {name}": tuple(shape) for name, shape in contract["schema"]})
+    flat.update({f"config {key}": value for key, value in contract["config"]})
     return flat
+
+
+def _strange(theirs: Any, ours: dict[str, Any]) -> str:
+    """Say which fields a stated contract has and ours has not, or the other way round, or has in another form."""
+    if not isinstance(theirs, dict):
+        return f"it is a {type(theirs).__name__}"
+    found = [f"{key} is there alone" for key in sorted(theirs.keys() - ours.keys())]
+    found += [f"{key} is here alone" for key in sorted(ours.keys() - theirs.keys())]
+    for key in sorted(theirs.keys() & ours.keys()):
+        if isinstance(theirs[key], list) != isinstance(ours[key], list):
+            found.append(f"{key} has another form")
+    return ", ".join(found)
 
 
 def contract_of(settings: Settings, built: Built, labels: tuple[str, ...], data: str) -> Contract:
@@ -121,11 +135,9 @@ def contract_of(settings: Settings, built: Built, labels: tuple[str, ...], data:
             "micro_batch", "max_length", "attention", "dtype", "client_holdout", "threads",
         )
     }  # fmt: skip
-    versions = {"fedasym": __version__, **{name: metadata.version(name) for name in _VERSIONS}}
     return Contract(
         settings.method, METHODS[settings.method].factors, settings.seed, settings.kind, settings.rank,
         settings.alpha, settings.scaling, settings.head,
-        built.base, built.config, built.A, schema, settings.task, labels, data,
+        built.base, built.config, built.ids, built.A, schema, settings.task, labels, data,
         " ".join(f"{key}={value}" for key, value in local.items()),
-        " ".join(f"{key}={value}" for key, value in versions.items()),
     )  # fmt: skip

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -139,14 +140,19 @@ def slow_choice(device: torch.device, dtype: str) -> str:
     factor = slowdown(device)
     if factor < _SLOW:
         return ""
+    times = float(f"{factor:.1g}")  # one digit: it varies by more
     return (
-        f"dtype={dtype} is slow on {device}: a product of matrices takes {factor:.0f} times as long there as in "
+        f"dtype={dtype} is slow on {device.type}: a product of matrices takes about {times:g} times as long there as in "
         "float32; leave dtype at 'auto', or set it to 'float32'"
     )
 
 
+@cache
 def slowdown(device: torch.device) -> float:
-    """Return how many times longer a product of matrices takes in bfloat16 than in float32, on one thread of a CPU."""
+    """Return how many times longer a product of matrices takes in bfloat16 than in float32, on one thread of a CPU.
+
+    It is measured once a process.
+    """
     rows, inner, columns = _PROBE
     seconds = {}
     threads = torch.get_num_threads()

@@ -12,7 +12,6 @@ is drawn from the seed. Its last layer with as many outputs as labels is the *ou
 
 import hashlib
 import importlib.util
-import json
 import threading
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ import torch
 from torch import nn
 
 from fedasym import device, lora
+from fedasym.behaviour import described, digest_tokenizer, initial_logits
 from fedasym.layers import TrainedLinear
 from fedasym.methods import METHODS
 from fedasym.pooling import pooled
@@ -47,8 +47,10 @@ class Built:
         seeded: paths of parameters that were drawn from the seed because the checkpoint lacks them.
         output: path of the output layer.
         base: fingerprint of all that is frozen.
-        config: digest of the model's configuration and of its tokenizer.
+        config: what the model's ``config.json`` says of it, as `behaviour.described`.
+        ids: digest of how text becomes ids, as `behaviour.digest_tokenizer`.
         A: fingerprint of the initial A.
+        logits: what the initial model says to a fixed input, as `behaviour.initial_logits`.
     """
 
     model: nn.Module
@@ -57,8 +59,10 @@ class Built:
     seeded: tuple[str, ...]
     output: str
     base: str
-    config: str
+    config: tuple[tuple[str, str], ...]
+    ids: str
     A: str
+    logits: tuple[float, ...]
 
 
 def demo_model_folder() -> Path:
@@ -103,8 +107,8 @@ def build(settings: Settings, num_labels: int) -> Built:
         num_labels: outputs of the output layer; 1 for a regression.
 
     Raises:
-        ValueError: no output layer with ``num_labels`` outputs, targets that match nothing, or a ``max-length`` for
-            which the model has no positions.
+        ValueError: no output layer with ``num_labels`` outputs, targets that match nothing, a ``max-length`` for
+            which the model has no positions, or logits that are not finite.
         FileNotFoundError: no such local folder.
         OSError: transformers cannot find or download the model, or its weights are not stored as safetensors.
         DeviceMemoryError: the device's memory is too small for it.
@@ -115,7 +119,6 @@ def build(settings: Settings, num_labels: int) -> Built:
         with loading:
             model, tokenizer, missing = _load(settings, num_labels, where)
         _require_positions(model, settings)
-        config = _digest_config(model.config, tokenizer)
         _draw_missing(model, missing, settings.seed)
         layers, output = fit(model, settings, num_labels, missing)
     model.eval()
@@ -126,8 +129,10 @@ def build(settings: Settings, num_labels: int) -> Built:
         tuple(sorted(missing)),
         output,
         lora.fingerprint_base(model),
-        config,
+        _described(settings),
+        digest_tokenizer(tokenizer),
         lora.fingerprint_A(model, settings.kind),
+        initial_logits(model, tokenizer, settings),
     )
 
 
@@ -179,12 +184,12 @@ def fit(model: nn.Module, settings: Settings, num_labels: int, missing: Collecti
     return layers, output
 
 
-def _digest_config(config: Any, tokenizer: Any) -> str:
-    """SHA-256 of what weights do not say: heads, activations, positions, and how text becomes ids."""
-    plain = {k: v for k, v in config.to_diff_dict().items() if k not in ("_name_or_path", "transformers_version")}
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    words = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    return hashlib.sha256((json.dumps(plain, sort_keys=True, default=str) + words).encode()).hexdigest()
+def _described(settings: Settings) -> tuple[tuple[str, str], ...]:
+    """Return what the source's own ``config.json`` says, to which no version of transformers adds its defaults."""
+    from transformers import PretrainedConfig
+
+    raw, _ = PretrainedConfig.get_config_dict(source_of(settings.model), revision=settings.revision)
+    return described(raw)
 
 
 def _load(settings: Settings, num_labels: int, where: torch.device) -> tuple[Any, Any, set[str]]:

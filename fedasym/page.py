@@ -56,6 +56,7 @@ def render_page(runs: Sequence[Run], figures: Mapping[str, tuple[str, bytes]]) -
     body = f"""<p class="lead">{escape(_sentence(runs))}</p>
 {_comparison_html(rows_of(runs))}
 {_rejections_html(runs)}
+{_warnings_html(runs)}
 <h2>Curves and clients</h2>
 {figures_html(figures, wide=("clients",))}
 <h2>Run it again</h2>
@@ -136,6 +137,16 @@ def _rejections_html(runs: Sequence[Run]) -> str:
     return f"""<section class="warning"><h2>{len(found):,} of {asked:,} replies did not count</h2>
 <table><thead><tr><th>run</th><th>round</th><th>client</th><th>reason</th></tr></thead><tbody>
 {body}</tbody></table>{rest}</section>"""
+
+
+def _warnings_html(runs: Sequence[Run]) -> str:
+    found = [(run.name, row["round"], text) for run in runs for row in run.rounds for text in row.get("warnings", [])]
+    if not found:
+        return ""
+    lines = [f"<li>{escape(name)}, round {number}: {escape(text)}</li>" for name, number, text in found[:_REJECTIONS]]
+    more = len(found) - _REJECTIONS
+    rest = f"<p>and {more:,} more, in rounds.jsonl</p>" if more > 0 else ""
+    return f"<h2>Warnings</h2>\n<ul>{''.join(lines)}</ul>{rest}"
 
 
 def _origin(run: Run) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 Float32 = NDArray[np.float32]
 Schema = Sequence[tuple[str, tuple[int, ...]]]
-About = dict[str, str | int | float | bool | list[int]]
+About = dict[str, str | int | float | bool | list[int] | list[float] | list[str]]
 
 PACKED = "packed"
 _ALIKE = "let both sides run the same fedasym, and nothing between them"
@@ -106,6 +106,17 @@ def check(matrices: Mapping[str, Float32], schema: Schema) -> None:
 def about(content: RecordDict) -> dict[str, Any]:
     """Return the particulars of a message, empty if it carries none."""
     return dict(content.config_records["about"]) if "about" in content.config_records else {}
+
+
+def clean(text: object, most: int) -> str:
+    r"""Return text from another party as one line that can be shown: printable characters, ``most`` of them at most.
+
+    >>> clean("a\x1b[31mb\nc" + "d" * 9, 8)
+    'a [31mb…'
+    """
+    said = str(text)
+    shown = "".join(c if c.isprintable() else " " for c in said[: most + 1])
+    return shown if len(shown) <= most else shown[: most - 1] + "…"
 
 
 def digest(matrices: Mapping[str, Float32]) -> str:

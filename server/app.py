@@ -109,7 +109,7 @@ def train(grid: Grid, settings: Settings, folder: Path) -> tuple[Bench, checkpoi
     record.write_json(folder / "config.json", bench.config)
     log.info("run folder %s, contract %s", folder, bench.contract.hash[:12])
     if state.round < settings.num_rounds:
-        roster = Roster(grid, bench.contract, settings, record.read_rounds(folder))
+        roster = Roster(grid, bench.contract, bench.built.logits, settings, record.read_rounds(folder))
         while state.round < settings.num_rounds:
             state = _next_round(grid, roster, bench, state, folder)
     else:
@@ -170,6 +170,7 @@ def _load_data(settings: Settings, task: Task) -> _Data:
 def _next_round(grid: Grid, roster: Roster, bench: Bench, state: checkpoint.State, folder: Path) -> checkpoint.State:
     settings = bench.settings
     nodes = roster.gather(state.round + 1)
+    news = roster.news(folder)
     started = time.perf_counter()
     opening = Opening(state.round + 1, state.run, state.matrices, state.stack, state.weights)
     result = run_round(grid, nodes, bench.contract, opening, settings)
@@ -179,6 +180,7 @@ def _next_round(grid: Grid, roster: Roster, bench: Bench, state: checkpoint.Stat
         log.warning("round %d: %s rejected: %s", result.number, name_of(client, settings), reason)
     for warning in result.warnings:
         log.warning("round %d: %s", result.number, warning)
+    result.warnings[:0] = news
     outcome = conclude(bench.contract, state, result, bench.frozen, settings)
     state = replace(outcome.state, round=result.number)
     row = _row(result, bench, state.matrices, outcome.mismatch)

@@ -11,6 +11,7 @@ under, whatever its id. Sites may come late, leave and come back; a round asks t
 import logging
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
@@ -20,6 +21,8 @@ from fedasym import wire
 from fedasym.contract import Contract
 from fedasym.settings import Settings
 from server.membership import Membership
+from server.reply import LONGEST_REASON
+from server.said import Said
 from server.strategy import FederationError, Round, name_of, pause
 
 log = logging.getLogger("fedasym")
@@ -41,12 +44,23 @@ class Roster:
     Args:
         grid: Flower's grid.
         contract: what every node must agree to.
+        logits: of the initial model, which every node compares with its own.
         settings: clients, quorum, deadlines.
-        past: the record's rounds so far, of which rests are told.
+        past: the record's rounds so far, of which rests and warnings are told.
     """
 
-    def __init__(self, grid: Grid, contract: Contract, settings: Settings, past: Sequence[dict[str, Any]] = ()) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        contract: Contract,
+        logits: Sequence[float],
+        settings: Settings,
+        past: Sequence[dict[str, Any]] = (),
+    ) -> None:
         self._grid, self._contract, self._settings = grid, contract, settings
+        about: wire.About = {"contract": contract.to_json(), "logits": [*logits], "dtype": settings.dtype}
+        self._query = RecordDict({"about": ConfigRecord({**about})})
+        self._told = Said(past)
         self._membership = Membership(settings)
         for row in past:
             self._membership.note(row["round"], row["asked"], {int(client) for client in row["rejections"]})
@@ -93,6 +107,10 @@ class Roster:
             self._names.get(node) for node in self._refusals
         }
 
+    def news(self, folder: Path) -> list[str]:
+        """Return warnings of what nodes have said of themselves since the last call; log them, keep all in a folder."""
+        return self._told.news(folder)
+
     def note(self, result: Round) -> None:
         """Remember who failed in a round and whose reply is still to come: it is not asked for one deadline more."""
         self._membership.note(result.number, result.asked, set(result.rejected))
@@ -122,9 +140,7 @@ class Roster:
         self._refusals = {node: why for node, why in self._refusals.items() if node not in gone}
         new = sorted(online.keys() - self._asked)
         if new:
-            about = ConfigRecord({"contract": self._contract.to_json(), "dtype": self._settings.dtype})
-            content = RecordDict({"about": about})
-            messages = [Message(content, node, MessageType.QUERY, group_id="handshake") for node in new]
+            messages = [Message(self._query, node, MessageType.QUERY, group_id="handshake") for node in new]
             self._waiting |= dict(zip(self._grid.push_messages(messages), new, strict=True))
             self._asked |= set(new)
         if self._waiting:
@@ -150,9 +166,10 @@ class Roster:
     def _hear(self, node: int, reply: Message) -> None:
         """Take a node's answer to the handshake."""
         if reply.has_error():
-            reason = f"its process failed: {reply.error.reason}"
+            reason = f"its process failed: {wire.clean(reply.error.reason, LONGEST_REASON)}"
         elif "refusal" in reply.content.config_records:
-            reason = str(reply.content.config_records["refusal"].get("reason", "no reason given"))
+            said = reply.content.config_records["refusal"].get("reason", "no reason given")
+            reason = wire.clean(said, LONGEST_REASON)
         else:
             reason = self._admit(node, wire.about(reply.content))
         if not reason:
@@ -164,12 +181,15 @@ class Roster:
     def _admit(self, node: int, about: dict[str, Any]) -> str:
         """Admit a node that agrees, or say why not."""
         if about.get("contract") != self._contract.hash:
-            return f"it answered with contract={about.get('contract')!r}, not {self._contract.hash}"
+            return (
+                f"it answered with contract={wire.clean(repr(about.get('contract')), 200)}, not {self._contract.hash}"
+            )
         if self._settings.sites:
-            return self._admit_site(node, str(about.get("site", "")))
+            return self._admit_site(node, wire.clean(about.get("site", ""), 200), about)
         share, shares = about.get("partition-id", 0), about.get("num-partitions", 1)
         if type(share) is not int or type(shares) is not int or not 0 <= share < shares <= _MOST_NODES:
-            return f"its partition-id={share!r} of num-partitions={shares!r} is no share; set both in its node config"
+            said = wire.clean(f"partition-id={share!r} of num-partitions={shares!r}", 200)
+            return f"its {said} is no share; set both in its node config"
         if "partition-id" not in about:
             share = len(self._agreed)
         if share in self._agreed:
@@ -177,10 +197,11 @@ class Roster:
                 f"nodes {self._agreed[share]} and {node} both hold partition-id={share}; give each node its own"
             )
         self._agreed[share] = node
+        self._told.hear(f"partition {share}", about)
         self._expected = max(self._expected, int(shares))
         return ""
 
-    def _admit_site(self, node: int, claimed: str) -> str:
+    def _admit_site(self, node: int, claimed: str, about: dict[str, Any]) -> str:
         registered, names = self._names.get(node, ""), self._settings.site_names
         name = registered or claimed
         if claimed != name:
@@ -193,6 +214,7 @@ class Roster:
             return f"node {other} is site {name!r} already, and is there; end one of the two"
         log.info("site %s %s", name, "is back" if client in self._agreed else "agreed to the contract")
         self._agreed[client] = node
+        self._told.hear(f"site {name}", about)
         return ""
 
     def _said(self) -> str:

@@ -11,6 +11,7 @@ from fedasym.methods.method import Matrices, pick, select
 from fedasym.tripwires import idle, thawed
 
 _ALONE = "let the ClientApp of this fedasym answer, and nothing between it and the server"
+LONGEST_REASON = 10_000  # characters: a contract may differ in the name of every matrix
 _LARGEST_METRIC = 1e30  # keeps weighted means of what clients report finite
 
 
@@ -37,11 +38,12 @@ def check_reply(
         Rejection: the first check that fails, with the value, the expectation and, last, what to do.
     """
     if reply.has_error():
-        raise Rejection(f"its process failed: {reply.error.reason}; look at the client's log")
+        failed = wire.clean(reply.error.reason, LONGEST_REASON)
+        raise Rejection(f"its process failed: {failed}; look at the client's log")
     content = reply.content
     if "refusal" in content.config_records:
         said = content.config_records["refusal"].get("reason", "no reason given; look at the client's log")
-        raise Rejection(f"it refused: {said!s}")
+        raise Rejection(f"it refused: {wire.clean(said, LONGEST_REASON)}")
     about, method = wire.about(content), METHODS[contract.method]
     schema = select(contract.schema, method.up(number))
     expected: dict[str, tuple[Any, str]] = {

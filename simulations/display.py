@@ -64,7 +64,7 @@ class Follower:
             self._console.print(f"{self._title}: {state}")
             for rows in self._news():
                 for row in self._unseen(rows):
-                    self._console.print(_line(row, self._metric(), self._rounds), soft_wrap=True)
+                    self._console.print(_line(row, self._metric(), self._rounds), markup=False, soft_wrap=True)
             return
         with Live(self._table([]), console=self._console, refresh_per_second=4) as live:
             for rows in self._news():

@@ -18,6 +18,7 @@ from world import make_data
 
 from fedasym import glue
 from fedasym.settings import Settings
+from simulations import versions
 
 FAMILIES = ("bert", "roberta", "distilbert", "bart", "llama")
 CLASSES = ("bad", "good", "plain")
@@ -54,18 +55,24 @@ def _config(family: str) -> transformers.PreTrainedConfig:
 _SIDE = {"layers": 1, "attention_heads": 2, "ffn_dim": 24}
 
 
+# What a marked test needs, by the variable of the environment that names it.
+NEEDS = {"glue": glue.VARIABLE, "other_env": versions.VARIABLE}
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect the tests marked ``glue`` where the environment names no folder for them."""
-    if not os.environ.get(glue.VARIABLE):
-        left_out = [item for item in items if item.get_closest_marker("glue")]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
+    """Deselect the tests whose data or second environment the environment does not name."""
+    for marker, variable in NEEDS.items():
+        if not os.environ.get(variable):
+            left_out = [item for item in items if item.get_closest_marker(marker)]
+            config.hook.pytest_deselected(items=left_out)
+            items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say it when tests are left out for want of data."""
-    if not os.environ.get(glue.VARIABLE):
-        terminalreporter.write_line(f"{glue.VARIABLE} is unset: tests marked glue are deselected")
+    """Say it when tests are left out for want of data, or of a second environment (`make other-env`)."""
+    for marker, variable in NEEDS.items():
+        if not os.environ.get(variable):
+            terminalreporter.write_line(f"{variable} is unset: tests marked {marker} are deselected")
 
 
 @pytest.fixture(scope="session")

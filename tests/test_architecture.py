@@ -19,6 +19,7 @@ HEAVY = {"torch", "transformers", "datasets", "flwr_datasets", "flwr", "ray", "p
 KNOWS = {
     "device": {"torch"},
     "recompute": {"torch", "transformers"},
+    "behaviour": {"torch"},
     "layers": {"torch"},
     "lora": {"torch"},
     "train": {"torch"},

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from importlib import metadata
 
 import pytest
 
@@ -68,14 +69,24 @@ def test_another_base_model_is_named(tiny, models, base) -> None:
     assert "matrix roberta.encoder.layer.0.output.dense.B: 'absent' there" in reason
 
 
-def test_other_labels_data_and_versions_are_named(tiny, base) -> None:
+def test_other_labels_and_data_are_named(tiny, base) -> None:
     assert "labels: " in contract(tiny, ("bad", "good", "fine")).refusal(base.to_json())
     assert f"data: '{'d' * 64}' there, '{'e' * 64}' here" in contract(tiny, data="e" * 64).refusal(base.to_json())
-    older = dataclasses.replace(base, versions=base.versions.replace("fedasym=", "fedasym=0."))
-    assert "versions: 'fedasym=0." in base.refusal(older.to_json())
-    assert all(
-        f"{name}=" in base.versions for name in ("fedasym", "torch", "transformers", "tokenizers", "numpy", "flwr")
+
+
+def test_a_contract_of_another_version_of_fedasym_is_refused_in_words(base) -> None:
+    theirs = json.loads(base.to_json())
+    older = {key: value for key, value in theirs.items() if key != "tokenizer"} | {"versions": "x", "config": "c" * 64}
+    assert base.refusal(json.dumps(older)) == (
+        "the contract is of another version of fedasym (server there, client here): versions is there alone, tokenizer "
+        "is here alone, config has another form; use one version"
     )
+    assert "it is a list; use one version" in base.refusal("[]")
+
+
+def test_no_version_of_a_library_is_in_the_contract(base) -> None:
+    for name in ("torch", "transformers", "tokenizers", "numpy", "flwr"):
+        assert metadata.version(name) not in base.to_json(), name
 
 
 def test_one_line_a_difference_and_nothing_else(base) -> None:
@@ -91,7 +102,8 @@ def test_no_field_of_the_contract_can_differ_unnamed(base, field) -> None:
     changed = {str: lambda v: v + "x", int: lambda v: v + 1, float: lambda v: v + 1, tuple: lambda v: v[1:]}
     other = dataclasses.replace(base, **{field: changed[type(value)](value)})
     assert other.hash != base.hash
-    word = f"matrix {base.schema[0][0]}" if field == "schema" else field
+    first = {"schema": f"matrix {base.schema[0][0]}", "config": f"config {base.config[0][0]}"}
+    word = first.get(field, field)
     assert f"{word}: " in other.refusal(base.to_json())
 
 

@@ -30,7 +30,7 @@ def contract_with(method: str, schema, kind: str) -> Contract:
     """Return a contract of which only the method and the matrices matter."""
     return Contract(
         method, METHODS[method].factors, seed=3, kind=kind, rank=RANK, alpha=10.0, scaling="alpha/r", head="output",
-        base="", config="", A="", schema=schema, task="", labels=(), data="", local="", versions="",
+        base="", config=(), tokenizer="", A="", schema=schema, task="", labels=(), data="", local="",
     )  # fmt: skip
 
 

@@ -34,7 +34,8 @@ def digest_of(folder: Path) -> str:
 
 
 def query_of(settings: Settings) -> RecordDict:
-    return RecordDict({"about": ConfigRecord({"contract": prepare(settings).contract.to_json()})})
+    bench = prepare(settings)
+    return RecordDict({"about": ConfigRecord({"contract": bench.contract.to_json(), "logits": [*bench.built.logits]})})
 
 
 def test_sites_end_with_the_bits_of_a_split_by_a_column_that_names_them(world: Path) -> None:

@@ -49,7 +49,8 @@ def site_settings(root: Path, **more: object) -> Settings:
 
 
 def query(settings: Settings) -> RecordDict:
-    return RecordDict({"about": ConfigRecord({"contract": site_of(settings.resolved()).contract.to_json()})})
+    site = site_of(settings.resolved())
+    return RecordDict({"about": ConfigRecord({"contract": site.contract.to_json(), "logits": [*site.built.logits]})})
 
 
 def order(settings: Settings) -> RecordDict:
@@ -132,7 +133,7 @@ def test_a_round_through_the_worker_has_the_bits_of_a_round_in_process(running: 
 
 def test_a_process_that_asks_the_worker_never_imports_what_is_heavy(running: Running) -> None:
     settings = site_settings(running.root)
-    contract = site_of(settings.resolved()).contract.to_json()
+    about = json.dumps(dict(query(settings).config_records["about"]))
     code = f"""
 import json, sys, time
 began = time.perf_counter()
@@ -141,16 +142,16 @@ from flwr.supercore.task_identity import TaskIdentity
 TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 2, 3
 from clients.app import app
 context = Context(1, 2, {{"worker": {running.socket!r}}}, RecordDict(), json.loads(sys.argv[1]))
-content = RecordDict({{"about": ConfigRecord({{"contract": sys.argv[2]}})}})
+content = RecordDict({{"about": ConfigRecord(json.loads(sys.argv[2]))}})
 reply = app(Message(content, 2, "query"), context)
 heavy = {{"torch", "transformers", "pandas", "datasets", "scipy", "sklearn", "tokenizers"}} & sys.modules.keys()
 print(json.dumps([sorted(heavy), sorted(reply.content["about"]), time.perf_counter() - began]))
 """
-    command = [sys.executable, "-c", code, json.dumps(settings.run_config()), contract]
+    command = [sys.executable, "-c", code, json.dumps(settings.run_config()), about]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     heavy, about, seconds = json.loads(done.stdout.splitlines()[-1])
-    assert (heavy, about) == ([], ["contract", "site"])
+    assert (heavy, about) == ([], ["contract", "logits-gap", "notes", "site", "versions"])
     print(f"\nthe process of a message took {seconds:.2f} s")
 
 
