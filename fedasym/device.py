@@ -142,8 +142,8 @@ def slow_choice(device: torch.device, dtype: str) -> str:
         return ""
     times = float(f"{factor:.1g}")  # one digit: it varies by more
     return (
-        f"dtype={dtype} is slow on {device.type}: a product of matrices takes about {times:g} times as long there as in "
-        "float32; leave dtype at 'auto', or set it to 'float32'"
+        f"dtype={dtype} is slow on {device.type}: a product of matrices takes about {times:g} times as long there as "
+        "in float32; leave dtype at 'auto', or set it to 'float32'"
     )
 
 

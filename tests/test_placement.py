@@ -65,9 +65,11 @@ def test_a_step_and_an_evaluation_on_a_second_device_leave_no_tensor_behind(tiny
     built, far_away, far_loss, far_scores = step_and_score(settings)
     assert all(type(tensor.data) is FarTensor for tensor in [*built.model.parameters(), *built.model.buffers()])
     assert device.device_of(built.model) == FAR
-    # The far device computes on this CPU, so what it gives is the same to the bit.
-    assert far_away.keys() == near.keys() and all(np.array_equal(far_away[name], near[name]) for name in near)
-    assert (far_loss, far_scores) == (near_loss, near_scores)
+    # The far device computes on this CPU; another place in memory can choose another kernel, which rounds otherwise.
+    assert far_away.keys() == near.keys()
+    for name, matrix in near.items():
+        np.testing.assert_allclose(far_away[name], matrix, rtol=1e-4, atol=1e-6)
+    assert (far_loss, far_scores) == (pytest.approx(near_loss, rel=1e-4), pytest.approx(near_scores, rel=1e-4))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
