@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from fedasym.methods import METHODS
 from fedasym.metrics import score
+from fedasym.progress import Tell, to_nobody
 from fedasym.settings import Settings
 from fedasym.tasks import Task
 from fedasym.tokens import Tokens, collate
@@ -69,6 +70,7 @@ def train_steps(
     batches: Sequence[NDArray[np.int64]],
     task: Task,
     settings: Settings,
+    tell: Tell = to_nobody,
 ) -> Trained:
     """Train the given parameters, and only those, one optimizer step a batch.
 
@@ -81,6 +83,7 @@ def train_steps(
         batches: places into tokens.
         task: chooses the loss: cross-entropy, or mean squared error.
         settings: optimizer, rates, clipping.
+        tell: told after every step how many are done, of how many.
 
     Raises:
         FloatingPointError: the loss is not finite; names the step.
@@ -107,6 +110,7 @@ def train_steps(
         optimizer.step()
         total += value.item()
         examples += len(batch)
+        tell(step, len(batches))
     return Trained(total / len(batches), len(batches), examples)
 
 
@@ -126,8 +130,15 @@ def _loss(logits: Tensor, labels: Tensor, task: Task) -> Tensor:
     return F.cross_entropy(logits.float(), labels)
 
 
-def evaluate(model: nn.Module, tokenizer: Any, tokens: Tokens, task: Task, batch_size: int = 64) -> dict[str, float]:
-    """Compute the task's metrics and the mean loss over all examples.
+def evaluate(
+    model: nn.Module,
+    tokenizer: Any,
+    tokens: Tokens,
+    task: Task,
+    batch_size: int = 64,
+    tell: Tell = to_nobody,
+) -> dict[str, float]:
+    """Compute the task's metrics and the mean loss over all examples; ``tell`` is told how many are done.
 
     Returns:
         Metric values by name, fractions, and ``loss``.
@@ -143,6 +154,7 @@ def evaluate(model: nn.Module, tokenizer: Any, tokens: Tokens, task: Task, batch
             logits = model(**inputs).logits
             total += _loss(logits, labels, task).item() * len(labels)
             outputs.append(logits.float())
+            tell(min(start + batch_size, len(order)), len(order))
     logits = torch.cat(outputs).numpy()
     finite = np.isfinite(logits).all(axis=1)
     if not finite.all() or not math.isfinite(total):

@@ -5,7 +5,6 @@ A run folder that holds a checkpoint of the same contract and settings is contin
 
 import logging
 import os
-import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -35,6 +34,7 @@ from fedasym.tokens import Tokens, tokenize
 from fedasym.train import evaluate
 from server.conclusion import conclude
 from server.nodes import Roster, warm
+from server.reporter import Reporter, show_log
 from server.strategy import FederationError, Opening, Round, name_of, run_round
 
 app = ServerApp()
@@ -60,21 +60,22 @@ class Bench:
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run config describes."""
-    _show_log()
+    show_log()
     settings = from_run_config(context.run_config).resolved()
     folder = record.run_folder(settings, context.run_id)
-    with only_user(folder):
+    with only_user(folder), Reporter(folder, settings.num_rounds) as reporter:
         warm(grid)
-        federate(grid, settings, folder)
+        federate(grid, settings, folder, reporter)
 
 
-def federate(grid: Grid, settings: Settings, folder: Path) -> None:
+def federate(grid: Grid, settings: Settings, folder: Path, reporter: Reporter) -> None:
     """Train from the folder's checkpoint, or from round 1, to ``num-rounds``; leave summary, adapter and report.
 
     Raises:
         FederationError: the folder belongs to another run, the handshake fails, or a round has too few valid replies.
     """
-    bench, state = train(grid, settings, folder)
+    bench, state = train(grid, settings, folder, reporter)
+    reporter.begin("writing the adapter and the report")
     _load(bench, state.matrices)
     write_adapter(folder / "adapter", bench.built, settings)
     if settings.head == "local" or METHODS[settings.method].personal:
@@ -83,7 +84,7 @@ def federate(grid: Grid, settings: Settings, folder: Path) -> None:
     log.info("report %s", folder / "report.html")
 
 
-def train(grid: Grid, settings: Settings, folder: Path) -> tuple[Bench, checkpoint.State]:
+def train(grid: Grid, settings: Settings, folder: Path, reporter: Reporter) -> tuple[Bench, checkpoint.State]:
     """Train from the folder's checkpoint, or from round 1, to ``num-rounds``; leave config, rounds and summary.
 
     Raises:
@@ -96,7 +97,7 @@ def train(grid: Grid, settings: Settings, folder: Path) -> tuple[Bench, checkpoi
     if state.round < settings.num_rounds:
         roster = Roster(grid, bench.contract, settings, record.read_rounds(folder))
         while state.round < settings.num_rounds:
-            state = _next_round(grid, roster, bench, state, folder)
+            state = _next_round(grid, roster, bench, state, folder, reporter)
     else:
         log.info("all %d rounds are done already", state.round)
     record.write_json(folder / "summary.json", record.summarise(bench.config, record.read_rounds(folder)))
@@ -152,12 +153,18 @@ def _load_data(settings: Settings, task: Task) -> _Data:
     return _Data(task.label_names, SITES, {"sites": list(settings.site_names), "digest": SITES}, held)
 
 
-def _next_round(grid: Grid, roster: Roster, bench: Bench, state: checkpoint.State, folder: Path) -> checkpoint.State:
+def _next_round(
+    grid: Grid, roster: Roster, bench: Bench, state: checkpoint.State, folder: Path, reporter: Reporter
+) -> checkpoint.State:
     settings = bench.settings
-    nodes = roster.gather(state.round + 1)
+    whom = ("waiting for sites", "sites are here") if settings.sites else ("handshake", "nodes agreed")
+    reporter.begin(*whom, round=state.round + 1)
+    nodes = roster.gather(state.round + 1, reporter.tell)
     started = time.perf_counter()
     opening = Opening(state.round + 1, state.run, state.matrices, state.stack, state.weights)
-    result = run_round(grid, nodes, bench.contract, opening, settings)
+    reporter.begin("training", "clients", settings.asked_of(len(nodes)), steps_each=settings.local_steps)
+    result = run_round(grid, nodes, bench.contract, opening, settings, reporter.tell)
+    reporter.begin("averaging")
     roster.note(result)
     result.warnings += roster.late_replies()
     for client, reason in sorted(result.rejected.items()):
@@ -166,7 +173,7 @@ def _next_round(grid: Grid, roster: Roster, bench: Bench, state: checkpoint.Stat
         log.warning("round %d: %s", result.number, warning)
     outcome = conclude(bench.contract, state, result, bench.frozen, settings)
     state = replace(outcome.state, round=result.number)
-    row = _row(result, bench, state.matrices, outcome.mismatch)
+    row = _row(result, bench, state.matrices, outcome.mismatch, reporter)
     row["seconds"] = round(time.perf_counter() - started, 3)
     state = replace(state, record_bytes=record.append_round(folder, row))
     checkpoint.save(folder, state)
@@ -177,6 +184,7 @@ def _next_round(grid: Grid, roster: Roster, bench: Bench, state: checkpoint.Stat
         row["train_loss"], row["clients_valid"], row["clients_asked"], row["payload_up"], row["payload_down"],
         row["seconds"],
     )  # fmt: skip
+    reporter.end_round(row["seconds"])
     return state
 
 
@@ -186,7 +194,7 @@ def _load(bench: Bench, matrices: Matrices) -> None:
     lora.load({name: tensors[name] for name in matrices}, matrices)
 
 
-def _row(result: Round, bench: Bench, matrices: Matrices, mismatch: float | None) -> dict[str, Any]:
+def _row(result: Round, bench: Bench, matrices: Matrices, mismatch: float | None, reporter: Reporter) -> dict[str, Any]:
     """Make the round's line: evaluate, centrally or, where there is no common model, as the clients did."""
     settings = bench.settings
     names = (*bench.task.metrics, "loss")
@@ -211,8 +219,9 @@ def _row(result: Round, bench: Bench, matrices: Matrices, mismatch: float | None
         torch.set_num_threads(_cores())
         metrics = {}
         for suffix, tokens in bench.held_out.items():
+            reporter.begin("evaluating", "examples", len(tokens))
             try:
-                found = evaluate(bench.built.model, bench.built.tokenizer, tokens, bench.task)
+                found = evaluate(bench.built.model, bench.built.tokenizer, tokens, bench.task, tell=reporter.tell)
             except FloatingPointError as error:
                 raise FederationError(f"round {result.number}: {error}") from error
             metrics |= {f"{name}_{suffix}" if suffix else name: value for name, value in found.items()}
@@ -286,13 +295,3 @@ def only_user(folder: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise FederationError(str(error)) from None
         yield
-
-
-def _show_log() -> None:
-    """Print our lines to standard output unless the program that imports us has set up logging itself."""
-    if not log.handlers:
-        handler = logging.StreamHandler(sys.stdout)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)
-        log.propagate = False

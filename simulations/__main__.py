@@ -30,8 +30,11 @@ from simulations.run import ENGINES, parse_overrides, read_settings, read_toml, 
 from simulations.sockets import measure
 from simulations.tables import refresh
 from simulations.tune import tune
+from simulations.waiting import load
 
 _FEDERATED = tuple(name for name in METHODS if name != "central")
+
+_LONG = ("run", "demo", "federation", "compare", "tune", "sockets")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     command = f"python -m simulations {shlex.join(arguments or sys.argv[1:])}"
     try:
+        if options.command in _LONG:
+            load(console)
         if options.command == "settings":
             console.print(_settings_table())
         elif options.command == "record":

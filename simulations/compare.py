@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fedasym.knobs import Value, difference
 from fedasym.methods import METHODS
@@ -26,6 +25,7 @@ from fedasym.settings import Settings
 from server.strategy import FederationError
 from simulations.cells import HOLDOUT, Cell, cell_settings, comparable, run_cell
 from simulations.results import append_line, read_lines
+from simulations.waiting import cells_shown
 
 Rates = Mapping[tuple[str, str], Mapping[str, Value]]
 
@@ -127,12 +127,7 @@ def run_cells(
     for cell in cells:
         place = "" if cell.method == "central" else cell.split
         once.setdefault((cell.task, place, cell.method, cell.seed, cell.rates), []).append(cell)
-    columns = (
-        TextColumn("{task.description}"), MofNCompleteColumn(), TextColumn("cells"), TimeElapsedColumn(),
-        TextColumn("left"), TimeRemainingColumn(),
-    )  # fmt: skip
-    with _pool(jobs) as pool, Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("comparing", total=len(cells))
+    with _pool(jobs) as pool, cells_shown(len(cells), work, console) as advance:
         waiting: dict[Future[dict[str, Any]], list[Cell]] = {
             pool.submit(run_cell, alike[0], base, work.absolute()): alike for alike in once.values()
         }
@@ -149,9 +144,8 @@ def run_cells(
                         yield cell, str(error) if error else {**line, "split": cell.split}
                     if not error:
                         shutil.rmtree(work / alike[0].name)
-                    progress.advance(bar, len(alike))
-                    done, told = progress.tasks[bar].completed, error or f"{line['metric']} {line['final']:.4f}"
-                    console.print(f"{done:.0f}/{len(cells)}  {alike[0].name}: {told}", markup=False)
+                    told = error or f"{line['metric']} {line['final']:.4f}"
+                    advance(len(alike), f"{alike[0].name}: {told}")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -18,6 +18,7 @@ from fedasym.bundle import PROJECT, stage
 from fedasym.flower import FlowerError, flwr
 from fedasym.knobs import Value
 from fedasym.processes import flower_environment, free_port, started, tail, tool
+from fedasym.progress import begin
 from fedasym.settings import Settings
 
 POLL_SECONDS = 20.0  # without a new round; each poll is a process of about 2 s of one core, taken from the training
@@ -59,6 +60,7 @@ def run_app(link: Superlink, settings: Settings, *options: str) -> Path:
         FlowerError: the run ended otherwise than ``finished:completed``.
     """
     folder = Path(settings.out).absolute()
+    begin(folder, "starting the run in Flower")
     with tempfile.TemporaryDirectory(prefix="run-", dir=link.home) as work:
         config = Path(work) / "run.toml"
         config.write_text("".join(f"{key} = {toml_value(v)}\n" for key, v in settings.run_config().items()))
