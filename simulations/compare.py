@@ -26,6 +26,7 @@ from fedasym.settings import Settings
 from server.strategy import FederationError
 from simulations.cells import HOLDOUT, Cell, cell_settings, comparable, run_cell
 from simulations.results import append_line, read_lines
+from simulations.stopping import interrupts_held
 
 Rates = Mapping[tuple[str, str], Mapping[str, Value]]
 
@@ -133,9 +134,10 @@ def run_cells(
     )  # fmt: skip
     with _pool(jobs) as pool, Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("comparing", total=len(cells))
-        waiting: dict[Future[dict[str, Any]], list[Cell]] = {
-            pool.submit(run_cell, alike[0], base, work.absolute()): alike for alike in once.values()
-        }
+        with interrupts_held():
+            waiting: dict[Future[dict[str, Any]], list[Cell]] = {
+                pool.submit(run_cell, alike[0], base, work.absolute()): alike for alike in once.values()
+            }
         try:
             while waiting:
                 finished, _ = wait(waiting, return_when=FIRST_COMPLETED)

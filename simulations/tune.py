@@ -16,6 +16,7 @@ from rich.table import Table
 from fedasym.record import read_rounds, versions
 from fedasym.settings import Settings
 from fedasym.study.tuning import tuning_sheet
+from server.app import only_user
 from simulations.local import run_local
 from simulations.results import RESULTS, read_lines
 from simulations.run import read_settings
@@ -49,7 +50,15 @@ def tune(work: Path, workers: int, console: Console, shard: int, shards: int) ->
         console: where to show it.
         shard: run only every ``shards``-th cell, starting at this one.
         shards: how many processes share the grid.
+
+    Raises:
+        FederationError: another process runs this part of the grid.
     """
+    with only_user(work if shards == 1 else work / f"shard-{shard}-of-{shards}"):
+        _tune(work, workers, console, shard, shards)
+
+
+def _tune(work: Path, workers: int, console: Console, shard: int, shards: int) -> None:
     cells = [{"method": method, **cell} for cell in GRID for method in METHODS]
     for cell in cells[shard::shards]:
         if _key(cell) in {_key(line["cell"]) for line in read_lines(TUNING)}:
