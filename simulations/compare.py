@@ -25,6 +25,7 @@ from fedasym.settings import Settings
 from server.strategy import FederationError
 from simulations.cells import HOLDOUT, Cell, cell_settings, comparable, run_cell
 from simulations.results import append_line, read_lines
+from simulations.stopping import interrupts_held
 from simulations.waiting import cells_shown
 
 Rates = Mapping[tuple[str, str], Mapping[str, Value]]
@@ -128,9 +129,10 @@ def run_cells(
         place = "" if cell.method == "central" else cell.split
         once.setdefault((cell.task, place, cell.method, cell.seed, cell.rates), []).append(cell)
     with _pool(jobs) as pool, cells_shown(len(cells), work, console) as advance:
-        waiting: dict[Future[dict[str, Any]], list[Cell]] = {
-            pool.submit(run_cell, alike[0], base, work.absolute()): alike for alike in once.values()
-        }
+        with interrupts_held():
+            waiting: dict[Future[dict[str, Any]], list[Cell]] = {
+                pool.submit(run_cell, alike[0], base, work.absolute()): alike for alike in once.values()
+            }
         try:
             while waiting:
                 finished, _ = wait(waiting, return_when=FIRST_COMPLETED)

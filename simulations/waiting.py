@@ -27,6 +27,7 @@ from fedasym.progress import (
     words,
 )
 
+LONG = ("run", "demo", "federation", "compare", "tune", "sockets")  # commands that load at once
 LOADING = "loading PyTorch, transformers and Flower"
 _HEAVY = ("torch", "transformers", "server.app", "clients.answer")
 
