@@ -112,7 +112,7 @@ def cells_words(done: int, total: int, at_work: Mapping[str, Progress], elapsed:
         now: in seconds of `time.time`.
     """
     worth = done + sum(each.run_fraction for each in at_work.values())
-    left = elapsed * (total - worth) / worth if worth else 0.0
+    left = elapsed * (total - worth) / worth if done else 0.0  # of the first ones, loading is most of the time
     lines = [f"{done} of {total} cells done" + (f"; about {duration(left)} left" if left >= 1 else "")]
     lines += [f"{name}: {words(each, now)}" for name, each in at_work.items()]
     return "\n           ".join(lines if at_work or done else [*lines, "the processes start"])
