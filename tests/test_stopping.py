@@ -16,6 +16,7 @@ from kits import wait_for
 from rich.console import Console
 from world import tiny_settings, tiny_values, what_is_left
 
+from fedasym.processes import held_alone
 from fedasym.record import read_rounds
 from simulations.__main__ import main
 from simulations.demo import demo
@@ -132,7 +133,8 @@ def test_ctrl_c_while_clients_train_in_process_keeps_the_rounds_and_the_command_
     said = command.stop(signal.SIGINT)
     assert command.process.returncode == 130
     assert 1 <= len(read_rounds(out)) < 3 and "finished rounds are kept" in said
-    subprocess.run(command_said(said), cwd=ROOT, check=True, capture_output=True)
+    again = command_said(said)
+    assert again == command.process.args and main(again[3:]) == 0
     assert what_is_left(out) == what_is_left(undisturbed)
 
 
@@ -148,6 +150,7 @@ runpy.run_module("simulations", run_name="__main__", alter_sys=True)
 """
 
 
+@pytest.mark.slow
 def test_sigterm_between_two_rounds_while_the_checkpoint_is_written_loses_nothing(
     start, undisturbed, world, tmp_path
 ) -> None:
@@ -178,6 +181,14 @@ def test_ctrl_c_in_flowers_engine_leaves_no_process_and_no_folder_and_the_run_go
     assert what_is_left(out, "message") == what_is_left(undisturbed, "message")
 
 
+def test_a_folder_has_one_comparison_and_one_demo_at_a_time(tmp_path, capsys) -> None:
+    for command in ("compare", "demo"):
+        with held_alone(tmp_path, ""):
+            assert main([command, "--out", str(tmp_path)]) == 1
+        assert "is in use by another process" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.slow
 def test_a_comparison_has_its_folder_alone_and_ctrl_c_ends_its_cells_and_begins_none(start, world, tmp_path) -> None:
     values = tiny_values(world, local_steps=STEPS)
     own = ("task", "split")
