@@ -7,6 +7,7 @@ its last round.
 
 import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -155,6 +156,7 @@ def run_cells(
 
 def _pool(jobs: int) -> ProcessPoolExecutor:
     """Return processes of one thread each, pinned to a core of their own, that do not outlive this one."""
+    sys.warnoptions.append("ignore:resource_tracker:UserWarning")  # if we are stopped, it clears up; that is no news
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # for the processes
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     context = get_context("spawn")
