@@ -1,19 +1,23 @@
 """The command line of a site: ``python -m clients up``."""
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of an import; `up` takes the signals over
+
 import argparse
 import sys
 from pathlib import Path
-
-from clients.keeper import Limits
-from clients.plan import Options, in_words, plan_of
-from clients.up import SiteError, up
-from fedasym.processes import free_port
-from fedasym.settings import Settings
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; return the process's exit code."""
     told = _parser().parse_args(arguments)
+    from clients.keeper import Limits
+    from clients.plan import Options, in_words, plan_of
+    from clients.up import SiteError, up
+    from fedasym.processes import free_port
+
     if told.superlink and not told.insecure:
         print("--superlink goes with --insecure; with a kit's keys the server is the kit's", file=sys.stderr)
         return 2
@@ -42,6 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from fedasym.settings import Settings
+
     parser = argparse.ArgumentParser(prog="python -m clients", description="A site of a federation.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     site = commands.add_parser("up", help="bring this site up and keep it up until Ctrl-C")

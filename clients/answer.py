@@ -81,7 +81,9 @@ def _train(content: RecordDict, settings: Settings, run_id: int, place: Place) -
     """Load the broadcast matrices, train them on the client's data, reply with them."""
     site = site_of(settings)
     require_pin(site, place)
-    reply, metrics = train_round(site, holding_of(site, place), content, _folder(settings, run_id, place))
+    run = None if place.private or place.state else run_folder(settings, run_id)  # a site's steps are its own affair
+    keep = _folder(settings, run_id, place)
+    reply, metrics = train_round(site, holding_of(site, place), content, keep, run)
     reply["metrics"] = MetricRecord({**metrics})
     return reply
 

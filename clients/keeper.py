@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import psutil
+
 from clients import pipe
 from clients.child import READY
 from clients.place import Place
@@ -265,13 +267,9 @@ class Keeper:
 
 def resident_gigabytes(pid: int) -> float:
     """Return the resident memory of a process in 10^9 bytes; 0 if it is gone."""
-    status = Path(f"/proc/{pid}/statm")
     try:
-        if status.exists():
-            return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e9
-        said = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=False)
-        return int(said.stdout or 0) * 1024 / 1e9
-    except (OSError, ValueError, IndexError):
+        return float(psutil.Process(pid).memory_info().rss) / 1e9
+    except psutil.NoSuchProcess:
         return 0.0
 
 

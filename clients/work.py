@@ -19,6 +19,7 @@ from fedasym.contract import frame_of
 from fedasym.knobs import difference
 from fedasym.methods import METHODS
 from fedasym.methods.method import letter_of, pick, select
+from fedasym.progress import client_tell, to_nobody
 from fedasym.record import versions
 from fedasym.settings import Settings
 from fedasym.tasks import task_of
@@ -103,7 +104,7 @@ def require_pin(site: Site, place: Place) -> None:
 
 
 def train_round(
-    site: Site, holding: Holding, content: RecordDict, keep: Path
+    site: Site, holding: Holding, content: RecordDict, keep: Path, run: Path | None = None
 ) -> tuple[RecordDict, dict[str, int | float]]:
     """Train one client for one round.
 
@@ -115,6 +116,7 @@ def train_round(
         holding: the examples of this place.
         content: the server's message.
         keep: folder of this site for what its clients keep: what never leaves them, and what they were sent.
+        run: the run folder, in which how far the client is may be written down; None: nowhere.
 
     Returns:
         The reply's records, and its metrics (``num-examples``: n_k; ``loss``: mean over the local steps).
@@ -157,7 +159,8 @@ def train_round(
         generator(settings.seed, "batches", number, client),
     )
     places = [train_set[batch] for batch in batches]
-    trained = train_steps(model, moving, site.built.tokenizer, holding.tokens, places, site.task, settings)
+    tell = client_tell(run, number, client) if run else to_nobody
+    trained = train_steps(model, moving, site.built.tokenizer, holding.tokens, places, site.task, settings, tell)
     frozen = _frozen(site)
     metrics.update(_evaluate(site, holding, kept_out, "after"))
     schema = select(site.contract.schema, method.up(number))

@@ -1,7 +1,11 @@
-"""Processes that we start: a group of their own each, ended with all they started; Flower kept quiet and offline."""
+"""Processes that we start: a group of their own each, ended with all they started; Flower kept quiet and offline.
 
-import fcntl
+What they start may leave their group (Flower's engine does), so each carries a mark in its environment, which all that
+comes after it inherits. A process has the marks of all before it.
+"""
+
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -9,9 +13,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import psutil
+from filelock import FileLock, Timeout
 
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -22,7 +29,9 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
+_MARKS = "FEDASYM_STARTED_BY"
 _POLITE_SECONDS = 15.0
+_LEFT_SECONDS = 2.0  # from SIGTERM to SIGKILL for what a process has left behind
 _LOOK_SECONDS = 0.05
 
 
@@ -76,11 +85,25 @@ def end_group(group: int, polite_seconds: float) -> None:
         group: its id, that of the process that `start` made its leader.
         polite_seconds: from SIGTERM to SIGKILL.
     """
+    end_all(lambda: {each for each in psutil.process_iter() if _group(each) == group}, polite_seconds)
+
+
+def end_all(find: Callable[[], set[psutil.Process]], polite_seconds: float) -> None:
+    """End processes, and what they start meanwhile: politely, then by force.
+
+    Args:
+        find: returns them, again and again, since they may start others; one that was found once is not forgotten.
+        polite_seconds: from SIGTERM to SIGKILL.
+    """
+    known: set[psutil.Process] = set()
     for how, seconds in ((signal.SIGTERM, polite_seconds), (signal.SIGKILL, _POLITE_SECONDS)):
-        with suppress(ProcessLookupError, PermissionError):  # PermissionError: none is left but zombies, on a Mac
-            os.killpg(group, how)
         deadline = time.monotonic() + seconds
-        while _lives(group):
+        told: set[psutil.Process] = set()
+        while alive := {each for each in known | find() if _lives(each)}:
+            for each in alive - told:
+                with suppress(psutil.Error):  # it has ended meanwhile
+                    each.send_signal(how)
+            known, told = known | alive, told | alive
             if time.monotonic() > deadline:
                 break
             time.sleep(_LOOK_SECONDS)
@@ -88,20 +111,40 @@ def end_group(group: int, polite_seconds: float) -> None:
             return
 
 
-def _lives(group: int) -> bool:
-    """Say whether some process of a group runs; one that only waits to be reaped does not."""
-    if not Path("/proc/self/stat").exists():
-        try:
-            os.killpg(group, 0)
-        except OSError:
-            return False
-        return True
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has ended meanwhile
-            state, _, its_group = path.read_text().rpartition(")")[2].split()[:3]
-            if int(its_group) == group and state not in "ZX":
-                return True
-    return False
+def marked(environment: Mapping[str, str], mark: str) -> dict[str, str]:
+    """Return an environment with one more mark, by which `bearers` finds a process and all that it starts."""
+    return {**environment, _MARKS: f"{environment.get(_MARKS, '')} {mark}".strip()}
+
+
+def bearers(mark: str) -> set[psutil.Process]:
+    """Return all other processes with a mark, with the rest of their groups and all below them.
+
+    Some of Ray's write their title over their environment; they are found by the others.
+    """
+    everyone = list(psutil.process_iter(["ppid", "environ"]))
+    found = {each for each in everyone if mark in (each.info["environ"] or {}).get(_MARKS, "").split()}
+    groups = {_group(each) for each in found} - {None, os.getpgrp()}
+    found |= {each for each in everyone if _group(each) in groups}
+    ids = {each.pid for each in found}
+    while more := {each for each in everyone if each.info["ppid"] in ids} - found:
+        found |= more
+        ids |= {each.pid for each in more}
+    return {each for each in found if each.pid != os.getpid()}
+
+
+def _group(process: psutil.Process) -> int | None:
+    try:
+        return os.getpgid(process.pid)
+    except OSError:  # it has ended, or is not ours
+        return None
+
+
+def _lives(process: psutil.Process) -> bool:
+    """Say whether a process runs; one that only waits to be reaped does not."""
+    try:
+        return bool(process.is_running() and process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD))
+    except psutil.Error:
+        return False
 
 
 @contextmanager
@@ -109,11 +152,13 @@ def started(
     command: Sequence[str], environment: Mapping[str, str], folder: Path, log_file: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Start a process as `start` does and end it, with all it started, at the end."""
-    process = start(command, environment, folder, log_file)
+    mark = secrets.token_hex(8)
+    process = start(command, marked(environment, mark), folder, log_file)
     try:
         yield process
     finally:
         end(process)
+        end_all(lambda: bearers(mark), _LEFT_SECONDS)
 
 
 @contextmanager
@@ -139,12 +184,15 @@ def held_alone(folder: Path, else_: str) -> Iterator[None]:
     Raises:
         BlockingIOError: another process holds it.
     """
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BlockingIOError(f"{folder} is in use by another process; {else_}") from None
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise BlockingIOError(f"{folder} is in use by another process; {else_}") from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def listens(host: str, port: int) -> bool:

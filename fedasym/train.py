@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from fedasym.device import autocast, device_of, memory_named, place
 from fedasym.methods import METHODS
 from fedasym.metrics import score
+from fedasym.progress import Tell, to_nobody
 from fedasym.recompute import recomputed
 from fedasym.settings import Settings
 from fedasym.tasks import Task
@@ -71,6 +72,7 @@ def train_steps(
     batches: Sequence[NDArray[np.int64]],
     task: Task,
     settings: Settings,
+    tell: Tell = to_nobody,
 ) -> Trained:
     """Train the given parameters, and only those, one optimizer step a batch.
 
@@ -84,6 +86,7 @@ def train_steps(
         task: chooses the loss: cross-entropy, or mean squared error.
         settings: optimizer, rates, clipping, and how many examples are computed at a time: the gradient of a batch is
             the sum of those of its parts, equal to that of the whole to rounding.
+        tell: told after every step how many are done, of how many.
 
     Raises:
         FloatingPointError: the loss is not finite; names the step.
@@ -119,6 +122,7 @@ def train_steps(
             optimizer.step()
             total += mean
             examples += len(batch)
+            tell(step, len(batches))
     return Trained(total / len(batches), len(batches), examples)
 
 
@@ -153,8 +157,15 @@ def _loss(logits: Tensor, labels: Tensor, task: Task) -> Tensor:
     return F.cross_entropy(logits.float(), labels)
 
 
-def evaluate(model: nn.Module, tokenizer: Any, tokens: Tokens, task: Task, batch_size: int = 64) -> dict[str, float]:
-    """Compute the task's metrics and the mean loss over all examples, on the model's device.
+def evaluate(
+    model: nn.Module,
+    tokenizer: Any,
+    tokens: Tokens,
+    task: Task,
+    batch_size: int = 64,
+    tell: Tell = to_nobody,
+) -> dict[str, float]:
+    """Compute the task's metrics and the mean loss over all examples, on the model's device; ``tell`` is told how many.
 
     Returns:
         Metric values by name, fractions, and ``loss``.
@@ -171,6 +182,7 @@ def evaluate(model: nn.Module, tokenizer: Any, tokens: Tokens, task: Task, batch
             logits = model(**inputs).logits
             total += _loss(logits, labels, task).item() * len(labels)
             outputs.append(logits.float().cpu())
+            tell(min(start + batch_size, len(order)), len(order))
     logits = torch.cat(outputs).numpy()
     finite = np.isfinite(logits).all(axis=1)
     if not finite.all() or not math.isfinite(total):

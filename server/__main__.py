@@ -1,26 +1,31 @@
 """The server's command line: ``python -m server COMMAND``; ``--help`` lists the commands."""
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of an import; `up` takes the signals over
+
 import argparse
 import json
 import sys
 import tomllib
 from pathlib import Path
 
-from fedasym.bundle import PROJECT, bundle_digest
-from fedasym.flower import FlowerError
-from fedasym.settings import from_run_config
-from fedasym.supervise import ServiceError
-from server import keys
-from server.home import Home, add_site, create_home, read_home
-from server.proxy import ProxyError, write_configuration
-from server.sites import remove_site
-from server.status import status, status_words
-from server.up import certificate_words, print_words, up
+from fedasym.bundle import PROJECT
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; return the process's exit code."""
     options = _parser().parse_args(arguments)
+    from fedasym.flower import FlowerError
+    from fedasym.supervise import ServiceError
+    from server import keys
+    from server.home import add_site, read_home
+    from server.proxy import ProxyError
+    from server.sites import remove_site
+    from server.status import status, status_words
+    from server.up import certificate_words, print_words, up
+
     try:
         if options.command == "pins":
             return _pins(options)
@@ -53,6 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _init(options: argparse.Namespace) -> int:
+    from server.home import Home, create_home
+    from server.proxy import write_configuration
+
     port = options.port
     internal = options.internal_port or (port + 1 if port < 65535 else port - 1)
     folder = options.home.expanduser().absolute()
@@ -66,7 +74,9 @@ def _init(options: argparse.Namespace) -> int:
 
 def _pins(options: argparse.Namespace) -> int:
     """Print what the other side can compare before it takes part: the app's digest and the contract's hash."""
-    from server.app import prepare  # torch and transformers, which no other command needs
+    from fedasym.bundle import bundle_digest
+    from fedasym.settings import from_run_config
+    from server.bench import prepare  # torch and transformers, which no other command needs
 
     table = {} if options.config is None else tomllib.loads(options.config.read_text())
     settings = from_run_config(table).resolved()

@@ -4,12 +4,11 @@ A run folder that holds a checkpoint of the same contract and settings is contin
 """
 
 import logging
-import sys
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +16,19 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedasym import checkpoint, device, lora, record, wire
-from fedasym.contract import SITES, Contract, as_stated, contract_of
-from fedasym.data import Examples, load_examples, load_extra_examples, load_held_out
+from fedasym.contract import as_stated
 from fedasym.export import write_adapter
 from fedasym.knobs import difference
 from fedasym.methods import METHODS
-from fedasym.methods.method import Matrices, select, values
-from fedasym.model import Built, build
-from fedasym.partition import partition
+from fedasym.methods.method import Matrices
 from fedasym.processes import held_alone
 from fedasym.report import write_report
 from fedasym.settings import Settings, from_run_config, judged_at_clients
-from fedasym.tasks import Task, task_of
-from fedasym.tokens import Tokens, tokenize
 from fedasym.train import evaluate
+from server.bench import Bench, prepare
 from server.conclusion import conclude
 from server.nodes import Roster, warm
+from server.reporter import Reporter, show_log
 from server.strategy import FederationError, Opening, Round, name_of, run_round
 
 app = ServerApp()
@@ -42,29 +38,16 @@ log = logging.getLogger("fedasym")
 _FREE = ("out", "num-rounds", "round-timeout", "min-valid", "device", "eval-batch", "gradient-checkpointing")
 
 
-@dataclass(frozen=True)
-class Bench:
-    """What the server holds all along."""
-
-    settings: Settings
-    built: Built
-    task: Task
-    held_out: dict[str, Tokens]  # held-out sets by the suffix of their metrics; "" is the one that judges
-    contract: Contract
-    frozen: Matrices  # the factor of every layer that never moves, by name
-    config: dict[str, Any]  # of config.json
-
-
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run config describes."""
-    _show_log()
+    show_log()
     settings = from_run_config(context.run_config).resolved()
     folder = record.run_folder(settings, context.run_id)
-    with only_user(folder):
+    with only_user(folder), Reporter(folder, settings.num_rounds) as reporter:
         settings = for_this_machine(settings, folder)
         warm(grid, settings)
-        federate(grid, settings, folder)
+        federate(grid, settings, folder, reporter)
 
 
 def for_this_machine(settings: Settings, folder: Path) -> Settings:
@@ -83,13 +66,14 @@ def for_this_machine(settings: Settings, folder: Path) -> Settings:
     return settings
 
 
-def federate(grid: Grid, settings: Settings, folder: Path) -> None:
+def federate(grid: Grid, settings: Settings, folder: Path, reporter: Reporter) -> None:
     """Train from the folder's checkpoint, or from round 1, to ``num-rounds``; leave summary, adapter and report.
 
     Raises:
         FederationError: the folder belongs to another run, the handshake fails, or a round has too few valid replies.
     """
-    bench, state = train(grid, settings, folder)
+    bench, state = train(grid, settings, folder, reporter)
+    reporter.begin("writing the adapter and the report")
     _load(bench, state.matrices)
     write_adapter(folder / "adapter", bench.built, settings)
     if settings.head == "local" or METHODS[settings.method].personal:
@@ -98,7 +82,7 @@ def federate(grid: Grid, settings: Settings, folder: Path) -> None:
     log.info("report %s", folder / "report.html")
 
 
-def train(grid: Grid, settings: Settings, folder: Path) -> tuple[Bench, checkpoint.State]:
+def train(grid: Grid, settings: Settings, folder: Path, reporter: Reporter) -> tuple[Bench, checkpoint.State]:
     """Train from the folder's checkpoint, or from round 1, to ``num-rounds``; leave config, rounds and summary.
 
     Raises:
@@ -111,69 +95,26 @@ def train(grid: Grid, settings: Settings, folder: Path) -> tuple[Bench, checkpoi
     if state.round < settings.num_rounds:
         roster = Roster(grid, bench.contract, bench.built.logits, settings, record.read_rounds(folder))
         while state.round < settings.num_rounds:
-            state = _next_round(grid, roster, bench, state, folder)
+            state = _next_round(grid, roster, bench, state, folder, reporter)
     else:
         log.info("all %d rounds are done already", state.round)
     record.write_json(folder / "summary.json", record.summarise(bench.config, record.read_rounds(folder)))
     return bench, state
 
 
-def prepare(settings: Settings) -> Bench:
-    """Build model, held-out tokens and contract from resolved settings."""
-    device.prepare(device.choose_device(settings.device), device.cores(), settings.deterministic)
-    task = task_of(settings)
-    data = _load_data(settings, task)
-    built = build(settings, max(1, len(data.names)))
-    contract = contract_of(settings, built, data.names, data.digest)
-    config = {
-        "settings": {key.replace("-", "_"): value for key, value in settings.run_config().items()},
-        "metric": task.metric,
-        "contract": contract.to_json(),
-        "contract_hash": contract.hash,
-        "partition": data.report,
-        "held_out_examples": len(data.held_out.get("", ())),
-        "trainable_values": values(contract.schema),
-        "head_values": 0 if contract.factors == "W" else values(select(contract.schema, "")),
-        "versions": record.versions(),
-    }
-    held_out = {
-        suffix: tokenize(built.tokenizer, examples, settings.max_length, settings.pooling)
-        for suffix, examples in data.held_out.items()
-    }
-    frozen = lora.read(lora.frozen_factors(built.model))
-    return Bench(settings, built, task, held_out, contract, frozen, config)
-
-
-@dataclass(frozen=True)
-class _Data:
-    """What the server's data say: classes by id, digest of the split, its report, held-out sets by metrics' suffix."""
-
-    names: tuple[str, ...]
-    digest: str
-    report: dict[str, Any]
-    held_out: dict[str, Examples]
-
-
-def _load_data(settings: Settings, task: Task) -> _Data:
-    if not settings.sites:
-        train, held_out = load_examples(settings)
-        split = partition(train, settings)
-        held = {"": held_out, **load_extra_examples(settings)}
-        return _Data(train.class_names, split.digest, split.report(train.class_names), held)
-    held = {}
-    if settings.data != "none":
-        held = {"": load_held_out(settings, task.label_names), **load_extra_examples(settings)}
-    # What the sites hold is theirs; a round's line says how many examples each trained on.
-    return _Data(task.label_names, SITES, {"sites": list(settings.site_names), "digest": SITES}, held)
-
-
-def _next_round(grid: Grid, roster: Roster, bench: Bench, state: checkpoint.State, folder: Path) -> checkpoint.State:
+def _next_round(
+    grid: Grid, roster: Roster, bench: Bench, state: checkpoint.State, folder: Path, reporter: Reporter
+) -> checkpoint.State:
     settings = bench.settings
-    nodes = roster.gather(state.round + 1)
+    whom = ("waiting for sites", "sites are here") if settings.sites else ("handshake", "nodes agreed")
+    reporter.begin(*whom, round=state.round + 1)
+    nodes = roster.gather(state.round + 1, reporter.tell)
     news = roster.news(folder)
     started = time.perf_counter()
     opening = Opening(state.round + 1, state.run, state.matrices, state.stack, state.weights)
-    result = run_round(grid, nodes, bench.contract, opening, settings)
+    reporter.begin("training", "clients", settings.asked_of(len(nodes)), steps_each=settings.local_steps)
+    result = run_round(grid, nodes, bench.contract, opening, settings, reporter.tell)
+    reporter.begin("averaging")
     roster.note(result)
     result.warnings += roster.late_replies()
     for client, reason in sorted(result.rejected.items()):
@@ -183,7 +124,7 @@ def _next_round(grid: Grid, roster: Roster, bench: Bench, state: checkpoint.Stat
     result.warnings[:0] = news
     outcome = conclude(bench.contract, state, result, bench.frozen, settings)
     state = replace(outcome.state, round=result.number)
-    row = _row(result, bench, state.matrices, outcome.mismatch)
+    row = _row(result, bench, state.matrices, outcome.mismatch, reporter)
     row["seconds"] = round(time.perf_counter() - started, 3)
     state = replace(state, record_bytes=record.append_round(folder, row))
     checkpoint.save(folder, state)
@@ -194,6 +135,7 @@ def _next_round(grid: Grid, roster: Roster, bench: Bench, state: checkpoint.Stat
         row["train_loss"], row["clients_valid"], row["clients_asked"], row["payload_up"], row["payload_down"],
         row["seconds"],
     )  # fmt: skip
+    reporter.end_round(row["seconds"])
     return state
 
 
@@ -203,7 +145,7 @@ def _load(bench: Bench, matrices: Matrices) -> None:
     lora.load({name: tensors[name] for name in matrices}, matrices)
 
 
-def _row(result: Round, bench: Bench, matrices: Matrices, mismatch: float | None) -> dict[str, Any]:
+def _row(result: Round, bench: Bench, matrices: Matrices, mismatch: float | None, reporter: Reporter) -> dict[str, Any]:
     """Make the round's line: evaluate, centrally or, where there is no common model, as the clients did."""
     settings = bench.settings
     names = (*bench.task.metrics, "loss")
@@ -228,8 +170,11 @@ def _row(result: Round, bench: Bench, matrices: Matrices, mismatch: float | None
         device.prepare(device.device_of(bench.built.model), device.cores(), settings.deterministic)
         metrics = {}
         for suffix, tokens in bench.held_out.items():
+            reporter.begin("evaluating", "examples", len(tokens))
             try:
-                found = evaluate(bench.built.model, bench.built.tokenizer, tokens, bench.task, settings.eval_batch)
+                found = evaluate(
+                    bench.built.model, bench.built.tokenizer, tokens, bench.task, settings.eval_batch, reporter.tell
+                )
             except (FloatingPointError, device.DeviceMemoryError) as error:
                 raise FederationError(f"round {result.number}: {error}") from error
             metrics |= {f"{name}_{suffix}" if suffix else name: value for name, value in found.items()}
@@ -298,13 +243,3 @@ def only_user(folder: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise FederationError(str(error)) from None
         yield
-
-
-def _show_log() -> None:
-    """Print our lines to standard output unless the program that imports us has set up logging itself."""
-    if not log.handlers:
-        handler = logging.StreamHandler(sys.stdout)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)
-        log.propagate = False

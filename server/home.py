@@ -8,7 +8,6 @@ HOME/sites/NAME/{ca.crt,site.toml,node.key,node.pub}          the kit that is ha
 HOME/state.db nodes.json logs/ runs/ tmp/ .lock .sites.lock   appear when it runs
 """
 
-import fcntl
 import json
 import os
 import re
@@ -20,6 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from fedasym.checkpoint import write_atomic
 from server import keys
@@ -172,8 +173,7 @@ def sites_held(home: Home) -> Iterator[Home]:
     Raises:
         HomeError: as `read_home`.
     """
-    with (home.folder / ".sites.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # it ends with the file
+    with FileLock(home.folder / ".sites.lock"):  # it ends with the process
         yield read_home(home.folder)
 
 

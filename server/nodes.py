@@ -19,6 +19,7 @@ from flwr.serverapp import Grid
 
 from fedasym import wire
 from fedasym.contract import Contract
+from fedasym.progress import Tell, to_nobody
 from fedasym.settings import Settings
 from server.membership import Membership
 from server.reply import LONGEST_REASON
@@ -75,10 +76,14 @@ class Roster:
         self._began = False
         self._split: dict[int, int] = {}  # node by client, once all shares are held
 
-    def gather(self, number: int) -> dict[int, int]:
+    def gather(self, number: int, tell: Tell = to_nobody) -> dict[int, int]:
         """Return the node of each client that may be asked in a round; wait for the quorum.
 
         Before the first round, those who are there already and still load their model are waited for a while.
+
+        Args:
+            number: of the round.
+            tell: told at every look how many have agreed, of how many.
 
         Raises:
             FederationError: too few came within ``round-timeout`` seconds, or, before the first round, every site
@@ -88,6 +93,8 @@ class Roster:
         deadline, patience = now + seconds, now + (0.0 if self._began else min(_FIRST_SECONDS, seconds))
         while True:
             here = self._meet()
+            agreed = here if self._settings.sites else self._agreed
+            tell(len(agreed), len(self._settings.site_names) or max(self._expected, len(self._names)))
             chosen: Iterable[int] = here
             if self._settings.sites:
                 busy = {client for client, _, until in self._late.values() if until > time.monotonic()}

@@ -20,6 +20,7 @@ from fedasym.chance import generator
 from fedasym.contract import Contract
 from fedasym.methods import METHODS
 from fedasym.methods.method import Matrices, letter_of, pick
+from fedasym.progress import Tell, to_nobody
 from fedasym.settings import Settings
 from server.reply import check_reply
 
@@ -94,7 +95,14 @@ def sample_clients(settings: Settings, number: int, here: Sequence[int]) -> list
     return sorted(present[place] for place in chosen)
 
 
-def run_round(grid: Grid, nodes: Mapping[int, int], contract: Contract, opening: Opening, settings: Settings) -> Round:
+def run_round(
+    grid: Grid,
+    nodes: Mapping[int, int],
+    contract: Contract,
+    opening: Opening,
+    settings: Settings,
+    tell: Tell = to_nobody,
+) -> Round:
     """Ask the sampled clients to train and average what they return.
 
     Args:
@@ -103,6 +111,7 @@ def run_round(grid: Grid, nodes: Mapping[int, int], contract: Contract, opening:
         contract: what every message refers to.
         opening: what opens the round.
         settings: sampling, timeout, quorum.
+        tell: told after every reply how many clients are done with, of how many.
 
     Raises:
         FederationError: fewer than ``min-valid`` valid replies; names every rejected client with its reason.
@@ -137,6 +146,7 @@ def run_round(grid: Grid, nodes: Mapping[int, int], contract: Contract, opening:
                 total.add(weight, update)
         except ValueError as error:  # a Rejection, or a weight beyond what the mean can hold
             result.rejected[client] = str(error)
+            tell(len(result.metrics) + len(result.rejected), len(result.asked))
             continue
         if wire.about(reply.content).get("fresh") and number > 1:
             result.warnings.append(
@@ -146,6 +156,7 @@ def run_round(grid: Grid, nodes: Mapping[int, int], contract: Contract, opening:
         result.metrics[client] = metrics
         if len(method.up(number)) == 2:
             kept[client] = (weight, update)
+        tell(len(result.metrics) + len(result.rejected), len(result.asked))
     result.unanswered = {name: client for name, client in pending.items() if name not in answered}
     for client in result.asked:
         if client not in result.metrics and client not in result.rejected:

@@ -11,6 +11,7 @@ from fedasym.knobs import Value
 from fedasym.methods import METHODS
 from fedasym.settings import Settings, from_run_config
 from server.app import only_user, train
+from server.reporter import Reporter
 from simulations.grid import InProcessGrid
 from simulations.results import result_lines
 
@@ -71,8 +72,9 @@ def run_cell(cell: Cell, base: Mapping[str, Any], work: Path) -> dict[str, Any]:
     folder = work / cell.name
     settings = cell_settings(cell, base, folder)
     config = settings.run_config()
-    with only_user(folder), InProcessGrid(client_app, config, settings.num_clients) as grid:
-        train(grid, settings, folder)
+    reporter = Reporter(folder, settings.num_rounds)
+    with only_user(folder), reporter, InProcessGrid(client_app, config, settings.num_clients) as grid:
+        train(grid, settings, folder, reporter)
     line = result_lines([folder])[0]
     line |= {"split": cell.split, "personal": METHODS[cell.method].personal, "settings": comparable(line["settings"])}
     if cell.method == "central":

@@ -7,6 +7,7 @@ its last round.
 
 import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fedasym.knobs import Value, difference
 from fedasym.methods import METHODS
@@ -26,6 +26,8 @@ from fedasym.settings import Settings
 from server.strategy import FederationError
 from simulations.cells import HOLDOUT, Cell, cell_settings, comparable, run_cell
 from simulations.results import append_line, read_lines
+from simulations.stopping import interrupts_held
+from simulations.waiting import cells_shown
 
 Rates = Mapping[tuple[str, str], Mapping[str, Value]]
 
@@ -127,15 +129,11 @@ def run_cells(
     for cell in cells:
         place = "" if cell.method == "central" else cell.split
         once.setdefault((cell.task, place, cell.method, cell.seed, cell.rates), []).append(cell)
-    columns = (
-        TextColumn("{task.description}"), MofNCompleteColumn(), TextColumn("cells"), TimeElapsedColumn(),
-        TextColumn("left"), TimeRemainingColumn(),
-    )  # fmt: skip
-    with _pool(jobs) as pool, Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("comparing", total=len(cells))
-        waiting: dict[Future[dict[str, Any]], list[Cell]] = {
-            pool.submit(run_cell, alike[0], base, work.absolute()): alike for alike in once.values()
-        }
+    with _pool(jobs) as pool, cells_shown(len(cells), work, console) as advance:
+        with interrupts_held():
+            waiting: dict[Future[dict[str, Any]], list[Cell]] = {
+                pool.submit(run_cell, alike[0], base, work.absolute()): alike for alike in once.values()
+            }
         try:
             while waiting:
                 finished, _ = wait(waiting, return_when=FIRST_COMPLETED)
@@ -149,9 +147,8 @@ def run_cells(
                         yield cell, str(error) if error else {**line, "split": cell.split}
                     if not error:
                         shutil.rmtree(work / alike[0].name)
-                    progress.advance(bar, len(alike))
-                    done, told = progress.tasks[bar].completed, error or f"{line['metric']} {line['final']:.4f}"
-                    console.print(f"{done:.0f}/{len(cells)}  {alike[0].name}: {told}", markup=False)
+                    told = error or f"{line['metric']} {line['final']:.4f}"
+                    advance(len(alike), f"{alike[0].name}: {told}")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -159,6 +156,7 @@ def run_cells(
 
 def _pool(jobs: int) -> ProcessPoolExecutor:
     """Return processes of one thread each, pinned to a core of their own, that do not outlive this one."""
+    sys.warnoptions.append("ignore:resource_tracker:UserWarning")  # if we are stopped, it clears up; that is no news
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # for the processes
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     context = get_context("spawn")

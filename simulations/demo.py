@@ -7,18 +7,20 @@ from rich.console import Console
 
 from fedasym.comparison import comparison_rows, comparison_table
 from fedasym.report import write_report
+from server.app import only_user
 from simulations.folders import check_replaceable, clear, is_run
 from simulations.run import read_settings, run
+from simulations.waiting import waiting
 
 CONFIGS = Path(__file__).parent / "configs"
 _RUN = "run of ours (its config.json holds no contract)"
 
 
 def demo(out: Path, engine: str, workers: int, rounds: int, console: Console) -> None:
-    """Run both methods anew into a folder, then print the table and the report's path.
+    """Run both methods into a folder, then print the table and the report's path.
 
     Args:
-        out: folder that holds both runs; an earlier demo's are replaced.
+        out: folder that holds both runs; those of a finished demo are replaced, one that was stopped goes on.
         engine: ``flower`` or ``local``.
         workers: clients at the same time.
         rounds: rounds of each run; 0 means as the configs say.
@@ -26,18 +28,27 @@ def demo(out: Path, engine: str, workers: int, rounds: int, console: Console) ->
 
     Raises:
         FileExistsError: a folder of that name holds something else; then neither is touched.
+        FederationError: another process holds the folder.
     """
     out = out.absolute()
     folders = {method: out / method for method in ("asymmetric", "lora")}
     for folder in folders.values():
         check_replaceable(folder, is_run, _RUN)
+    with only_user(out):
+        _run_both(folders, out / "report.html", engine, workers, rounds, console)
+
+
+def _run_both(folders: dict[str, Path], page: Path, engine: str, workers: int, rounds: int, console: Console) -> None:
+    if page.exists():  # it is written last
+        for folder in folders.values():
+            clear(folder, is_run, _RUN)
+        page.unlink()
     for method, folder in folders.items():
-        clear(folder, is_run, _RUN)
         settings = read_settings(CONFIGS / f"{method}.toml", [], folder)
         if rounds:
             settings = dataclasses.replace(settings, num_rounds=rounds)
         run(settings, engine, workers, console)
-    page = out / "report.html"
-    write_report(list(folders.values()), page)
+    with waiting("writing the report of both", console):
+        write_report(list(folders.values()), page)
     console.print(comparison_table(comparison_rows(list(folders.values()))))
     console.print(f"report {page}", soft_wrap=True)

@@ -1,6 +1,7 @@
 """What is seen while a run goes on: a live table on a terminal, plain lines elsewhere.
 
-It reads the run folder's rounds.jsonl, which every engine writes alike.
+It reads the run folder's rounds.jsonl, which every engine writes alike, and what the server and the clients write down
+of how far they are.
 """
 
 import threading
@@ -10,11 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from fedasym.progress import EVERY_SECONDS, Pace, Progress, clocked, look, words
 from fedasym.record import read_json, read_rounds
 from fedasym.study.tables import Sheet
 
@@ -24,10 +27,10 @@ REFRESH_SECONDS = 0.5
 class Follower:
     """Follows a run folder from a thread until it is closed; what goes wrong with the display is said then."""
 
-    def __init__(self, title: str, folder: Path, rounds: int, console: Console) -> None:
+    def __init__(self, title: str, folder: Path, rounds: int, console: Console, every: float = EVERY_SECONDS) -> None:
         self._title, self._folder, self._rounds, self._console = title, folder, rounds, console
         self._stop = threading.Event()
-        self._started = time.monotonic()
+        self._started, self._began, self._every = time.monotonic(), time.time(), every
         self._thread = threading.Thread(target=self._attempt, args=(self._follow,), daemon=True)
         self._seen: list[dict[str, Any]] = []
         self._error: Exception | None = None
@@ -62,13 +65,19 @@ class Follower:
         if not self._console.is_terminal:
             state = f"continuing; rounds up to {self._seen[-1]['round']} are recorded" if self._seen else "starting"
             self._console.print(f"{self._title}: {state}")
+            pace = Pace(self._started, self._every)
             for rows in self._news():
                 for row in self._unseen(rows):
                     self._console.print(_line(row, self._metric(), self._rounds), markup=False, soft_wrap=True)
+                    pace.said(time.monotonic())
+                if line := pace.line(time.monotonic(), lambda: self._words(self._look(), self._seen)):
+                    self._console.print(line, markup=False, soft_wrap=True)
             return
         with Live(self._table([]), console=self._console, refresh_per_second=4) as live:
             for rows in self._news():
-                live.update(self._table(rows))
+                progress = None if self._stop.is_set() else self._look()
+                live.update(Group(self._table(rows), self._foot(progress, rows)))
+            live.update(self._table(rows))
 
     def _unseen(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the rows from the first that is new or differs: a round may be cut off the record and done again."""
@@ -86,10 +95,26 @@ class Follower:
     def _metric(self) -> str:
         return str(read_json(self._folder / "config.json")["metric"])
 
+    def _look(self) -> Progress | None:
+        """Return what the run is doing; what an earlier start left behind does not count."""
+        progress = look(self._folder)
+        return progress if progress and progress.began >= self._began else None
+
+    def _words(self, progress: Progress | None, rows: list[dict[str, Any]]) -> str:
+        if progress:
+            return words(progress, time.time())
+        return "finishing" if rows and rows[-1]["round"] >= self._rounds else "starting"
+
+    def _foot(self, progress: Progress | None, rows: list[dict[str, Any]]) -> RenderableType:
+        """Return a bar of what is being done, if it is counted, and the words and the time passed."""
+        grid = Table.grid(padding=(0, 1))
+        text = clocked(time.monotonic() - self._started, self._words(progress, rows))
+        bar = ProgressBar(1.0, progress.fraction, width=24) if progress and progress.total else ""
+        grid.add_row(bar, Text(text.strip()))
+        return grid
+
     def _table(self, rows: list[dict[str, Any]]) -> Table:
-        elapsed = time.monotonic() - self._started
-        state = f"round {rows[-1]['round']}/{self._rounds}" if rows else "starting: model, data, handshake"
-        table = Table(title=f"{self._title}   {state}   {elapsed:.0f} s", title_justify="left")
+        table = Table(title=self._title, title_justify="left")
         metric = self._metric() if rows else "metric"
         for name in ("round", metric, "train loss", "valid clients", "up, bytes", "down, bytes", "seconds"):
             table.add_column(name, justify="right")

@@ -30,6 +30,7 @@ from simulations.display import Follower
 from simulations.folders import clear, is_federation
 from simulations.run import read_settings, run
 from simulations.superlink import Superlink, run_app
+from simulations.waiting import waiting
 
 CONFIG = Path(__file__).parent / "configs" / "federation.toml"
 _WRITERS: dict[str, Callable[[pd.DataFrame, Path], None]] = {
@@ -66,15 +67,19 @@ def federation(out: Path, overrides: list[str], console: Console) -> None:
             "proxy, and its exposure is not shown"
         )
     with ExitStack() as stack:
-        server = stack.enter_context(server_up(out, names, proxy))
+        with waiting("bringing the server up", console):
+            server = stack.enter_context(server_up(out, names, proxy))
         behind = ", behind nginx" if proxy else ""
         console.print(f"server up after {time.monotonic() - began:.0f} s{behind}")
         for name in names:
             stack.enter_context(site_up(server, name, data / name, "--labels", settings.labels))
-        await_sites(server, len(names))
+        with waiting(f"bringing up the sites {', '.join(names)}: each loads PyTorch and the model", console):
+            await_sites(server, len(names))
         console.print(f"{len(names)} sites online after {time.monotonic() - began:.0f} s")
         with Follower(f"{', '.join(names)}, through sockets", Path(settings.out), settings.num_rounds, console):
             deployed = run_app(server.link, settings)
+        with waiting("ending the sites and the server", console):
+            stack.close()
     console.print("everything is ended; now the same three folders in one process")
     simulated = run(read_settings(CONFIG, overrides, out / "simulated"), "local", 2, console, data)
     _compare(deployed, simulated, console)

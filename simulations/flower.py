@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from fedasym.progress import begin
 from fedasym.settings import Settings
 from simulations.superlink import run_app, superlink
 
@@ -29,5 +30,6 @@ def run_flower(settings: Settings, workers: int, data: Path | None = None) -> Pa
     federation = (
         f"num-supernodes={settings.num_clients} client-resources-num-cpus={each} init-args-num-cpus={each * workers}"
     )
+    begin(Path(settings.out).absolute(), "starting Flower's SuperLink")
     with superlink(Path(settings.out).absolute() / "flower.log", "--simulation") as link:
         return run_app(link, settings, "--federation-config", federation)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-_BEGUN = {".lock", "flower.log"}  # what a run leaves that ended before it wrote its config.json
+_BEGUN = {".lock", "flower.log", "progress"}  # what a run leaves that ended before it wrote its config.json
 
 
 def is_run(folder: Path) -> bool:

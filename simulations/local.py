@@ -7,6 +7,7 @@ from flwr.app import Context, RecordDict
 
 from clients.app import app as client_app
 from fedasym.knobs import Value
+from fedasym.progress import begin
 from fedasym.settings import Settings
 from server.app import app as server_app
 from simulations.grid import RUN_ID, SERVER_NODE, InProcessGrid
@@ -30,6 +31,7 @@ def run_local(settings: Settings, workers: int, data: Path | None = None) -> Pat
         raise ValueError(
             f"sites={settings.sites!r} and the folder of their data is {data}; give both (--site-data DIR) or neither"
         )
+    begin(Path(settings.out), "loading transformers")
     import_module("transformers")  # whole, before there are threads: datasets looks into it while another imports it
     config = settings.run_config()
     nodes: int | list[dict[str, Value]] = settings.num_clients

@@ -44,6 +44,17 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
+def require_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a results file as `read_lines` does.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file of result lines {path}")
+    return read_lines(path)
+
+
 def append_line(path: Path, line: Mapping[str, Any]) -> None:
     """Append one line to a results file, in place of what a crash left of a torn one; it is on the disk on return."""
     path.parent.mkdir(parents=True, exist_ok=True)

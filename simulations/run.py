@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from fedasym.methods import METHODS
+from fedasym.progress import EVERY_SECONDS
 from fedasym.settings import Settings, from_run_config
 from simulations.display import Follower, quiet_log
 from simulations.flower import run_flower
@@ -71,11 +72,27 @@ def _value(raw: str) -> Any:
         return raw
 
 
-def run(settings: Settings, engine: str, workers: int, console: Console, data: Path | None = None) -> Path:
-    """Run one federation with its display and return its folder."""
+def run(
+    settings: Settings,
+    engine: str,
+    workers: int,
+    console: Console,
+    data: Path | None = None,
+    every: float = EVERY_SECONDS,
+) -> Path:
+    """Run one federation with its display and return its folder.
+
+    Args:
+        settings: ``out`` must name the run folder.
+        engine: one of `ENGINES`.
+        workers: clients at the same time.
+        console: where to show it.
+        data: with ``sites``, the folder that holds each one's data.
+        every: seconds of silence after which, off a terminal, a line says how far the run is.
+    """
     folder = Path(settings.out)
     whose = f"sites {settings.sites}" if settings.sites else f"{settings.num_clients} clients, {settings.split}"
     title = f"{METHODS[settings.method].label}, {settings.task}, {whose}"
     console.print(f"run folder {folder}", soft_wrap=True)
-    with quiet_log(), Follower(title, folder, settings.num_rounds, console):
+    with quiet_log(), Follower(title, folder, settings.num_rounds, console, every):
         return ENGINES[engine](settings, workers, data)

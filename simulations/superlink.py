@@ -18,7 +18,9 @@ from fedasym.bundle import PROJECT, stage
 from fedasym.flower import FlowerError, flwr
 from fedasym.knobs import Value
 from fedasym.processes import flower_environment, free_port, started, tail, tool
+from fedasym.progress import begin
 from fedasym.settings import Settings
+from simulations.stopping import STOPPING
 
 POLL_SECONDS = 20.0  # without a new round; each poll is a process of about 2 s of one core, taken from the training
 _START_SECONDS = 60.0
@@ -59,6 +61,7 @@ def run_app(link: Superlink, settings: Settings, *options: str) -> Path:
         FlowerError: the run ended otherwise than ``finished:completed``.
     """
     folder = Path(settings.out).absolute()
+    begin(folder, "starting the run in Flower")
     with tempfile.TemporaryDirectory(prefix="run-", dir=link.home) as work:
         config = Path(work) / "run.toml"
         config.write_text("".join(f"{key} = {toml_value(v)}\n" for key, v in settings.run_config().items()))
@@ -76,24 +79,18 @@ def toml_value(value: Value) -> str:
 def _wait(run_id: str, link: Superlink, summary: Path) -> None:
     """Ask for the run's status when its summary is written, and when no round ends for a while, until it is over."""
     before, rounds = _written(summary), summary.with_name("rounds.jsonl")
-    try:
-        while True:
-            seen, deadline = _written(rounds), time.monotonic() + POLL_SECONDS
-            while time.monotonic() < deadline and _written(summary) == before:  # once written, the end is near
-                time.sleep(0.2)
-                if _written(rounds) != seen:
-                    seen, deadline = _written(rounds), time.monotonic() + POLL_SECONDS
-            status = str(flwr(["list", link.connection, "--run-id", run_id], link.environment)["runs"][0]["status"])
-            if status == "finished:completed":
-                return
-            if status.startswith("finished"):
-                _keep_run_log(run_id, link)
-                raise FlowerError(
-                    f"Flower's run ended as {status!r}; the end of {link.log_file}:\n{tail(link.log_file)}"
-                )
-    except KeyboardInterrupt:
-        flwr(["stop", run_id, link.connection], link.environment)
-        raise
+    while True:
+        seen, deadline = _written(rounds), time.monotonic() + POLL_SECONDS
+        while time.monotonic() < deadline and _written(summary) == before:  # once written, the end is near
+            time.sleep(0.2)
+            if _written(rounds) != seen:
+                seen, deadline = _written(rounds), time.monotonic() + POLL_SECONDS
+        status = str(flwr(["list", link.connection, "--run-id", run_id], link.environment)["runs"][0]["status"])
+        if status == "finished:completed":
+            return
+        if status.startswith("finished"):
+            _keep_run_log(run_id, link)
+            raise FlowerError(f"Flower's run ended as {status!r}; the end of {link.log_file}:\n{tail(link.log_file)}")
 
 
 def _keep_run_log(run_id: str, link: Superlink) -> None:
@@ -120,6 +117,7 @@ def superlink(log_file: Path, *options: str) -> Iterator[Superlink]:
     """
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="fedasym-flower-") as home:
+        STOPPING.leavings.add(Path(home))
         link = _configure(Path(home), log_file)
         command = [
             tool("flower-superlink"),

@@ -16,6 +16,7 @@ from rich.table import Table
 from fedasym.record import read_rounds, versions
 from fedasym.settings import Settings
 from fedasym.study.tuning import tuning_sheet
+from server.app import only_user
 from simulations.local import run_local
 from simulations.results import RESULTS, read_lines
 from simulations.run import read_settings
@@ -49,9 +50,18 @@ def tune(work: Path, workers: int, console: Console, shard: int, shards: int) ->
         console: where to show it.
         shard: run only every ``shards``-th cell, starting at this one.
         shards: how many processes share the grid.
+
+    Raises:
+        FederationError: another process runs this part of the grid.
     """
+    with only_user(work if shards == 1 else work / f"shard-{shard}-of-{shards}"):
+        _tune(work, workers, console, shard, shards)
+
+
+def _tune(work: Path, workers: int, console: Console, shard: int, shards: int) -> None:
     cells = [{"method": method, **cell} for cell in GRID for method in METHODS]
-    for cell in cells[shard::shards]:
+    own = cells[shard::shards]
+    for place, cell in enumerate(own, start=1):
         if _key(cell) in {_key(line["cell"]) for line in read_lines(TUNING)}:
             continue
         name = "-".join(str(value) for value in cell.values())
@@ -59,6 +69,7 @@ def tune(work: Path, workers: int, console: Console, shard: int, shards: int) ->
         settings = read_settings(
             None, [f"{key}={json.dumps(value)}" for key, value in {**cell, **FIXED}.items()], folder
         )
+        console.print(f"cell {place} of {len(own)}: {name}", markup=False)
         run_local(settings, workers)
         line = result_line(cell, folder, settings)
         with TUNING.open("a") as file:

@@ -20,7 +20,7 @@ from fedasym import wire
 from fedasym.bundle import PROJECT, bundle_digest, stage
 from server import keys
 from server.__main__ import main
-from server.app import prepare
+from server.bench import prepare
 from server.home import Home, HomeError, create_home, read_home, refresh_connection
 from server.proxy import find_nginx, limits_for, nginx_command, nginx_configuration, write_configuration
 from server.up import certificate_words, next_words, services

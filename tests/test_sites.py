@@ -14,7 +14,7 @@ from fedasym.data import load_own_examples
 from fedasym.record import read_json, read_rounds
 from fedasym.settings import Settings, from_run_config
 from fedasym.tasks import task_of
-from server.app import prepare
+from server.bench import prepare
 from server.strategy import FederationError
 from simulations.flower import run_flower
 from simulations.local import run_local
