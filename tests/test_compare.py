@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import warm
+from kits import below, lives, wait_for
 from rich.console import Console
 from world import tiny_values
 
@@ -129,8 +130,10 @@ def test_killed_at_any_point_and_started_again_a_comparison_ends_with_the_same_l
         before = progress(out)
         while progress(out) < before + 3 and process.is_alive():
             time.sleep(0.01)
+        workers = below(process.pid)
         os.killpg(process.pid, signal.SIGKILL)  # its workers are of its process group
         process.join()
+        wait_for(lambda workers=workers: not any(map(lives, workers)))  # and hold their folders until they are gone
     assert len(read_lines(out / "cells.jsonl")) < len(lines), "the comparison was over before it was killed"
     assert main(words) == 0  # in this process
     order = {(line["split"], line["method"]): place for place, line in enumerate(lines)}

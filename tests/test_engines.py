@@ -16,8 +16,8 @@ from simulations.flower import run_flower
 from simulations.grid import RUN_ID, SERVER_NODE, InProcessGrid
 from simulations.local import run_local
 
-# The real MiniLM and reviews, few steps, in the dtype that every processor computes in.
-DEMO = {"num-rounds": 2, "local-steps": 2, "num-clients": 4, "test-cap": 100, "dtype": "float32"}
+# The real MiniLM and reviews, few small steps, in the dtype that every processor computes in.
+DEMO = {"num-rounds": 2, "local-steps": 2, "num-clients": 4, "batch-size": 4, "test-cap": 50, "dtype": "float32"}
 
 
 def digests(folder: Path) -> list[str]:
