@@ -42,8 +42,10 @@ federation: $(STAMP) nginx  ## a server behind a proxy and three sites, deployed
 
 test: $(STAMP)  ## lint, types and all tests but the slow ones, in two processes
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	@$(BIN)/mypy
-	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	@# mypy beside pytest: it has one process, and so has the end of the tests.
+	@$(BIN)/mypy & types=$$!; \
+		HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"; tests=$$?; \
+		wait $$types && exit $$tests
 
 OTHER_TORCH ?= 2.14.1
 OTHER_ENV ?= .other-env

@@ -214,7 +214,7 @@ def _load(settings: Settings, num_labels: int, where: torch.device) -> tuple[Any
     verbosity = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()
     if Path(source).is_dir():
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # downloads keep theirs
+        logging.disable_progress_bar()  # downloads keep theirs
     logging.set_verbosity(ERROR)  # its table of missing head weights: we draw and report those ourselves
     try:
         with torch.random.fork_rng(devices=[]):  # transformers initialises what is missing from the global stream
@@ -240,7 +240,7 @@ def _load(settings: Settings, num_labels: int, where: torch.device) -> tuple[Any
     finally:
         logging.set_verbosity(verbosity)
         if bars:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            logging.enable_progress_bar()
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id is None:

@@ -4,6 +4,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait for a core that others use do not spin
 
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import tokenizers
 import torch
 import transformers
+from hypothesis import settings
 from kits import make_kit
 from world import make_data
 
@@ -22,7 +24,8 @@ from simulations import versions
 
 FAMILIES = ("bert", "roberta", "distilbert", "bart", "llama")
 CLASSES = ("bad", "good", "plain")
-torch.set_num_threads(1)  # tiny models gain nothing from more
+settings.register_profile("ours", deadline=None)  # how long an example takes says more of the machine than of us
+settings.load_profile("ours")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 WORDS = (*CLASSES, *(f"word{i}" for i in range(24)))
 
@@ -57,15 +60,25 @@ _SIDE = {"layers": 1, "attention_heads": 2, "ffn_dim": 24}
 
 # What a marked test needs, by the variable of the environment that names it.
 NEEDS = {"glue": glue.VARIABLE, "other_env": versions.VARIABLE}
+# The files that take longest, longest first: two processes then end at about the same time.
+LONG = ("worker", "readme", "engines", "compare", "site_up", "study", "forkserver", "resume", "behind", "report")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect the tests whose data or second environment the environment does not name."""
+    """Put the long files first; deselect tests whose data or second environment the environment does not name."""
+    places = {f"test_{name}.py": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONG)))
     for marker, variable in NEEDS.items():
         if not os.environ.get(variable):
             left_out = [item for item in items if item.get_closest_marker(marker)]
             config.hook.pytest_deselected(items=left_out)
             items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Give PyTorch one thread: a server leaves it all cores, from which tiny models gain nothing."""
+    torch.set_num_threads(1)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -2,18 +2,21 @@
 
 import dataclasses
 import json
+import os
 import shutil
-import subprocess
-import sys
+import signal
 import time
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import warm
 from rich.console import Console
 from world import tiny_values
 
 from server.strategy import FederationError
+from simulations.__main__ import main
 from simulations.cells import Cell, cell_settings
 from simulations.compare import Comparison, compare, require_same
 from simulations.rates import CUT, GRID, SEED, best_rates, grid_points, tune_rates
@@ -39,6 +42,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("compare")
     tiny_values(root)
     return root
+
+
+@pytest.fixture
+def in_this_process(monkeypatch) -> None:
+    """Run cells in a thread: new processes import all anew, and which process runs them is not what is asked."""
+    monkeypatch.setattr("simulations.compare._pool", ThreadPoolExecutor)
 
 
 @pytest.fixture(scope="module")
@@ -106,21 +115,22 @@ def test_killed_at_any_point_and_started_again_a_comparison_ends_with_the_same_l
     comparison, lines = whole
     out = world / "killed"
     settings = [f"--set={key}={value}" for key, value in comparison.base.items()]
-    command = [
-        sys.executable, "-m", "simulations", "compare", "--task", "classification", "--split", "iid,dirichlet:1.0",
-        "--methods", "asymmetric,lora,central", "--seeds", "1", "--jobs", "1", "--out", str(out), *settings,
+    words = [
+        "compare", "--task", "classification", "--split", "iid,dirichlet:1.0", "--methods", "asymmetric,lora,central",
+        "--seeds", "1", "--jobs", "1", "--out", str(out), *settings,
     ]  # fmt: skip
     out.mkdir()
     rates = {"cell": {"method": "lora", "task": "t", **GRID[0], "lr": 0.25}, "score": 1.0}
     (out / "tuning.jsonl").write_text(json.dumps(rates) + "\n")
     for _ in range(2):
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
+        process = warm.start(words, world / "killed.log")
         before = progress(out)
-        while progress(out) < before + 3 and process.poll() is None:
+        while progress(out) < before + 3 and process.is_alive():
             time.sleep(0.01)
-        kill_family(process)
+        os.killpg(process.pid, signal.SIGKILL)  # its workers are of its process group
+        process.join()
     assert len(read_lines(out / "cells.jsonl")) < len(lines), "the comparison was over before it was killed"
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    assert main(words) == 0
     order = {(line["split"], line["method"]): place for place, line in enumerate(lines)}
     again = sorted(read_lines(out / "cells.jsonl"), key=lambda line: order[line["split"], line["method"]])
     assert told(again) == told(lines)
@@ -131,14 +141,6 @@ def progress(out: Path) -> int:
     """Count finished rounds, of finished cells and of those at work."""
     lines = len(read_lines(out / "cells.jsonl"))
     return 2 * lines + sum(len(path.read_text().splitlines()) for path in out.glob("work/*/rounds.jsonl"))
-
-
-def kill_family(process: "subprocess.Popen[bytes]") -> None:
-    import os
-    import signal
-
-    os.killpg(process.pid, signal.SIGKILL)  # its workers are of its process group
-    process.wait()
 
 
 def test_central_trains_on_as_many_examples_as_the_federation_and_a_personal_method_makes_all_keep_some_out(
@@ -164,7 +166,9 @@ def test_the_best_rates_are_a_tasks_own_or_those_of_the_highest_mean_over_all_ta
     assert failed == best_rates(lines)
 
 
-def test_tuning_gives_every_method_the_same_grid_on_a_cut_of_the_training_data_alone(world, monkeypatch) -> None:
+def test_tuning_gives_every_method_the_same_grid_on_a_cut_of_the_training_data_alone(
+    world, monkeypatch, in_this_process
+) -> None:
     data = world / "train-only"
     shutil.copytree(world / "data", data)
     (data / "test.jsonl").unlink()  # reading it would fail
@@ -186,7 +190,7 @@ def test_tuning_gives_every_method_the_same_grid_on_a_cut_of_the_training_data_a
     assert CUT > 0 and all(line["score"] == sum(line["metric_by_round"][-2:]) / 2 for line in lines)
 
 
-def test_a_cell_that_fails_is_named_after_the_others_are_done_and_tried_again(world, tmp_path) -> None:
+def test_a_cell_that_fails_is_named_after_the_others_are_done_and_tried_again(world, tmp_path, in_this_process) -> None:
     shared = {**base(world), "clip": 0.0}
     rates = {("lora", "classification"): {"lr": 1e30, "head-lr": 1e30}}
     broken = Comparison(("classification",), ("iid",), ("lora", "asymmetric"), (0,), shared, rates)

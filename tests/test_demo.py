@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from world import tiny_settings
+from world import simulate, tiny_settings
 
 from fedasym.methods import METHODS
 from fedasym.settings import Settings
 from fedasym.study.statistics import paired
 from simulations.__main__ import main
 from simulations.folders import clear, is_run
-from simulations.local import run_local
 from simulations.results import RESULTS, read_lines, result_lines
 from simulations.tune import METHODS as TUNED
 from simulations.tune import TUNING
@@ -102,7 +101,7 @@ def test_a_folder_that_is_no_run_is_refused_by_name_and_no_run_is_removed(
 
 
 def test_an_earlier_run_makes_way_also_one_that_hardly_began(tmp_path: Path) -> None:
-    run = run_local(tiny_settings(tmp_path, out=str(tmp_path / "run"), num_rounds=1), workers=1)
+    run = simulate(tiny_settings(tmp_path, out=str(tmp_path / "run"), num_rounds=1), workers=1)
     begun = tmp_path / "begun"
     begun.mkdir()
     for name in ("flower.log", ".lock"):

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from world import make_sites, site_settings
+from world import make_sites, simulate, site_settings
 
 from fedasym.record import read_json, read_rounds
 from simulations.federation import Server, await_sites, has_nginx, server_up, site_up
-from simulations.local import run_local
 from simulations.superlink import run_app
 
 pytestmark = pytest.mark.slow
@@ -116,7 +115,7 @@ def test_a_site_comes_late_leaves_and_comes_back(server, world) -> None:  # firs
 
 def test_a_deployment_ends_with_the_bits_of_its_simulation(server, sites, world) -> None:
     deployed = Running(server, world, "deployed", quorum=3).end()
-    simulated = run_local(site_settings(world, out=str(world / "simulated")), 1, world / "sites")
+    simulated = simulate(site_settings(world, out=str(world / "simulated")), 1, world / "sites")
     assert [row["digest"] for row in deployed] == [row["digest"] for row in read_rounds(simulated)]
     assert all(row["rejections"] == {} and row["warnings"] == [] for row in deployed)
     there, here = read_json(world / "deployed/summary.json"), read_json(simulated / "summary.json")
@@ -164,7 +163,7 @@ def test_a_superlink_that_is_killed_and_comes_back_loses_nothing(server, sites, 
     run.until(at_work(child_of(sites["east"], "clients.child")))
     child_of(psutil.Process(server.process.pid), "flower-superlink").kill()
     rows = run.end()
-    simulated = run_local(
+    simulated = simulate(
         site_settings(world, out=str(world / "superlink-simulated"), num_rounds=5, **LONG), 2, world / "sites"
     )
     assert rows[0]["digest"] == read_rounds(simulated)[0]["digest"]

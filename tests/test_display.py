@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 from kits import wait_for
 from rich.console import Console
-from world import tiny_settings
+from world import simulate, tiny_settings
 
 from fedasym.checkpoint import write_atomic
 from simulations.display import Follower
-from simulations.local import run_local
 
 ROUNDS = 3
 
@@ -19,7 +18,7 @@ ROUNDS = 3
 def lines(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Return the record of a run of three rounds, and its config.json last."""
     root = tmp_path_factory.mktemp("world")
-    folder = run_local(tiny_settings(root, out=str(root / "run"), num_clients=2), workers=1)
+    folder = simulate(tiny_settings(root, out=str(root / "run"), num_clients=2), workers=1)
     return [*(folder / "rounds.jsonl").read_text().splitlines(keepends=True), (folder / "config.json").read_text()]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from flwr.app import Context, RecordDict
-from world import tiny_settings, what_is_left
+from world import no_report, simulate, tiny_settings, what_is_left
 
 from clients.app import app as client_app
 from fedasym.flower import FlowerError
@@ -16,7 +16,8 @@ from simulations.flower import run_flower
 from simulations.grid import RUN_ID, SERVER_NODE, InProcessGrid
 from simulations.local import run_local
 
-DEMO = {"num-rounds": 2, "local-steps": 2, "num-clients": 4}  # the real MiniLM and reviews, few steps
+# The real MiniLM and reviews, few small steps, in the dtype that every processor computes in.
+DEMO = {"num-rounds": 2, "local-steps": 2, "num-clients": 4, "batch-size": 4, "test-cap": 50, "dtype": "float32"}
 
 
 def digests(folder: Path) -> list[str]:
@@ -32,9 +33,20 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_local(demo_settings(tmp_path_factory.mktemp("reference") / "run"), workers=1)
 
 
-def test_two_runs_in_process_give_the_same_bits_and_the_same_record(reference: Path, tmp_path: Path) -> None:
-    again = run_local(demo_settings(tmp_path / "again"), workers=1)
-    assert what_is_left(again) == what_is_left(reference)
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("world")
+
+
+@pytest.fixture(scope="module")
+def plain(world: Path) -> Path:
+    """A run of the tiny world with the defaults, one client after the other."""
+    return simulate(tiny_settings(world, out=str(world / "plain")))
+
+
+def test_two_runs_in_process_give_the_same_bits_and_the_same_record(plain: Path, world: Path) -> None:
+    again = simulate(tiny_settings(world, out=str(world / "again")))
+    assert what_is_left(again) == what_is_left(plain)
 
 
 def test_a_run_leaves_what_its_readers_count_on(reference: Path) -> None:
@@ -54,7 +66,7 @@ def test_a_run_leaves_what_its_readers_count_on(reference: Path) -> None:
 
 
 def test_two_concurrent_clients_in_process_give_the_same_bits(reference: Path, tmp_path: Path) -> None:
-    assert what_is_left(run_local(demo_settings(tmp_path / "two"), workers=2)) == what_is_left(reference)
+    assert what_is_left(simulate(demo_settings(tmp_path / "two"), workers=2)) == what_is_left(reference)
 
 
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
@@ -68,18 +80,16 @@ def test_flowers_engine_gives_the_same_bits(reference: Path, tmp_path: Path, wor
     assert what_is_left(folder, "message") == what_is_left(reference, "message")
 
 
-def test_fewer_nodes_than_clients_give_the_same_bits(tmp_path: Path) -> None:
-    whole = run_local(tiny_settings(tmp_path, out=str(tmp_path / "four")), workers=1)
-    config = tiny_settings(tmp_path, out=str(tmp_path / "two")).run_config()
-    with InProcessGrid(client_app, config, nodes=2) as grid:
+def test_fewer_nodes_than_clients_give_the_same_bits(plain: Path, world: Path, tmp_path: Path) -> None:
+    config = tiny_settings(world, out=str(tmp_path / "two")).run_config()
+    with InProcessGrid(client_app, config, nodes=2) as grid, no_report():
         server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(config)))
-    assert digests(tmp_path / "two") == digests(whole)
+    assert digests(tmp_path / "two") == digests(plain)
 
 
-def test_another_seed_gives_other_bits(tmp_path: Path) -> None:
-    one = run_local(tiny_settings(tmp_path, out=str(tmp_path / "one"), num_rounds=1), workers=1)
-    two = run_local(tiny_settings(tmp_path, out=str(tmp_path / "two"), num_rounds=1, seed=1), workers=1)
-    assert digests(one) != digests(two)
+def test_another_seed_gives_other_bits(plain: Path, world: Path, tmp_path: Path) -> None:
+    other = simulate(tiny_settings(world, out=str(tmp_path / "other"), num_rounds=1, seed=1))
+    assert digests(other)[0] != digests(plain)[0]
 
 
 def test_a_run_leaves_everything_a_run_leaves(reference: Path) -> None:
@@ -105,11 +115,12 @@ def test_only_B_and_the_output_layer_travel_each_way(reference: Path) -> None:
             assert payload < message < payload + 4000 * row["clients_asked"]  # metadata of a few kB a message
 
 
-def test_the_mean_of_B_is_the_mean_of_the_updates_and_that_of_A_and_B_is_not(tmp_path: Path) -> None:
-    exact = run_local(tiny_settings(tmp_path, out=str(tmp_path / "b")), workers=1)
-    apart = run_local(tiny_settings(tmp_path, out=str(tmp_path / "ab"), method="lora", lr=0.5), workers=1)
+def test_the_mean_of_B_is_the_mean_of_the_updates_and_that_of_A_and_B_is_not(
+    plain: Path, world: Path, tmp_path: Path
+) -> None:
+    apart = simulate(tiny_settings(world, out=str(tmp_path / "ab"), method="lora", lr=0.5))
     # 2**-24 is float32's relative rounding of a value of the mean; rows of A are orthonormal.
-    assert all(row["mismatch"] <= 2**-24 for row in read_rounds(exact))
+    assert all(row["mismatch"] <= 2**-24 for row in read_rounds(plain))
     assert all(row["mismatch"] > 1e-4 for row in read_rounds(apart))
 
 
@@ -119,9 +130,9 @@ def test_a_run_that_fails_in_flowers_engine_is_not_called_a_success(tmp_path: Pa
         run_flower(settings, workers=1)
 
 
-def test_a_head_that_stays_local_never_travels_and_is_judged_at_the_clients(tmp_path: Path) -> None:
-    settings = tiny_settings(tmp_path, out=str(tmp_path / "run"), head="local", client_holdout=0.25)
-    folder = run_local(settings, workers=2)
+def test_a_head_that_stays_local_never_travels_and_is_judged_at_the_clients(world: Path, tmp_path: Path) -> None:
+    settings = tiny_settings(world, out=str(tmp_path / "run"), head="local", client_holdout=0.25)
+    folder = simulate(settings, workers=2)
     config = read_json(folder / "config.json")
     assert config["head_values"] == 0
     for row in read_rounds(folder):
@@ -129,15 +140,16 @@ def test_a_head_that_stays_local_never_travels_and_is_judged_at_the_clients(tmp_
 
 
 @pytest.mark.parametrize("optimizer", ["momentum", "adam"])
-def test_a_server_optimizer_moves_the_global_B_elsewhere(tmp_path: Path, optimizer: str) -> None:
-    plain = run_local(tiny_settings(tmp_path, out=str(tmp_path / "plain")), workers=1)
-    moved = run_local(tiny_settings(tmp_path, out=str(tmp_path / "moved"), server_optimizer=optimizer), workers=1)
+def test_a_server_optimizer_moves_the_global_B_elsewhere(
+    plain: Path, world: Path, tmp_path: Path, optimizer: str
+) -> None:
+    moved = simulate(tiny_settings(world, out=str(tmp_path / "moved"), server_optimizer=optimizer))
     assert digests(plain)[-1] != digests(moved)[-1]
 
 
-def test_sampled_clients_are_the_same_in_every_run(tmp_path: Path) -> None:
-    one = run_local(tiny_settings(tmp_path, out=str(tmp_path / "one"), clients_per_round=2), workers=1)
-    two = run_local(tiny_settings(tmp_path, out=str(tmp_path / "two"), clients_per_round=2), workers=2)
+def test_sampled_clients_are_the_same_in_every_run(world: Path, tmp_path: Path) -> None:
+    one = simulate(tiny_settings(world, out=str(tmp_path / "one"), clients_per_round=2), workers=1)
+    two = simulate(tiny_settings(world, out=str(tmp_path / "two"), clients_per_round=2), workers=2)
     assert digests(one) == digests(two)
     assert all(row["clients_asked"] == 2 for row in read_rounds(one))
 
@@ -146,7 +158,7 @@ def test_sampled_clients_are_the_same_in_every_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_flowers_engine_gives_the_same_bits_where_clients_fold_what_they_are_sent(tmp_path: Path, workers: int) -> None:
     more = {"method": "fedex", "clients_per_round": 3, "num_rounds": 4}
-    here = run_local(tiny_settings(tmp_path, out=str(tmp_path / "here"), **more), workers=1)
+    here = simulate(tiny_settings(tmp_path, out=str(tmp_path / "here"), **more))
     there = run_flower(tiny_settings(tmp_path, out=str(tmp_path / "there"), **more), workers)
     assert digests(here) == digests(there)
     for row, other in zip(read_rounds(here), read_rounds(there), strict=True):

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from world import tiny_settings
+from world import simulate, tiny_settings
 
 from fedasym.comparison import comparison_rows, comparison_table
 from fedasym.record import read_json, read_rounds, summarise
 from fedasym.report import write_report
 from simulations.display import Follower
-from simulations.local import run_local
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +21,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Run three rounds, evaluated each and every second."""
     root = tmp_path_factory.mktemp("world")
     every, second = (
-        run_local(tiny_settings(root, out=str(root / f"every{n}"), eval_every=n, num_clients=2), workers=1)
+        simulate(tiny_settings(root, out=str(root / f"every{n}"), eval_every=n, num_clients=2), workers=1)
         for n in (1, 2)
     )
     return every, second

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
+from world import simulate
 
 from fedasym import checkpoint, lora
 from fedasym.data import load_examples
@@ -17,7 +18,6 @@ from fedasym.export import write_adapter
 from fedasym.model import build, demo_model_folder
 from fedasym.settings import Settings
 from fedasym.tokens import collate, tokenize
-from simulations.local import run_local
 
 FAMILIES = ("bert", "roberta", "distilbert", "bart", "llama")
 
@@ -246,7 +246,7 @@ def test_a_run_of_the_packaged_model_exports_the_float32_model_and_one_in_bfloat
         num_clients=2, num_rounds=1, local_steps=2, split="iid", train_cap=64, test_cap=16, out=str(tmp_path)
     ).resolved()
     assert settings.dtype == "bfloat16"
-    state = checkpoint.load(run_local(settings, workers=1))
+    state = checkpoint.load(simulate(settings, workers=1))
     _, examples = load_examples(settings)
     logits = {}
     for dtype in ("float32", "bfloat16"):

@@ -1,4 +1,7 @@
-"""What would travel, computed from a configuration alone, is what a run measures; known models give known numbers."""
+"""What would travel, computed from a configuration alone, is what a run measures; known models give known numbers.
+
+The runs of every method are those of test_travel.py.
+"""
 
 import dataclasses
 import json
@@ -7,41 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoConfig, LlamaConfig, ViTConfig
-from world import tiny_settings
+from world import assert_moved, simulate, tiny_settings
 
-from fedasym.footprint import PRESETS, Footprint, config_of, footprint, skeleton
-from fedasym.methods import METHODS
-from fedasym.record import read_json, read_rounds
+from fedasym.footprint import PRESETS, config_of, footprint, skeleton
 from fedasym.settings import Settings
 from simulations.__main__ import main
 from simulations.bytes import footprints
-from simulations.local import run_local
 
 ROUNDS = 3  # round 1 and, of the longest cycle, one whole turn
-
-
-def assert_measured(found: Footprint, folder: Path, asked: int) -> None:
-    """Require that each round of a run moved exactly what was computed."""
-    rows = read_rounds(folder)
-    assert len(rows) == ROUNDS
-    for row in rows:
-        number = row["round"]
-        traffic = found.rounds[0] if number == 1 else found.later[(number - 2) % len(found.later)]
-        assert row["clients_valid"] == row["clients_asked"] == asked
-        assert row["payload_up"] == asked * traffic.up, (found.method, number)
-        assert row["payload_down"] == asked * traffic.down, (found.method, number)
-    config = read_json(folder / "config.json")
-    assert found.head_values == config["head_values"]
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_moves_the_computed_bytes(tmp_path: Path, method: str) -> None:
-    settings = tiny_settings(
-        tmp_path, out=str(tmp_path / "run"), method=method, num_rounds=ROUNDS, local_steps=1, client_holdout=0.2,
-        num_clients=1 if method == "central" else 4, min_examples=1,
-    )  # fmt: skip
-    found = footprint(settings.resolved(), config_of(settings.model), 2)
-    assert_measured(found, run_local(settings, workers=1), settings.num_clients)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +41,7 @@ def test_every_family_and_head_moves_the_computed_bytes(
         num_rounds=ROUNDS, local_steps=1, kind="kaiming", targets=targets,
     )  # fmt: skip
     found = footprint(settings.resolved(), config_of(settings.model), 3)
-    assert_measured(found, run_local(settings, workers=1), settings.num_clients)
+    assert_moved(simulate(settings), found, settings.num_clients)
 
 
 def test_a_sampled_stack_has_the_factors_of_the_clients_of_a_round(tmp_path: Path) -> None:

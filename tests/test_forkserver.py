@@ -68,17 +68,18 @@ def test_where_no_server_answers_the_command_runs_itself(tmp_path: Path) -> None
     assert "no fork server at" in done.stderr
 
 
-def test_a_process_that_is_killed_is_told_as_a_failure_and_the_server_goes_on(tmp_path: Path) -> None:
-    with serving(tmp_path) as (path, process):
-        nobody = f"127.0.0.1:{free_port()}"  # whom Flower's command asks again and again
-        words = ["--insecure", "--token", "t", "--runtime-api-address", nobody]
-        command = [sys.executable, "-I", "-S", SCRIPT, "ask", path, "/bin/false", "--", *words]
-        asking = subprocess.Popen(command, env=ENVIRONMENT)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        wait_for(lambda: children.read_text().strip())
-        os.kill(int(children.read_text()), signal.SIGKILL)
-        assert asking.wait(SECONDS) == 1
-        assert ask(path, "--help").returncode == 0
+def test_a_process_that_is_killed_is_told_as_a_failure_and_the_server_goes_on(server) -> None:
+    path, process = server
+    nobody = f"127.0.0.1:{free_port()}"  # whom Flower's command asks again and again
+    words = ["--insecure", "--token", "t", "--runtime-api-address", nobody]
+    command = [sys.executable, "-I", "-S", SCRIPT, "ask", path, "/bin/false", "--", *words]
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    wait_for(lambda: not children.read_text().strip())  # those of the tests before
+    asking = subprocess.Popen(command, env=ENVIRONMENT)
+    wait_for(lambda: children.read_text().strip())
+    os.kill(int(children.read_text()), signal.SIGKILL)
+    assert asking.wait(SECONDS) == 1
+    assert ask(path, "--help").returncode == 0
 
 
 def test_a_server_with_a_pin_that_is_none_does_not_come_up(tmp_path: Path) -> None:

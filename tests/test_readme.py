@@ -15,11 +15,10 @@ import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
-from world import make_data, make_model
+from world import make_data, make_model, simulate
 
 from fedasym.processes import QUIET
 from fedasym.record import read_json
-from simulations.local import run_local
 from simulations.run import read_settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,7 +105,7 @@ def test_a_flwr_run_command_of_the_readme_completes_with_the_bits_of_one_process
     assert summary["rounds"] >= 1
     words = shlex.split(command)
     pairs = shlex.split(words[words.index("-c") + 1])
-    same = run_local(read_settings(None, pairs, tmp_path / "local"), workers=1)
+    same = simulate(read_settings(None, pairs, tmp_path / "local"), workers=1)
     assert read_json(same / "summary.json")["digest"] == summary["digest"]
 
 

@@ -1,22 +1,30 @@
-"""Whatever is wrong with a reply ends in an error or a rejection that names it, through real Flower messages."""
+"""Whatever is wrong with a reply ends in an error or a rejection that names it.
 
+One honest reply is spoiled in many ways and shown to the server's checks; whole federations show what a rejection does.
+"""
+
+import copy
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
-from world import federate, tiny_settings
+from world import federate, no_report, tiny_settings
 
 from clients.app import app as honest
 from clients.site import site_of
 from fedasym import wire
 from fedasym.average import ExactMean
+from fedasym.contract import Contract
+from fedasym.methods.method import Matrices
 from fedasym.record import read_json, read_rounds
 from fedasym.settings import from_run_config
 from server.app import app as server_app
+from server.reply import Rejection, check_reply
 from server.strategy import FederationError
 from simulations.grid import RUN_ID, SERVER_NODE, InProcessGrid
 
@@ -42,15 +50,38 @@ def tampered(tamper: Tamper) -> ClientApp:
     return app
 
 
-def rejection(folder: Path) -> str:
-    """Return the one rejection of the first round."""
-    row = read_rounds(folder)[0]
-    assert row["clients_valid"] == 3
-    assert row["clients_rejected"] == 1
-    assert list(row["rejections"]) == [str(BAD_CLIENT)]
-    reason = str(row["rejections"][str(BAD_CLIENT)])
+@dataclass(frozen=True)
+class Exchange:
+    """A training message of the first round, its honest reply, and what the server holds against it."""
+
+    message: Message
+    reply: Message
+    contract: Contract
+    held: Matrices
+
+    def check(self, tamper: Tamper = lambda message, reply: None) -> tuple[int, Matrices, dict[str, float]]:
+        """Let the server check a copy of the reply that was tampered with."""
+        reply = copy.deepcopy(self.reply)
+        tamper(self.message, reply)
+        return check_reply(reply, BAD_CLIENT, 1, self.contract, self.held)
+
+
+@pytest.fixture(scope="module")
+def exchange(tmp_path_factory: pytest.TempPathFactory) -> Exchange:
+    settings = tiny_settings(tmp_path_factory.mktemp("exchange"))
+    site = site_of(settings.resolved())
+    about: wire.About = {
+        "contract": site.contract.hash, "round": 1, "run": "0" * 32, "whole": False, "client": BAD_CLIENT,
+    }  # fmt: skip
+    content = wire.pack(site.initial, site.contract.schema, about)
+    with InProcessGrid(honest, settings.run_config(), nodes=4) as grid:
+        message = Message(content, 100 + BAD_CLIENT, MessageType.TRAIN)
+        (reply,) = grid.send_and_receive([message])
+    return Exchange(message, reply, site.contract, site.initial)
+
+
+def assert_says_what_to_do(reason: str) -> None:
     assert re.search(r"; [a-z][^;]+$", reason), f"{reason!r} does not end with what to do"
-    return reason
 
 
 def values_of(reply: Message) -> np.ndarray:
@@ -155,7 +186,6 @@ def crash(_: Message, reply: Message) -> None:
         (set_about("contract", "0" * 64), "another contract"),
         (set_about("round", 7), "of another round"),
         (set_about("client", 0), "answered as another client"),
-        (set_weight(2**53), "keep their sum below 2**53"),
         (set_metrics(loss=1e308), "its metric loss is 1e+308, not a finite number of at most 1e+30"),
         (set_metrics(accuracy_after=0.5), "an evaluation on kept-out=None examples"),
         (set_metrics(accuracy_after=0.5, kept_out=0), "an evaluation on kept-out=0 examples"),
@@ -163,11 +193,37 @@ def crash(_: Message, reply: Message) -> None:
         (huge_shape, "declared (1000000000000,)"),
         (no_bytes, "the packed array cannot be read"),
         (speechless_refusal, "it refused: no reason given"),
-        (crash, "a bug of the client"),
     ],
 )
-def test_a_bad_reply_is_rejected_by_name_and_does_not_count(tmp_path: Path, tamper: Tamper, named: str) -> None:
-    assert named in rejection(federate(tmp_path, tampered(tamper)))
+def test_a_bad_reply_is_rejected_by_name(exchange: Exchange, tamper: Tamper, named: str) -> None:
+    with pytest.raises(Rejection) as raised:
+        exchange.check(tamper)
+    assert named in str(raised.value)
+    assert_says_what_to_do(str(raised.value))
+
+
+def test_the_honest_reply_counts(exchange: Exchange) -> None:
+    weight, matrices, metrics = exchange.check()
+    assert weight == metrics["num-examples"] > 0
+    assert wire.digest(matrices) != wire.digest(exchange.held)
+
+
+@pytest.mark.parametrize(
+    ("tamper", "named"),
+    [
+        (nan_reply, "holds nan at (0, 3): not a finite value"),  # by the checks above
+        (set_weight(2**53), "keep their sum below 2**53"),  # by the mean
+        (crash, "a bug of the client"),  # by Flower, before there is a reply
+    ],
+)
+def test_a_rejected_reply_does_not_count_and_the_record_names_its_client_and_the_reason(
+    tmp_path: Path, tamper: Tamper, named: str
+) -> None:
+    row = read_rounds(federate(tmp_path, tampered(tamper)))[0]
+    assert (row["clients_valid"], row["clients_rejected"]) == (3, 1)
+    assert list(row["rejections"]) == [str(BAD_CLIENT)]
+    assert named in row["rejections"][str(BAD_CLIENT)]
+    assert_says_what_to_do(row["rejections"][str(BAD_CLIENT)])
 
 
 def test_the_bytes_of_a_rejected_message_are_counted_and_shared_by_all_that_replied(tmp_path: Path) -> None:
@@ -226,13 +282,13 @@ def test_a_client_seen_twice_in_a_round_counts_once(tmp_path: Path) -> None:
             return replies + training[:1]
 
     values = tiny_settings(tmp_path, out=str(tmp_path / "run"), num_rounds=1).run_config()
-    with Echoing(honest, values, nodes=4) as grid:
+    with Echoing(honest, values, nodes=4) as grid, no_report():
         server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(values)))
     row = read_rounds(tmp_path / "run")[0]
     assert row["clients_valid"] == 4
     plain = tmp_path / "plain"
     values["out"] = str(plain)
-    with InProcessGrid(honest, values, nodes=4) as grid:
+    with InProcessGrid(honest, values, nodes=4) as grid, no_report():
         server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(values)))
     assert row["digest"] == read_rounds(plain)[0]["digest"]
     assert "twice" in " ".join(row["warnings"])
@@ -247,7 +303,7 @@ def test_a_reply_that_does_not_come_in_time_is_named(tmp_path: Path) -> None:
             return [r for r in replies if wire.about(r.content).get("client") != 0]
 
     values = tiny_settings(tmp_path, out=str(tmp_path / "run"), num_rounds=1, round_timeout=3.0).run_config()
-    with Losing(honest, values, nodes=4) as grid:
+    with Losing(honest, values, nodes=4) as grid, no_report():
         server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(values)))
     assert read_rounds(tmp_path / "run")[0]["rejections"] == {
         "0": "no reply within round-timeout=3.0 s; raise it, or look at the client's log"

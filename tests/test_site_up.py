@@ -129,7 +129,17 @@ def test_ctrl_c_while_the_data_block_ends_cleanly(site: Path) -> None:
         process.wait(120)
 
 
-def test_a_site_keeps_its_supernode_running_and_leaves_nothing_behind(site: Path) -> None:
+def assert_no_task_without_the_secret(port: int) -> None:
+    wait_for(lambda: listens("127.0.0.1", port))
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    flower = {"flwr-package-name": "flwr", "flwr-package-version": version("flwr")}
+    headers = {"Content-Type": "application/protobuf", "flwr-component-name": "flower-superexec", **flower}
+    connection.request("POST", "/v1/runtime/acquire-task", headers=headers)
+    answer = connection.getresponse()
+    assert (answer.status, b"Authentication failed" in answer.read()) == (401, True)
+
+
+def test_a_site_keeps_its_supernode_running_shut_to_who_lacks_its_secret_and_leaves_nothing_behind(site: Path) -> None:
     with running(site, "--insecure", "--superlink", f"127.0.0.1:{free_port()}") as (process, said):
         assert "data of site north: 160 rows of train; bad 80, good 80" in said.read_text()
         assert (site / "kit/state").stat().st_mode & 0o777 == 0o700
@@ -143,6 +153,8 @@ def test_a_site_keeps_its_supernode_running_and_leaves_nothing_behind(site: Path
         os.kill(first, signal.SIGKILL)
         wait_for(lambda: supernode() not in (0, first))
         assert "supernode died with -9" in said.read_text() and "site north is up" not in said.read_text()
+        command = below(process.pid)[supernode()].split()
+        assert_no_task_without_the_secret(int(command[command.index("--port") + 1]))
         second = subprocess.run(
             [sys.executable, "-m", "clients", *words(site, "--insecure", "--superlink", "127.0.0.1:9")],
             cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False,
@@ -153,25 +165,6 @@ def test_a_site_keeps_its_supernode_running_and_leaves_nothing_behind(site: Path
         assert {name for line in started.values() for name in expected if name in line} == expected
     assert said.read_text().endswith("site north is down\n")
     wait_for(lambda: not [pid for pid in started if lives(pid)])
-
-
-def test_a_supernode_gives_no_task_to_who_lacks_the_sites_secret(site: Path) -> None:
-    with running(site, "--insecure", "--superlink", f"127.0.0.1:{free_port()}") as (process, _):
-        port = 0
-
-        def listening() -> bool:
-            nonlocal port
-            lines = [line.split() for line in below(process.pid).values() if "bin/flower-supernode" in line]
-            port = int(lines[0][lines[0].index("--port") + 1]) if lines else 0
-            return port and listens("127.0.0.1", port)
-
-        wait_for(listening)
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-        flower = {"flwr-package-name": "flwr", "flwr-package-version": version("flwr")}
-        headers = {"Content-Type": "application/protobuf", "flwr-component-name": "flower-superexec", **flower}
-        connection.request("POST", "/v1/runtime/acquire-task", headers=headers)
-        answer = connection.getresponse()
-        assert (answer.status, b"Authentication failed" in answer.read()) == (401, True)
 
 
 def test_a_server_is_reached_when_the_supernode_says_so_at_each_start(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from flwr.app import ConfigRecord, RecordDict
-from world import make_sites, site_settings, tiny_settings, tiny_values
+from world import make_sites, simulate, site_settings, tiny_settings, tiny_values
 
 from clients.answer import QUERY, TRAIN, WARM, answer
 from clients.place import LENT, Place, place_of
@@ -17,7 +17,6 @@ from fedasym.tasks import task_of
 from server.bench import prepare
 from server.strategy import FederationError
 from simulations.flower import run_flower
-from simulations.local import run_local
 
 NAMES = ("east", "north", "south")  # in the order of a column's values
 SECRET = "the patient of room 7"
@@ -51,12 +50,12 @@ def test_sites_end_with_the_bits_of_a_split_by_a_column_that_names_them(world: P
     apart = tiny_settings(
         world, split="column:site", num_clients=3, data=str(world / "together"), out=str(world / "split")
     )
-    assert digest_of(run_local(own, 1, world / "sites")) == digest_of(run_local(apart, 1))
+    assert digest_of(simulate(own, 1, world / "sites")) == digest_of(simulate(apart, 1))
 
 
 def test_the_number_of_workers_changes_no_bit_and_n_k_are_the_sites_own(world: Path) -> None:
-    one = run_local(site_settings(world, out=str(world / "one")), 1, world / "sites")
-    two = run_local(site_settings(world, out=str(world / "two")), 2, world / "sites")
+    one = simulate(site_settings(world, out=str(world / "one")), 1, world / "sites")
+    two = simulate(site_settings(world, out=str(world / "two")), 2, world / "sites")
     assert digest_of(one) == digest_of(two)
     sizes = [
         len((world / "sites" / name / "train.jsonl").read_text().splitlines()) for name in ("north", "south", "east")
@@ -67,7 +66,7 @@ def test_the_number_of_workers_changes_no_bit_and_n_k_are_the_sites_own(world: P
 
 def test_a_server_without_data_judges_by_what_the_sites_keep_out(world: Path) -> None:
     settings = site_settings(world, data="none", client_holdout=0.2, num_rounds=1, out=str(world / "run"))
-    row = read_rounds(run_local(settings, 1, world / "sites"))[0]
+    row = read_rounds(simulate(settings, 1, world / "sites"))[0]
     assert row["metrics"]["accuracy"] == row["client_metrics"]["accuracy_after"]
     assert read_json(world / "run/config.json")["held_out_examples"] == 0
 
@@ -77,7 +76,7 @@ def test_what_is_wrong_with_a_sites_data_is_told_as_a_code_and_written_in_its_ow
         file.write(json.dumps({"text": SECRET, "label": f"{SECRET}!"}) + "\n")
     settings = site_settings(world, round_timeout=5.0, out=str(world / "run"))
     with pytest.raises(FederationError, match=r"missing: south.*error \w{8} at site south") as raised:
-        run_local(settings, 1, world / "sites")
+        simulate(settings, 1, world / "sites")
     assert SECRET not in str(raised.value)
     code = str(raised.value).split("error ")[1][:8]
     log = (world / "run/sites.log").read_text()
@@ -200,6 +199,6 @@ def test_engines_without_data_of_their_own_say_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="simulated nodes cannot have data of their own"):
         run_flower(settings, 1)
     with pytest.raises(ValueError, match="give both"):
-        run_local(settings, 1)
+        simulate(settings, 1)
     with pytest.raises(ValueError, match="give both"):
-        run_local(from_run_config(tiny_values(tmp_path)), 1, tmp_path)
+        simulate(from_run_config(tiny_values(tmp_path)), 1, tmp_path)

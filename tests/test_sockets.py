@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from world import tiny_settings
+from world import simulate, tiny_settings
 
 from fedasym.record import read_rounds
-from simulations.local import run_local
 from simulations.proxy import CountingProxy, Passed, counting_proxy
 from simulations.results import RESULTS, read_lines
 from simulations.sockets import measure
@@ -112,7 +111,7 @@ def test_a_deployment_moves_its_payload_and_gives_the_bits_of_the_run_in_process
     settings = tiny_settings(tmp_path, out=str(tmp_path / "runs"), num_rounds=2, num_clients=2)
     measure(settings, ["asymmetric"], 2, tmp_path / "lines.jsonl", Console())
     (line,) = read_lines(tmp_path / "lines.jsonl")
-    here = run_local(tiny_settings(tmp_path, out=str(tmp_path / "here"), num_rounds=2, num_clients=2), workers=1)
+    here = simulate(tiny_settings(tmp_path, out=str(tmp_path / "here"), num_rounds=2, num_clients=2), workers=1)
     rows = read_rounds(here)
     assert line["digest"] == rows[-1]["digest"]
     for way in ("up", "down"):

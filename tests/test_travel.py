@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from world import Seen, split_values, tiny_settings, watched_run
+from world import Seen, assert_moved, split_values, tiny_settings, watched_run
 
+from fedasym.footprint import config_of, footprint
 from fedasym.methods import METHODS
 from fedasym.model import build
 from fedasym.projection import frozen_A
@@ -98,6 +99,12 @@ def test_the_bytes_of_every_round_are_those_counted_by_hand(run, method) -> None
         assert row["payload_down"] == 4 * down * len(messages)
         assert row["payload_up"] == 4 * up * len(messages)
     assert read_json(folder / "config.json")["head_values"] == (H if method not in ("ffa", "local", "full") else 0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_moves_the_bytes_computed_from_its_configuration_alone(run, method) -> None:
+    settings, folder, _ = run(method)
+    assert_moved(folder, footprint(settings, config_of(settings.model), 2), settings.num_clients)
 
 
 @pytest.mark.parametrize("method", METHODS)

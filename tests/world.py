@@ -1,7 +1,8 @@
 """A small real world for tests that span: a tiny BERT and labelled sentences in a folder, and a run that is watched."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +16,12 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from clients.app import app as honest
 from fedasym import wire
+from fedasym.footprint import Footprint
 from fedasym.record import read_json, read_rounds
 from fedasym.settings import Settings, from_run_config
 from server.app import app as server_app
 from simulations.grid import RUN_ID, SERVER_NODE, InProcessGrid
+from simulations.local import run_local
 
 GOOD, BAD = ("fine", "warm", "clever", "bright"), ("dull", "cold", "stale", "grey")
 PLAIN = ("film", "story", "scene", "actor", "plot", "music", "the", "a", "and", "very")
@@ -121,6 +124,20 @@ def what_is_left(folder: Path, *but: str) -> tuple[list[dict[str, object]], dict
     return rows, summary, files
 
 
+@contextmanager
+def no_report() -> Iterator[None]:
+    """Leave the report out of all runs: its figures take longer than all else of a tiny run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("server.app.write_report", lambda folders, out: None)
+        yield
+
+
+def simulate(settings: Settings, workers: int = 1, data: Path | None = None) -> Path:
+    """Run a federation in process as `run_local` does, less its report."""
+    with no_report():
+        return run_local(settings, workers, data)
+
+
 @dataclass(frozen=True)
 class Seen:
     """One training message and its reply, as they travelled: the packed values, and what is said beside them."""
@@ -158,8 +175,7 @@ def watched_run(
         return reply
 
     config = settings.run_config()
-    with InProcessGrid(app, config, settings.num_clients, workers) as grid, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("server.app.write_report", lambda folders, out: None)  # its figures take longer than all else
+    with InProcessGrid(app, config, settings.num_clients, workers) as grid, no_report():
         server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(config)))
     return Path(settings.out), sorted(seen, key=lambda one: (one.round, one.client, one.whole))
 
@@ -167,6 +183,19 @@ def watched_run(
 def _packed(content: RecordDict) -> np.ndarray:
     records = content.array_records
     return records["matrices"][wire.PACKED].numpy().copy() if "matrices" in records else np.zeros(0, np.float32)
+
+
+def assert_moved(folder: Path, computed: Footprint, asked: int) -> None:
+    """Require that in each round of a run exactly the computed bytes travelled."""
+    for row in read_rounds(folder):
+        number = row["round"]
+        traffic = computed.rounds[0] if number == 1 else computed.later[(number - 2) % len(computed.later)]
+        assert row["clients_valid"] == row["clients_asked"] == asked
+        assert row["payload_up"] == asked * traffic.up, (computed.method, number)
+        assert row["payload_down"] == asked * traffic.down, (computed.method, number)
+    config = read_json(folder / "config.json")
+    assert number == config["settings"]["num_rounds"]
+    assert computed.head_values == config["head_values"]
 
 
 def split_values(values: np.ndarray, shapes: dict[str, Sequence[int]]) -> dict[str, np.ndarray]:
@@ -185,6 +214,6 @@ def federate(tmp_path: Path, app: ClientApp, client_values: dict[str, object] | 
     values = tiny_values(tmp_path, **{"out": str(tmp_path / "run"), "num_rounds": 1, **more})
     server_config = from_run_config(values).run_config()
     client_config = from_run_config({**values, **(client_values or {})}).run_config()
-    with InProcessGrid(app, client_config, nodes=4) as grid:
+    with InProcessGrid(app, client_config, nodes=4) as grid, no_report():
         server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(server_config)))
     return tmp_path / "run"

@@ -1,0 +1,52 @@
+"""Commands of `simulations` in processes of their own without their cold start: forked from one that imported it all.
+
+Such a process is killed as any other. Where the claim is about a new interpreter, start one instead.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+_CONTEXT = get_context("forkserver")
+_CONTEXT.set_forkserver_preload(  # with what a run would import as it goes on
+    [
+        "simulations.__main__", "transformers.modeling_utils", "transformers.models.bert.modeling_bert",
+        "transformers.models.auto.modeling_auto", "flwr_datasets.partitioner", "sklearn.metrics",
+    ]
+)  # fmt: skip
+
+
+def start(words: Sequence[str], log: Path, killed_before: str = "") -> BaseProcess:
+    """Start ``python -m simulations`` with these words, as the leader of a session of its own.
+
+    Args:
+        words: after ``python -m simulations``.
+        log: the file of what it prints.
+        killed_before: the end of a file's name; the process kills itself when it is about to open such a file.
+    """
+    process = _CONTEXT.Process(target=_run, args=(list(words), str(log), killed_before))
+    process.start()
+    return process
+
+
+def _run(words: list[str], log: str, killed_before: str) -> None:
+    os.setsid()
+    with open(log, "ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    if killed_before:
+        # Python tells its audit hooks of every file before it is opened.
+        sys.addaudithook(
+            lambda event, about: (
+                os.kill(os.getpid(), signal.SIGKILL)
+                if event == "open" and str(about[0]).endswith(killed_before)
+                else None
+            )
+        )
+    from simulations.__main__ import main
+
+    sys.exit(main(words))
