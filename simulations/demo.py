@@ -6,8 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fedasym.comparison import comparison_rows, comparison_table
-from fedasym.report import write_report
-from server.app import only_user
+from fedasym.processes import held_alone
 from simulations.folders import check_replaceable, clear, is_run
 from simulations.run import read_settings, run
 from simulations.waiting import waiting
@@ -28,13 +27,14 @@ def demo(out: Path, engine: str, workers: int, rounds: int, console: Console) ->
 
     Raises:
         FileExistsError: a folder of that name holds something else; then neither is touched.
-        FederationError: another process holds the folder.
+        BlockingIOError: another process holds the folder.
     """
     out = out.absolute()
     folders = {method: out / method for method in ("asymmetric", "lora")}
     for folder in folders.values():
         check_replaceable(folder, is_run, _RUN)
-    with only_user(out):
+    out.mkdir(parents=True, exist_ok=True)
+    with held_alone(out, "wait for it or choose another --out"):
         _run_both(folders, out / "report.html", engine, workers, rounds, console)
 
 
@@ -49,6 +49,8 @@ def _run_both(folders: dict[str, Path], page: Path, engine: str, workers: int, r
             settings = dataclasses.replace(settings, num_rounds=rounds)
         run(settings, engine, workers, console)
     with waiting("writing the report of both", console):
+        from fedasym.report import write_report  # matplotlib, which nothing before needs
+
         write_report(list(folders.values()), page)
     console.print(comparison_table(comparison_rows(list(folders.values()))))
     console.print(f"report {page}", soft_wrap=True)

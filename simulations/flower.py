@@ -1,6 +1,7 @@
 """Flower's own simulation engine (Ray), on a private SuperLink."""
 
 import os
+import shutil
 from pathlib import Path
 
 from fedasym.progress import begin
@@ -25,11 +26,22 @@ def run_flower(settings: Settings, workers: int, data: Path | None = None) -> Pa
     """
     if settings.sites or data is not None:
         raise ValueError("Flower's simulated nodes cannot have data of their own; use --engine local, or deploy")
-    # Ray starts as many actors as fit: num-cpus of each into num-cpus of all.
-    each = max(1, (os.cpu_count() or 1) // workers)
+    # Ray starts as many actors as fit: num-cpus of each into num-cpus of all, and the same for GPUs.
+    each, gpus = max(1, (os.cpu_count() or 1) // workers), _gpus(settings.device)
     federation = (
         f"num-supernodes={settings.num_clients} client-resources-num-cpus={each} init-args-num-cpus={each * workers}"
     )
+    if gpus:
+        federation += f" client-resources-num-gpus={min(1.0, gpus / workers)} init-args-num-gpus={gpus}"
     begin(Path(settings.out).absolute(), "starting Flower's SuperLink")
     with superlink(Path(settings.out).absolute() / "flower.log", "--simulation") as link:
         return run_app(link, settings, "--federation-config", federation)
+
+
+def _gpus(setting: str) -> int:
+    """Return how many GPUs the clients share; each of Ray's processes sees those of its share alone."""
+    if setting in ("cpu", "mps") or not shutil.which("nvidia-smi"):  # no driver: spare the import of PyTorch
+        return 0
+    from fedasym.device import gpu_count
+
+    return gpu_count()

@@ -6,6 +6,7 @@ from pathlib import Path
 from flwr.app import Context, RecordDict
 
 from clients.app import app as client_app
+from fedasym.device import workers_of
 from fedasym.knobs import Value
 from fedasym.progress import begin
 from fedasym.settings import Settings
@@ -18,7 +19,7 @@ def run_local(settings: Settings, workers: int, data: Path | None = None) -> Pat
 
     Args:
         settings: ``out`` must name the run folder.
-        workers: clients that train at the same time, on one thread each.
+        workers: clients that train at the same time, on one thread each; on GPUs at most one a GPU.
         data: with ``sites``, the folder that holds each one's data in a folder of its name.
 
     Returns:
@@ -41,6 +42,6 @@ def run_local(settings: Settings, workers: int, data: Path | None = None) -> Pat
             {"site": name, "data-dir": str((data / name).absolute()), "log-file": log_file}
             for name in settings.site_names
         ]
-    with InProcessGrid(client_app, config, nodes, workers) as grid:
+    with InProcessGrid(client_app, config, nodes, workers_of(settings.device, workers)) as grid:
         server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(config)))
     return Path(settings.out)

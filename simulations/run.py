@@ -11,10 +11,6 @@ from fedasym.methods import METHODS
 from fedasym.progress import EVERY_SECONDS
 from fedasym.settings import Settings, from_run_config
 from simulations.display import Follower, quiet_log
-from simulations.flower import run_flower
-from simulations.local import run_local
-
-ENGINES = {"local": run_local, "flower": run_flower}
 
 
 def read_settings(config: Path | None, overrides: list[str], out: Path | None) -> Settings:
@@ -84,7 +80,7 @@ def run(
 
     Args:
         settings: ``out`` must name the run folder.
-        engine: one of `ENGINES`.
+        engine: ``local`` or ``flower``.
         workers: clients at the same time.
         console: where to show it.
         data: with ``sites``, the folder that holds each one's data.
@@ -95,4 +91,10 @@ def run(
     title = f"{METHODS[settings.method].label}, {settings.task}, {whose}"
     console.print(f"run folder {folder}", soft_wrap=True)
     with quiet_log(), Follower(title, folder, settings.num_rounds, console, every):
-        return ENGINES[engine](settings, workers, data)
+        if engine == "flower":  # which does without PyTorch in this process
+            from simulations.flower import run_flower
+
+            return run_flower(settings, workers, data)
+        from simulations.local import run_local
+
+        return run_local(settings, workers, data)
