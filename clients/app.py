@@ -36,7 +36,10 @@ def _reply(kind: str, message: Message, context: Context) -> Message:
         from clients.call import ask_worker
 
         return Message(ask_worker(worker, kind, message.content, config, run_id), reply_to=message)
-    from clients.answer import answer  # here, not above: it imports torch
     from clients.place import place_of
+    from fedasym.uncollected import uncollected
+
+    with uncollected():
+        from clients.answer import answer  # here, not above: it imports torch
 
     return Message(answer(kind, message.content, config, run_id, place_of(context.node_config)), reply_to=message)

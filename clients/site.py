@@ -23,6 +23,7 @@ from fedasym.partition import partition
 from fedasym.settings import Settings
 from fedasym.tasks import Task, task_of
 from fedasym.tokens import Tokens, tokenize
+from fedasym.uncollected import uncollected
 
 _kept = threading.local()
 
@@ -61,7 +62,8 @@ def site_of(settings: Settings) -> Site:
     device.prepare(device.choose_device(settings.device), settings.threads, settings.deterministic)
     if getattr(_kept, "site", None) is None or _kept.site.settings != settings:
         forget_site()  # first, so that there are never two models at once
-        _kept.site = _build_site(settings)
+        with uncollected():
+            _kept.site = _build_site(settings)
     site: Site = _kept.site
     return site
 

@@ -5,6 +5,9 @@ they go by the quantile bins of the training scores: two bins for ``mild`` and `
 """
 
 import hashlib
+import importlib
+import importlib.util
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,9 +122,21 @@ def _library_shares(
         ) from error
 
 
-def _partitioner(examples: Examples, settings: Settings) -> Any:
-    from flwr_datasets import partitioner as library
+def _library() -> Any:
+    """Import flwr-datasets' partitioners without the rest of it: its plots would take seconds of every node's start."""
+    name = "flwr_datasets"
+    whole = importlib.util.find_spec(name)
+    if name in sys.modules or whole is None:
+        return importlib.import_module(f"{name}.partitioner")
+    sys.modules[name] = importlib.util.module_from_spec(whole)  # where to find its parts, and nothing of it run
+    try:
+        return importlib.import_module(f"{name}.partitioner")
+    finally:
+        del sys.modules[name]  # whoever imports it has it whole
 
+
+def _partitioner(examples: Examples, settings: Settings) -> Any:
+    library = _library()
     name, _, parameter = settings.split.partition(":")
     clients, seed = settings.num_clients, settings.seed % 2**32
     if name == "column" and examples.groups is not None:

@@ -15,21 +15,24 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedasym import checkpoint, device, lora, record, wire
-from fedasym.contract import as_stated
-from fedasym.export import write_adapter
-from fedasym.knobs import difference
-from fedasym.methods import METHODS
-from fedasym.methods.method import Matrices
-from fedasym.processes import held_alone
-from fedasym.report import write_report
-from fedasym.settings import Settings, from_run_config, judged_at_clients
-from fedasym.train import evaluate
-from server.bench import Bench, prepare
-from server.conclusion import conclude
-from server.nodes import Roster, warm
-from server.reporter import Reporter, show_log
-from server.strategy import FederationError, Opening, Round, name_of, run_round
+from fedasym.uncollected import uncollected
+
+with uncollected():  # PyTorch is among them
+    from fedasym import checkpoint, device, lora, record, wire
+    from fedasym.contract import as_stated
+    from fedasym.export import write_adapter
+    from fedasym.knobs import difference
+    from fedasym.methods import METHODS
+    from fedasym.methods.method import Matrices
+    from fedasym.processes import held_alone
+    from fedasym.report import write_report
+    from fedasym.settings import Settings, from_run_config, judged_at_clients
+    from fedasym.train import evaluate
+    from server.bench import Bench, prepare
+    from server.conclusion import conclude
+    from server.nodes import Roster, warm
+    from server.reporter import Reporter, show_log
+    from server.strategy import FederationError, Opening, Round, name_of, run_round
 
 app = ServerApp()
 log = logging.getLogger("fedasym")
@@ -88,7 +91,8 @@ def train(grid: Grid, settings: Settings, folder: Path, reporter: Reporter) -> t
     Raises:
         FederationError: as `federate`.
     """
-    bench = prepare(for_this_machine(settings, folder))
+    with uncollected():
+        bench = prepare(for_this_machine(settings, folder))
     state = _resume(folder, bench)
     record.write_json(folder / "config.json", bench.config)
     log.info("run folder %s, contract %s", folder, bench.contract.hash[:12])

@@ -1,6 +1,7 @@
 """The demo: federate MiniLM on movie reviews with B only, then with standard LoRA, and compare."""
 
 import dataclasses
+from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
@@ -9,6 +10,7 @@ from fedasym.comparison import comparison_rows, comparison_table
 from fedasym.processes import held_alone
 from simulations.folders import check_replaceable, clear, is_run
 from simulations.run import read_settings, run
+from simulations.superlink import superlink
 from simulations.waiting import waiting
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -43,11 +45,16 @@ def _run_both(folders: dict[str, Path], page: Path, engine: str, workers: int, r
         for folder in folders.values():
             clear(folder, is_run, _RUN)
         page.unlink()
-    for method, folder in folders.items():
-        settings = read_settings(CONFIGS / f"{method}.toml", [], folder)
-        if rounds:
-            settings = dataclasses.replace(settings, num_rounds=rounds)
-        run(settings, engine, workers, console)
+    with ExitStack() as stack:
+        link = None
+        if engine == "flower":
+            with waiting("starting Flower's SuperLink", console):
+                link = stack.enter_context(superlink(page.with_name("flower.log"), "--simulation"))
+        for method, folder in folders.items():
+            settings = read_settings(CONFIGS / f"{method}.toml", [], folder)
+            if rounds:
+                settings = dataclasses.replace(settings, num_rounds=rounds)
+            run(settings, engine, workers, console, link=link)
     with waiting("writing the report of both", console):
         from fedasym.report import write_report  # matplotlib, which nothing before needs
 

@@ -6,16 +6,17 @@ from pathlib import Path
 
 from fedasym.progress import begin
 from fedasym.settings import Settings
-from simulations.superlink import run_app, superlink
+from simulations.superlink import Superlink, run_app, superlink
 
 
-def run_flower(settings: Settings, workers: int, data: Path | None = None) -> Path:
+def run_flower(settings: Settings, workers: int, data: Path | None = None, link: Superlink | None = None) -> Path:
     """Run a federation through ``flwr run`` on Flower's simulation engine.
 
     Args:
         settings: ``out`` must name the run folder.
         workers: clients that train at the same time, each in a process of its own.
         data: must be None: Flower's simulated nodes have no data of their own.
+        link: where; None: a SuperLink of its own, which ends with the run.
 
     Returns:
         The run folder.
@@ -33,6 +34,8 @@ def run_flower(settings: Settings, workers: int, data: Path | None = None) -> Pa
     )
     if gpus:
         federation += f" client-resources-num-gpus={min(1.0, gpus / workers)} init-args-num-gpus={gpus}"
+    if link is not None:
+        return run_app(link, settings, "--federation-config", federation)
     begin(Path(settings.out).absolute(), "starting Flower's SuperLink")
     with superlink(Path(settings.out).absolute() / "flower.log", "--simulation") as link:
         return run_app(link, settings, "--federation-config", federation)

@@ -3,7 +3,7 @@
 import time
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -11,6 +11,9 @@ from fedasym.methods import METHODS
 from fedasym.progress import EVERY_SECONDS
 from fedasym.settings import Settings, from_run_config
 from simulations.display import Follower, quiet_log
+
+if TYPE_CHECKING:
+    from simulations.superlink import Superlink
 
 
 def read_settings(config: Path | None, overrides: list[str], out: Path | None) -> Settings:
@@ -75,6 +78,7 @@ def run(
     console: Console,
     data: Path | None = None,
     every: float = EVERY_SECONDS,
+    link: "Superlink | None" = None,
 ) -> Path:
     """Run one federation with its display and return its folder.
 
@@ -85,6 +89,7 @@ def run(
         console: where to show it.
         data: with ``sites``, the folder that holds each one's data.
         every: seconds of silence after which, off a terminal, a line says how far the run is.
+        link: a SuperLink for the engine ``flower``; None: one of the run's own.
     """
     folder = Path(settings.out)
     whose = f"sites {settings.sites}" if settings.sites else f"{settings.num_clients} clients, {settings.split}"
@@ -94,7 +99,7 @@ def run(
         if engine == "flower":  # which does without PyTorch in this process
             from simulations.flower import run_flower
 
-            return run_flower(settings, workers, data)
+            return run_flower(settings, workers, data, link)
         from simulations.local import run_local
 
         return run_local(settings, workers, data)

@@ -10,9 +10,11 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import psutil
 
 from fedasym.bundle import PROJECT, stage
 from fedasym.flower import FlowerError, flwr
@@ -22,7 +24,9 @@ from fedasym.progress import begin
 from fedasym.settings import Settings
 from simulations.stopping import STOPPING
 
-POLL_SECONDS = 20.0  # without a new round; each poll is a process of about 2 s of one core, taken from the training
+POLL_SECONDS = 60.0  # without a new round; each poll is a process of about 2 s of one core, taken from the training
+_LOOK_SECONDS = 0.5
+_APPS = ("flwr-simulation", "flwr-serverapp")  # the process that runs an app, while it does
 _START_SECONDS = 60.0
 _CONNECTION = "fedasym"
 
@@ -37,6 +41,7 @@ class Superlink:
         environment: of processes that shall reach it by Flower's command line.
         log_file: what it prints.
         connection: its name in Flower's configuration.
+        pid: of its process, if we have started it; 0 if not.
     """
 
     home: Path
@@ -44,6 +49,7 @@ class Superlink:
     environment: dict[str, str]
     log_file: Path
     connection: str = _CONNECTION
+    pid: int = 0
 
 
 def run_app(link: Superlink, settings: Settings, *options: str) -> Path:
@@ -77,12 +83,19 @@ def toml_value(value: Value) -> str:
 
 
 def _wait(run_id: str, link: Superlink, summary: Path) -> None:
-    """Ask for the run's status when its summary is written, and when no round ends for a while, until it is over."""
-    before, rounds = _written(summary), summary.with_name("rounds.jsonl")
+    """Ask for the run's status when its process has ended, and when no round ends for a while, until it is over.
+
+    Of a SuperLink that is not ours the process is not seen; once the summary is written, the end is near.
+    """
+    before, rounds, began = _written(summary), summary.with_name("rounds.jsonl"), False
     while True:
         seen, deadline = _written(rounds), time.monotonic() + POLL_SECONDS
-        while time.monotonic() < deadline and _written(summary) == before:  # once written, the end is near
-            time.sleep(0.2)
+        while time.monotonic() < deadline and (link.pid or _written(summary) == before):
+            time.sleep(_LOOK_SECONDS)
+            works = _works(link)
+            if began and not works:
+                break
+            began = began or works
             if _written(rounds) != seen:
                 seen, deadline = _written(rounds), time.monotonic() + POLL_SECONDS
         status = str(flwr(["list", link.connection, "--run-id", run_id], link.environment)["runs"][0]["status"])
@@ -91,6 +104,14 @@ def _wait(run_id: str, link: Superlink, summary: Path) -> None:
         if status.startswith("finished"):
             _keep_run_log(run_id, link)
             raise FlowerError(f"Flower's run ended as {status!r}; the end of {link.log_file}:\n{tail(link.log_file)}")
+
+
+def _works(link: Superlink) -> bool:
+    """Say whether a process that the SuperLink has started runs an app."""
+    with suppress(psutil.Error):  # one of them has just ended
+        below = psutil.Process(link.pid).children(recursive=True) if link.pid else []
+        return any(Path(word).name in _APPS for each in below for word in each.cmdline()[:2])
+    return False
 
 
 def _keep_run_log(run_id: str, link: Superlink) -> None:
@@ -123,11 +144,10 @@ def superlink(log_file: Path, *options: str) -> Iterator[Superlink]:
             tool("flower-superlink"),
             "--insecure", "--isolation", "subprocess", *options,
             "--host", "127.0.0.1", "--port", str(link.port),
-            "--database", str(link.home / "state.db"),
         ]  # fmt: skip
         with started(command, link.environment, PROJECT, log_file) as process:
             _await_health(process, link.port, log_file)
-            yield link
+            yield replace(link, pid=process.pid)
 
 
 def _configure(home: Path, log_file: Path) -> Superlink:

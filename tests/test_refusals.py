@@ -1,6 +1,7 @@
 """Whatever is wrong with a reply ends in an error or a rejection that names it.
 
 One honest reply is spoiled in many ways and shown to the server's checks; whole federations show what a rejection does.
+The file is long since every way to spoil a reply has a name.
 """
 
 import copy

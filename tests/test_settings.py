@@ -14,7 +14,7 @@ from simulations.run import read_settings
 
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 KNOBS = {knob.name.replace("_", "-"): knob for knob in dataclasses.fields(Settings)}
-WRONG = {int: (True, 1.0, "1"), float: (True, "1.0"), str: (1, 1.0, False)}
+WRONG = {bool: (1, "true"), int: (True, 1.0, "1"), float: (True, "1.0"), str: (1, 1.0, False)}
 
 
 def test_the_defaults_are_those_of_the_flower_app_with_the_same_keys_order_values_and_types() -> None:
@@ -146,7 +146,7 @@ def test_resolved_leaves_alone_what_is_set() -> None:
 def test_settings_survive_the_run_config_and_back() -> None:
     settings = Settings(num_rounds=3, alpha=2.5, head="local", client_holdout=0.25, targets="query,value", seed=-7)
     assert from_run_config(settings.run_config()) == settings
-    assert all(type(value) in (int, float, str) for value in settings.run_config().values())
+    assert all(type(value) in (bool, int, float, str) for value in settings.run_config().values())
 
 
 def test_lists_of_names_are_split_at_commas_and_stripped() -> None:
