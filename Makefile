@@ -9,7 +9,7 @@ export FLWR_DISABLE_UPDATE_CHECK = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup nginx demo federation test check-slow other-env benchmarks clean
+.PHONY: help setup nginx demo federation test check-slow other-env benchmarks check-gpu clean
 
 help:  ## print these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,7 +66,10 @@ check-slow: $(STAMP) nginx  ## the slow tests: killed and resumed through Flower
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
 
 benchmarks: $(STAMP)  ## measure speed; raw lines go to benchmarks/results/
-	@for script in benchmarks/*.py; do echo "$$script"; $(BIN)/python $$script --out benchmarks/results/$$(basename $$script .py).jsonl || exit 1; done
+	@for script in $(filter-out benchmarks/gpu.py,$(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python $$script --out benchmarks/results/$$(basename $$script .py).jsonl || exit 1; done
+
+check-gpu: $(STAMP)  ## the demo on this machine's GPU: bits, accuracy, memory, speed; to benchmarks/results/gpu.jsonl
+	@$(BIN)/python benchmarks/gpu.py --out benchmarks/results/gpu.jsonl
 
 clean:  ## remove runs, caches and .venv
 	rm -rf .venv runs dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -26,7 +26,7 @@ class Settings:
     """The settings of one run. ``auto`` and 0 where so documented mean the method's tuned default."""
 
     method: str = knob("asymmetric", "federated-LoRA method", choices=tuple(METHODS))
-    num_rounds: int = knob(5, "rounds", least=1)
+    num_rounds: int = knob(4, "rounds", least=1)
     num_clients: int = knob(10, "clients the data is split over; with sites, their number", least=1)
     sites: str = knob("", "registered names of sites with data of their own, by commas; empty: the data is split")
     clients_per_round: int = knob(0, "clients asked each round; 0 asks all", least=0)
@@ -90,7 +90,7 @@ class Settings:
     micro_batch: int = knob(0, "examples at a time within a step, to save memory; 0: the whole batch", least=0)
     eval_batch: int = knob(64, "examples at a time in an evaluation", least=1)
     gradient_checkpointing: bool = knob(False, "compute activations again in the backward pass, to save memory")
-    local_steps: int = knob(10, "local steps a round; 0: local-epochs instead", least=0)
+    local_steps: int = knob(8, "local steps a round; 0: local-epochs instead", least=0)
     local_epochs: int = knob(0, "passes over the client's data a round, if local-steps is 0", least=0)
     client_holdout: float = knob(0.0, "share of a client's data kept out to evaluate on it", least=0.0)
     threads: int = knob(1, "threads of a client's training", least=1)

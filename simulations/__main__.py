@@ -151,6 +151,7 @@ def _devices(options: argparse.Namespace, console: "Console") -> None:
 
 
 def _compare(options: argparse.Namespace, console: "Console") -> None:
+    from fedasym.device import choose_device, choose_dtype
     from fedasym.study.report import comparison_sheets, write_comparison
     from server.app import only_user
     from simulations.compare import Comparison, compare
@@ -162,6 +163,9 @@ def _compare(options: argparse.Namespace, console: "Console") -> None:
 
     base = read_toml(options.config) if options.config else {}
     base |= parse_overrides(options.set)
+    # One dtype for all cells, and for those of another day: their lines say it.
+    where = choose_device(str(base.get("device", "auto")))
+    base["dtype"] = choose_dtype(str(base.get("dtype", "auto")), where)
     tuning, work = options.out / "tuning.jsonl", options.out / "work"
     taken = {"task", "split", "method", "seed", "out"} & base.keys()
     if taken:

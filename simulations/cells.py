@@ -16,7 +16,7 @@ from simulations.grid import InProcessGrid
 from simulations.results import result_lines
 
 HOLDOUT = 0.2  # share of a client's examples kept out, for all methods, where one of them has no common model
-_PLACES = ("out", "glue_dir")  # settings that say where things lie, not what is done
+_PLACES = ("out", "glue_dir", "device")  # settings that say where things lie, not what is done
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fedasym.record import read_rounds, versions
+from fedasym.record import read_json, read_rounds, versions
 from fedasym.settings import Settings
 from fedasym.study.tuning import tuning_sheet
 from server.app import only_user
@@ -38,7 +38,7 @@ GRID += [
 ]
 # Whether momentum is better than the plain mean beyond one seed's luck.
 GRID += [{**cell, "seed": 1} for cell in (_LOCAL, {**_LOCAL, **_MOMENTUM})]
-FIXED = {"validation-cut": 1000, "num-rounds": 6}
+FIXED = {"validation-cut": 1000, "num-rounds": 6, "local-steps": 10}
 
 
 def tune(work: Path, workers: int, console: Console, shard: int, shards: int) -> None:
@@ -81,7 +81,7 @@ def _tune(work: Path, workers: int, console: Console, shard: int, shards: int) -
 
 def result_line(cell: dict[str, Any], folder: Path, settings: Settings) -> dict[str, Any]:
     """Return the raw line of a finished cell; ``score`` is the mean metric of the last three rounds."""
-    rounds = read_rounds(folder)
+    rounds, config = read_rounds(folder), read_json(folder / "config.json")
     values = [row["metrics"]["accuracy"] for row in rounds]
     return {
         "cell": cell,
@@ -91,7 +91,7 @@ def result_line(cell: dict[str, Any], folder: Path, settings: Settings) -> dict[
         "mismatch": [row["mismatch"] for row in rounds],
         "payload_up_per_client_round": rounds[0]["payload_up"] / rounds[0]["clients_valid"],
         "seconds": round(sum(row["seconds"] for row in rounds), 1),
-        "settings": {**settings.resolved().run_config(), "out": ""},
+        "settings": {**settings.resolved().run_config(), "dtype": config["settings"]["dtype"], "out": ""},
         "versions": versions(),
     }
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -253,3 +255,19 @@ def test_the_demos_split_is_the_librarys_on_the_seeds_order() -> None:
     library.dataset = Dataset.from_dict({"index": order, "label": examples.labels[order]})
     for k, share in enumerate(partition(examples, chosen).indices):
         assert share.tolist() == sorted(library.load_partition(k)["index"])
+
+
+def test_a_partition_imports_no_plots_and_leaves_the_library_whole_for_others() -> None:
+    code = (
+        "import sys, numpy as np\n"
+        "from fedasym.data import Examples\n"
+        "from fedasym.partition import partition\n"
+        "from fedasym.settings import Settings\n"
+        "examples = Examples((['text'] * 40,), np.arange(40) % 2, ('a', 'b'))\n"
+        "partition(examples, Settings(num_clients=2, min_examples=1))\n"
+        "print(sorted({'matplotlib', 'seaborn', 'flwr_datasets'} & sys.modules.keys()))\n"
+        "import flwr_datasets\n"
+        "print(flwr_datasets.FederatedDataset.__name__)\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split("\n")
+    assert said[:2] == ["[]", "FederatedDataset"]
