@@ -189,6 +189,11 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
+def batch_to_evaluate(device: torch.device) -> int:
+    """Return how many examples to evaluate at a time: few enough for a CPU's cache, many more on a GPU."""
+    return 32 if device.type == "cpu" else 256
+
+
 def autocast(device: torch.device, dtype: str) -> AbstractContextManager[Any]:
     """Return a context in which products of float32 weights are computed in a dtype."""
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedasym.device import autocast, device_of, memory_named, place
+from fedasym.device import autocast, batch_to_evaluate, device_of, memory_named, place
 from fedasym.methods import METHODS
 from fedasym.metrics import score
 from fedasym.progress import Tell, to_nobody
@@ -162,10 +162,18 @@ def evaluate(
     tokenizer: Any,
     tokens: Tokens,
     task: Task,
-    batch_size: int = 64,
+    batch_size: int = 0,
     tell: Tell = to_nobody,
 ) -> dict[str, float]:
     """Compute the task's metrics and the mean loss over all examples, on the model's device; ``tell`` is told how many.
+
+    Args:
+        model: returns an object with ``logits``.
+        tokenizer: pads the batches.
+        tokens: the examples.
+        task: chooses loss and metrics.
+        batch_size: examples at a time; 0: what suits the device.
+        tell: told after every batch how many examples are done, of how many.
 
     Returns:
         Metric values by name, fractions, and ``loss``.
@@ -175,6 +183,7 @@ def evaluate(
         DeviceMemoryError: the device's memory is too small for it.
     """
     order, where = np.argsort(tokens.lengths, kind="stable"), device_of(model)
+    batch_size = batch_size or batch_to_evaluate(where)
     outputs, total = [], 0.0
     with torch.no_grad(), memory_named(f"evaluation on {where}", f"lower eval-batch={batch_size}"):
         for start in range(0, len(order), batch_size):

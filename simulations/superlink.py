@@ -24,7 +24,7 @@ from fedasym.progress import begin
 from fedasym.settings import Settings
 from simulations.stopping import STOPPING
 
-POLL_SECONDS = 60.0  # without a new round; each poll is a process of about 2 s of one core, taken from the training
+POLL_SECONDS = 120.0  # without a new round; each poll is a process of about 2 s of one core, taken from the training
 _LOOK_SECONDS = 0.5
 _APPS = ("flwr-simulation", "flwr-serverapp")  # the process that runs an app, while it does
 _START_SECONDS = 60.0
