@@ -6,6 +6,7 @@ error becomes a code, and its text a line of the site's own log.
 
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
@@ -42,6 +43,8 @@ def answer(kind: str, content: RecordDict, run_config: Mapping[str, Value], run_
         settings = from_run_config(run_config).resolved()
         require_fit(settings, place)
         settings = as_stated(settings, wire.about(content))
+        if place.device:
+            settings = replace(settings, device=place.device)
         return _ANSWERS[kind](content, settings, run_id, place)
     except Refusal as error:
         if isinstance(error, Spoiled):

@@ -17,6 +17,7 @@ class Place:
         state: folder for what never leaves the site; "": below the run folder.
         log: file for what went wrong, of which others are told a code alone; "": standard error.
         contract: hash of the only contract that is worked under; "": any.
+        device: where this place computes; "": where the run's setting ``device`` says.
         lends: what alone of the site's data is read, by the settings `LENT`; empty: whatever a run reads.
         share, shares: the node's partition and their number; -1 and 0 if it has none.
     """
@@ -26,6 +27,7 @@ class Place:
     state: str = ""
     log: str = ""
     contract: str = ""
+    device: str = ""
     lends: Mapping[str, str] = field(default_factory=dict)
     share: int = -1
     shares: int = 0
@@ -39,13 +41,14 @@ class Place:
 def place_of(node_config: Mapping[str, Any]) -> Place:
     """Read a place from Flower's node config.
 
-    Keys: ``site``, ``data-dir``, ``state-dir``, ``log-file``, ``contract``, those of `LENT`, ``partition-id``,
-    ``num-partitions``.
+    Keys: ``site``, ``data-dir``, ``state-dir``, ``log-file``, ``contract``, ``device``, those of `LENT`,
+    ``partition-id``, ``num-partitions``.
 
     Raises:
         ValueError: a site without data or data without a site.
     """
-    keys = {"site": "site", "data": "data-dir", "state": "state-dir", "log": "log-file", "contract": "contract"}
+    keys = {"site": "site", "data": "data-dir", "state": "state-dir", "log": "log-file"}
+    keys |= {"contract": "contract", "device": "device"}
     texts = {name: str(node_config.get(key, "")) for name, key in keys.items()}
     if bool(texts["site"]) != bool(texts["data"]):
         raise ValueError(

@@ -36,6 +36,7 @@ class Options:
     label_column: str = "label"
     labels: str = ""
     train_split: str = "train"
+    device: str = ""
     limits: Limits | None = None
     pin_bundle: str = ""
     pin_contract: str = ""
@@ -112,7 +113,7 @@ def plan_of(options: Options) -> Plan:
     settings = _settings(options, kit.name)
     place = Place(
         site=kit.name, data=str(data), state=str(state / "clients"), log=str(state / "site.log"),
-        contract=options.pin_contract, lends=task_of(settings).reads,
+        contract=options.pin_contract, device=options.device, lends=task_of(settings).reads,
     )  # fmt: skip
     reach = ["--superlink", options.superlink or kit.server]
     if options.superlink:
@@ -194,10 +195,11 @@ def _node_config(options: Options, place: Place, socket: Path) -> str:
     else:
         ours = {"site": place.site, "data-dir": place.data, "state-dir": place.state, "log-file": place.log}
         ours |= {"contract": place.contract} if place.contract else {}
+        ours |= {"device": place.device} if place.device else {}
         ours |= place.lends
         if wrong := [value for value in ours.values() if _UNQUOTABLE.search(value)]:
             raise ValueError(f"{wrong[0]!r} holds a quote, a backslash or a control character; name it otherwise")
-    taken = {"worker", "site", "data-dir", "state-dir", "log-file", "contract", *LENT}
+    taken = {"worker", "site", "data-dir", "state-dir", "log-file", "contract", "device", *LENT}
     theirs = {key for key, _ in re.findall(r"(\S+?)=('[^']*'|\"[^\"]*\"|\S+)", options.node_config)}
     if theirs & taken:
         raise ValueError(
@@ -214,6 +216,7 @@ def _settings(options: Options, name: str) -> Settings:
         "labels": options.labels,
         "train-split": options.train_split,
         "sites": name,
+        "device": options.device or "auto",  # one that cannot be is refused now
         "min-examples": 1,  # the run's own is checked when it comes
     }
     return from_run_config(told)

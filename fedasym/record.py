@@ -11,6 +11,7 @@ from fedasym import __version__
 from fedasym.checkpoint import write_atomic
 from fedasym.settings import Settings
 
+NODES = "nodes.json"  # what the nodes of a run said of themselves
 _PACKAGES = ("flwr", "flwr-datasets", "torch", "transformers", "tokenizers", "datasets", "numpy", "safetensors")
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 from fedasym import record, wire
 
-FILE = "nodes.json"
 _LONGEST, _MOST = 200, 16  # characters of a text; texts of a kind
 # Their changes can move bits, formats or ids; all the others of a node's are kept in nodes.json alone.
 _MATTER = ("fedasym", "torch", "transformers", "tokenizers", "numpy", "flwr")
@@ -64,7 +63,7 @@ class Said:
         new, self._new = list(dict.fromkeys(self._new)), []
         if not new:
             return []
-        record.write_json(folder / FILE, self._groups())
+        record.write_json(folder / record.NODES, self._groups())
         for text, names in _by_text((name, note) for name in new for note in self._nodes[name].notes):
             log.info("%s: %s", _who(names), text)
         said = []

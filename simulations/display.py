@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedasym.progress import EVERY_SECONDS, Pace, Progress, clocked, look, words
-from fedasym.record import read_json, read_rounds
+from fedasym.record import NODES, read_json, read_rounds
 from fedasym.study.tables import Sheet
 
 REFRESH_SECONDS = 0.5
@@ -66,7 +66,10 @@ class Follower:
             state = f"continuing; rounds up to {self._seen[-1]['round']} are recorded" if self._seen else "starting"
             self._console.print(f"{self._title}: {state}")
             pace = Pace(self._started, self._every)
+            computing = ""
             for rows in self._news():
+                if not computing and (computing := self._computing()):
+                    self._console.print(computing, markup=False, soft_wrap=True)
                 for row in self._unseen(rows):
                     self._console.print(_line(row, self._metric(), self._rounds), markup=False, soft_wrap=True)
                     pace.said(time.monotonic())
@@ -113,6 +116,14 @@ class Follower:
         grid.add_row(bar, Text(text.strip()))
         return grid
 
+    def _computing(self) -> str:
+        """Say what the nodes compute with, once they have agreed and said so; "" before."""
+        path = self._folder / NODES
+        if not path.exists() or path.stat().st_mtime < self._began:
+            return ""
+        groups = [(len(group["nodes"]), note) for group in read_json(path) for note in group["notes"]]
+        return "\n".join(f"{count} node{'s' if count > 1 else ''} on {note}" for count, note in groups)
+
     def _table(self, rows: list[dict[str, Any]]) -> Table:
         table = Table(title=self._title, title_justify="left")
         metric = self._metric() if rows else "metric"
@@ -121,7 +132,8 @@ class Follower:
         for row in rows[-12:]:
             table.add_row(*_cells(row, metric))
         said = [f"round {row['round']}: {text}" for row in rows for text in _remarks(row)]
-        table.caption = Text("\n".join(said[-6:]), style="red", justify="left") if said else None
+        lines = [Text(self._computing()), Text("\n".join(said[-6:]), style="red")]
+        table.caption = Text("\n", justify="left").join(line for line in lines if line.plain)
         return table
 
 

@@ -29,7 +29,7 @@ KNOWS = {
     "footprint": {"torch", "transformers"},
     "sources": {"datasets"},
     "tokens": {"torch"},
-    "partition": {"datasets", "flwr_datasets"},
+    "partition": {"datasets"},  # and flwr-datasets' partitioners, by their name
     "wire": {"flwr"},
 }
 # Useful outside this project: of the package itself they know only one another.

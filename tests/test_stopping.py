@@ -22,6 +22,7 @@ from simulations.__main__ import main
 from simulations.demo import demo
 from simulations.local import run_local
 from simulations.results import read_lines
+from simulations.waiting import LOADING
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 10.0  # what we promise
@@ -111,7 +112,7 @@ def test_ctrl_c_while_our_command_imports_is_no_traceback(start, world, tmp_path
     command.await_(lambda: command.maps("libtorch_cpu"))
     said = command.stop(signal.SIGINT)
     assert command.process.returncode == 130
-    assert said == f"stopped by SIGINT; again: {shlex.join(command.process.args)}\n"
+    assert said == f"{LOADING}\nstopped by SIGINT; again: {shlex.join(command.process.args)}\n"
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,7 @@ print(json.dumps([sorted(heavy), sorted(reply.content["about"]), time.perf_count
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     heavy, about, seconds = json.loads(done.stdout.splitlines()[-1])
-    assert (heavy, about) == ([], ["contract", "logits-gap", "notes", "site", "versions"])
+    assert (heavy, about) == ([], ["contract", "logits-gap", "notes", "site", "versions", "warnings"])
     print(f"\nthe process of a message took {seconds:.2f} s")
 
 
