@@ -1,7 +1,7 @@
 """Seconds of a deployed round with and without the warm worker, beside the same round in one process; see --out.
 
 Three sites with MiniLM behind TLS and node authentication, each in processes of its own on this machine; two kinds of
-training: next to none (one step of one example), and the demo's ten steps of 16. A counting proxy between sites and
+training: next to none (one step of one example), and ten steps of 16. A counting proxy between sites and
 SuperLink gives the bytes through the sockets, TLS included. Overhead is the deployed round less the round in process.
 """
 

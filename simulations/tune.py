@@ -38,7 +38,7 @@ GRID += [
 ]
 # Whether momentum is better than the plain mean beyond one seed's luck.
 GRID += [{**cell, "seed": 1} for cell in (_LOCAL, {**_LOCAL, **_MOMENTUM})]
-FIXED = {"validation-cut": 1000, "num-rounds": 6, "local-steps": 10}
+FIXED = {"validation-cut": 1000, "num-rounds": 6, "local-steps": 10, "batch-size": 16}
 
 
 def tune(work: Path, workers: int, console: Console, shard: int, shards: int) -> None:

@@ -192,5 +192,5 @@ def test_a_model_without_layers_for_checkpointing_is_refused_by_name(tiny) -> No
 
 
 def test_a_micro_batch_larger_than_the_batch_is_refused() -> None:
-    with pytest.raises(ValueError, match="micro-batch=17 exceeds batch-size=16; lower it"):
+    with pytest.raises(ValueError, match="micro-batch=17 exceeds batch-size=14; lower it"):
         Settings(micro_batch=17)
