@@ -61,7 +61,19 @@ _SIDE = {"layers": 1, "attention_heads": 2, "ffn_dim": 24}
 # What a marked test needs, by the variable of the environment that names it.
 NEEDS = {"glue": glue.VARIABLE, "other_env": versions.VARIABLE}
 # The files that take longest, longest first: two processes then end at about the same time.
-LONG = ("worker", "readme", "engines", "compare", "site_up", "study", "forkserver", "resume", "behind", "report")
+LONG = (
+    "worker",
+    "readme",
+    "engines",
+    "compare",
+    "site_up",
+    "study",
+    "forkserver",
+    "resume",
+    "behind",
+    "report",
+    "stopping",
+)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

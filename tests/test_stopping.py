@@ -29,6 +29,12 @@ SECONDS = 10.0  # what we promise
 STEPS = 40  # a round takes a good part of a second: time enough to be stopped in it
 
 
+def hear() -> None:
+    """Heed the signals, whoever runs the tests: a script's background ignores Ctrl-C, nohup a closed terminal."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Command:
     """A command in a session of its own; its output is in a file, and all that it starts has a variable of ours."""
 
@@ -37,7 +43,7 @@ class Command:
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 words, cwd=ROOT, env={**os.environ, "STARTED_BY_THE_TEST": self.own}, stdin=subprocess.DEVNULL,
-                stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+                stdout=output, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=hear,
             )  # fmt: skip
 
     def await_(self, condition: Callable[[], object]) -> None:
