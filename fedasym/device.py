@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedasym.processes import cores
 from fedasym.settings import Settings
 
 _NATIVE_CUDA = (8, 0)  # compute capability from which bfloat16 is native (Ampere)
@@ -212,11 +213,6 @@ def prepare(device: torch.device, threads: int, deterministic: bool) -> None:
     torch.set_num_threads(threads)
     if device.type != "cpu":
         torch.use_deterministic_algorithms(deterministic)
-
-
-def cores() -> int:
-    """Return how many CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free() -> None:

@@ -42,6 +42,11 @@ def tool(name: str) -> str:
     return str(Path(sys.executable).with_name(name))
 
 
+def cores() -> int:
+    """Return how many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def flower_environment(home: Path, first_on_path: Sequence[Path] = ()) -> dict[str, str]:
     """Return our environment with Flower quiet, its home elsewhere, and this Python's commands found first.
 

@@ -24,7 +24,7 @@ with uncollected():  # PyTorch is among them
     from fedasym.knobs import difference
     from fedasym.methods import METHODS
     from fedasym.methods.method import Matrices
-    from fedasym.processes import held_alone
+    from fedasym.processes import cores, held_alone
     from fedasym.report import write_report
     from fedasym.settings import Settings, from_run_config, judged_at_clients
     from fedasym.train import evaluate
@@ -171,7 +171,7 @@ def _row(result: Round, bench: Bench, matrices: Matrices, mismatch: float | None
         metrics = dict.fromkeys(names)
     else:
         _load(bench, matrices)
-        device.prepare(device.device_of(bench.built.model), device.cores(), settings.deterministic)
+        device.prepare(device.device_of(bench.built.model), cores(), settings.deterministic)
         metrics = {}
         for suffix, tokens in bench.held_out.items():
             reporter.begin("evaluating", "examples", len(tokens))

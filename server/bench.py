@@ -9,6 +9,7 @@ from fedasym.data import Examples, load_examples, load_extra_examples, load_held
 from fedasym.methods.method import Matrices, select, values
 from fedasym.model import Built, build
 from fedasym.partition import partition
+from fedasym.processes import cores
 from fedasym.settings import Settings
 from fedasym.tasks import Task, task_of
 from fedasym.tokens import Tokens, tokenize
@@ -30,7 +31,7 @@ class Bench:
 def prepare(settings: Settings) -> Bench:
     """Build model, held-out tokens and contract from resolved settings, whose dtype may still be ``auto``."""
     where = device.choose_device(settings.device)
-    device.prepare(where, device.cores(), settings.deterministic)
+    device.prepare(where, cores(), settings.deterministic)
     settings = device.resolved(settings, where)
     task = task_of(settings)
     data = _load_data(settings, task)

@@ -1,10 +1,10 @@
 """The words of the command line: every command with its options."""
 
 import argparse
-import os
 from pathlib import Path
 
 from fedasym.methods import METHODS
+from fedasym.processes import cores
 
 ENGINES = ("local", "flower")
 
@@ -55,9 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
     many.add_argument(
         "--out", type=Path, default=Path("runs/compare"), metavar="DIR", help="folder; a used one is continued"
     )
-    many.add_argument(
-        "--jobs", type=_positive, default=os.cpu_count() or 1, help="cells at the same time, one core each"
-    )
+    many.add_argument("--jobs", type=_positive, default=cores(), help="cells at the same time, one core each")
     grid = commands.add_parser("tune", help="the grid of local optimizers, on a cut of the training data")
     grid.add_argument("--work", type=Path, default=Path("runs/tune"), metavar="DIR", help="folder of the runs")
     grid.add_argument("--workers", type=int, default=1, help="clients at the same time (default: %(default)s)")

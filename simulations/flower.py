@@ -1,9 +1,9 @@
 """Flower's own simulation engine (Ray), on a private SuperLink."""
 
-import os
 import shutil
 from pathlib import Path
 
+from fedasym.processes import cores
 from fedasym.progress import begin
 from fedasym.settings import Settings
 from simulations.superlink import Superlink, run_app, superlink
@@ -28,7 +28,7 @@ def run_flower(settings: Settings, workers: int, data: Path | None = None, link:
     if settings.sites or data is not None:
         raise ValueError("Flower's simulated nodes cannot have data of their own; use --engine local, or deploy")
     # Ray starts as many actors as fit: num-cpus of each into num-cpus of all, and the same for GPUs.
-    each, gpus = max(1, (os.cpu_count() or 1) // workers), _gpus(settings.device)
+    each, gpus = max(1, cores() // workers), _gpus(settings.device)
     federation = (
         f"num-supernodes={settings.num_clients} client-resources-num-cpus={each} init-args-num-cpus={each * workers}"
     )

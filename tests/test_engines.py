@@ -1,6 +1,7 @@
 """The same run gives the same bits in every engine, with any number of workers and nodes."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from server.app import app as server_app
 from simulations.flower import run_flower
 from simulations.grid import RUN_ID, SERVER_NODE, InProcessGrid
 from simulations.local import run_local
+from simulations.superlink import Superlink, superlink
 
 # The real MiniLM and reviews, few small steps, in the dtype that every processor computes in.
 DEMO = {"num-rounds": 2, "local-steps": 2, "num-clients": 4, "batch-size": 4, "test-cap": 50, "dtype": "float32"}
@@ -69,9 +71,16 @@ def test_two_concurrent_clients_in_process_give_the_same_bits(reference: Path, t
     assert what_is_left(simulate(demo_settings(tmp_path / "two"), workers=2)) == what_is_left(reference)
 
 
+@pytest.fixture(scope="module")
+def link(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Superlink]:
+    """A SuperLink with Flower's simulation engine, for one run after the other."""
+    with superlink(tmp_path_factory.mktemp("link") / "flower.log", "--simulation") as link:
+        yield link
+
+
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_flowers_engine_gives_the_same_bits(reference: Path, tmp_path: Path, workers: int) -> None:
-    folder = run_flower(demo_settings(tmp_path / "flower"), workers)
+def test_flowers_engine_gives_the_same_bits(reference: Path, link: Superlink, tmp_path: Path, workers: int) -> None:
+    folder = run_flower(demo_settings(tmp_path / "flower"), workers, link=link)
     assert digests(folder) == digests(reference)
     here, there = read_json(folder / "config.json"), read_json(reference / "config.json")
     here["settings"]["out"] = there["settings"]["out"] = ""
@@ -124,10 +133,10 @@ def test_the_mean_of_B_is_the_mean_of_the_updates_and_that_of_A_and_B_is_not(
     assert all(row["mismatch"] > 1e-4 for row in read_rounds(apart))
 
 
-def test_a_run_that_fails_in_flowers_engine_is_not_called_a_success(tmp_path: Path) -> None:
+def test_a_run_that_fails_in_flowers_engine_is_not_called_a_success(link: Superlink, tmp_path: Path) -> None:
     settings = tiny_settings(tmp_path, out=str(tmp_path / "run"), data=str(tmp_path / "nowhere"))
     with pytest.raises(FlowerError, match="there is no such folder"):
-        run_flower(settings, workers=1)
+        run_flower(settings, workers=1, link=link)
 
 
 def test_a_head_that_stays_local_never_travels_and_is_judged_at_the_clients(world: Path, tmp_path: Path) -> None:
