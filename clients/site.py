@@ -6,7 +6,7 @@ mutable, so threads do not share one.
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from clients.place import Place
 from fedasym import device, lora
 from fedasym.chance import generator
 from fedasym.contract import SITES, Contract, contract_of
-from fedasym.data import load_examples, load_own_examples
+from fedasym.data import Examples, load_examples, load_own_examples
 from fedasym.methods import METHODS
 from fedasym.model import Built, build
 from fedasym.partition import partition
@@ -30,10 +30,17 @@ _kept = threading.local()
 
 @dataclass(frozen=True)
 class Holding:
-    """The examples that a place holds: tokens, and the places of each of its clients' examples in them."""
+    """The examples that a place holds.
 
-    tokens: Tokens
+    Attributes:
+        examples: of all its clients.
+        indices: by client, the places of its examples in them.
+        tokens: by client, of its examples in that order; made when they are first wanted (`Site.tokens_of`).
+    """
+
+    examples: Examples
     indices: Mapping[int, NDArray[np.int64]]
+    tokens: dict[int, Tokens] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -48,13 +55,20 @@ class Site:
     private: dict[str, NDArray[np.float32]]  # what stays with a client, as drawn from the seed
     holdings: dict[str, Holding]  # by folder of the site; "" is the split that all nodes share
 
+    def tokens_of(self, holding: Holding, client: int) -> Tokens:
+        """Return a client's examples as tokens; those of a node's other clients may never be wanted there."""
+        if client not in holding.tokens:
+            own, settings = holding.examples.take(holding.indices[client]), self.settings
+            holding.tokens[client] = tokenize(self.built.tokenizer, own, settings.max_length, settings.pooling)
+        return holding.tokens[client]
+
     def shares(self, holding: Holding, client: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the places of a client's training and kept-out examples (disjoint; drawn from the seed)."""
-        own = holding.indices[client]
-        wanted = round(self.settings.client_holdout * len(own))
-        kept = min(max(wanted, self.settings.client_holdout > 0), len(own) - 1)  # at least one each, where asked for
-        order = generator(self.settings.seed, "holdout", client).permutation(len(own))
-        return own[np.sort(order[kept:])], own[np.sort(order[:kept])]
+        """Return which of a client's examples it trains on and which it keeps out (disjoint; drawn from the seed)."""
+        size = len(holding.indices[client])
+        wanted = round(self.settings.client_holdout * size)
+        kept = min(max(wanted, self.settings.client_holdout > 0), size - 1)  # at least one each, where asked for
+        order = generator(self.settings.seed, "holdout", client).permutation(size)
+        return np.sort(order[kept:]), np.sort(order[:kept])
 
 
 def site_of(settings: Settings) -> Site:
@@ -83,10 +97,10 @@ def holding_of(site: Site, place: Place) -> Holding:
     """
     if place.data not in site.holdings:
         examples = load_own_examples(site.settings, Path(place.data))
-        tokens = tokenize(site.built.tokenizer, examples, site.settings.max_length, site.settings.pooling)
-        site.holdings[place.data] = Holding(
-            tokens, {site.settings.site_names.index(place.site): np.arange(len(examples))}
-        )
+        client = site.settings.site_names.index(place.site)
+        holding = Holding(examples, {client: np.arange(len(examples))})
+        site.tokens_of(holding, client)  # what is wrong with them is found before the first round
+        site.holdings[place.data] = holding
     return site.holdings[place.data]
 
 
@@ -101,8 +115,7 @@ def _build_site(settings: Settings) -> Site:
         split = partition(train, settings)
         names, data = train.class_names, split.digest
         built = build(settings, max(1, len(names)))
-        tokens = tokenize(built.tokenizer, train, settings.max_length, settings.pooling)
-        holdings[""] = Holding(tokens, dict(enumerate(split.indices)))
+        holdings[""] = Holding(train, dict(enumerate(split.indices)))
     contract = contract_of(settings, built, names, data)
     moved = lora.read(lora.common(built.model))
     shared = METHODS[settings.method].common(moved)

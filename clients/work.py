@@ -5,9 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from flwr.app import RecordDict
-from numpy.typing import NDArray
 
 from clients.local import read_held, read_local, write_held, write_local
 from clients.place import Place
@@ -23,6 +21,7 @@ from fedasym.progress import client_tell, to_nobody
 from fedasym.record import versions
 from fedasym.settings import Settings
 from fedasym.tasks import task_of
+from fedasym.tokens import Tokens
 from fedasym.train import draw_batches, evaluate, train_steps
 from fedasym.tripwires import idle, thawed
 
@@ -149,10 +148,11 @@ def train_round(
     parameters = lora.trainable(model) | lora.local_only(model)
     moving = {n: p for n, p in parameters.items() if letter_of(n) in {*method.trains(number), ""}}
     train_set, kept_out = site.shares(holding, client)
+    tokens = site.tokens_of(holding, client)
     metrics: dict[str, int | float] = {"num-examples": len(train_set)}
-    metrics.update(_evaluate(site, holding, kept_out, "before"))
+    metrics.update(_evaluate(site, tokens.take(kept_out), "before"))
     batches = draw_batches(
-        holding.tokens.lengths[train_set],
+        tokens.lengths[train_set],
         settings.batch_size,
         settings.local_steps,
         settings.local_epochs,
@@ -160,9 +160,9 @@ def train_round(
     )
     places = [train_set[batch] for batch in batches]
     tell = client_tell(run, number, client) if run else to_nobody
-    trained = train_steps(model, moving, site.built.tokenizer, holding.tokens, places, site.task, settings, tell)
+    trained = train_steps(model, moving, site.built.tokenizer, tokens, places, site.task, settings, tell)
     frozen = _frozen(site)
-    metrics.update(_evaluate(site, holding, kept_out, "after"))
+    metrics.update(_evaluate(site, tokens.take(kept_out), "after"))
     schema = select(site.contract.schema, method.up(number))
     after = lora.read({name: parameters[name] for name, _ in schema})
     if reason := idle(method, pick(held, schema), after):
@@ -232,10 +232,9 @@ def _span(clients: Iterable[int]) -> str:
     return f"{min(clients)} to {max(clients)}"
 
 
-def _evaluate(site: Site, holding: Holding, kept_out: NDArray[np.int64], when: str) -> dict[str, float]:
+def _evaluate(site: Site, kept_out: Tokens, when: str) -> dict[str, float]:
     """Evaluate on the client's kept-out examples, if it keeps any: ``accuracy-before`` and the like."""
     if not len(kept_out):
         return {}
-    tokens = holding.tokens.take(kept_out)
-    scores = evaluate(site.built.model, site.built.tokenizer, tokens, site.task, site.settings.eval_batch)
+    scores = evaluate(site.built.model, site.built.tokenizer, kept_out, site.task, site.settings.eval_batch)
     return {"kept-out": len(kept_out), **{f"{name}-{when}": value for name, value in scores.items()}}

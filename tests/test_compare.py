@@ -52,10 +52,12 @@ def in_this_process(monkeypatch) -> None:
 
 @pytest.fixture(scope="module")
 def whole(world: Path):
-    """A comparison that was never interrupted, and its lines."""
+    """A comparison that was never interrupted, its cells in threads of this process, and its lines."""
     splits, methods = ("iid", "dirichlet:1.0"), ("asymmetric", "lora", "central")
     comparison = Comparison(("classification",), splits, methods, (0,), base(world), {("lora", ""): {"lr": 0.25}})
-    return comparison, compare(comparison, world / "whole/cells.jsonl", world / "whole/work", 2, QUIET)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("simulations.compare._pool", ThreadPoolExecutor)
+        return comparison, compare(comparison, world / "whole/cells.jsonl", world / "whole/work", 2, QUIET)
 
 
 def test_every_cell_has_a_line_of_its_split_method_seed_and_rates(whole) -> None:

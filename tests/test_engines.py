@@ -67,8 +67,9 @@ def test_a_run_leaves_what_its_readers_count_on(reference: Path) -> None:
     assert {path.suffix for path in reference.rglob("*")} >= {".png", ".html", ".safetensors", ".json", ".jsonl"}
 
 
-def test_two_concurrent_clients_in_process_give_the_same_bits(reference: Path, tmp_path: Path) -> None:
-    assert what_is_left(simulate(demo_settings(tmp_path / "two"), workers=2)) == what_is_left(reference)
+def test_two_concurrent_clients_in_process_give_the_same_bits(plain: Path, world: Path, tmp_path: Path) -> None:
+    two = simulate(tiny_settings(world, out=str(tmp_path / "two")), workers=2)
+    assert what_is_left(two) == what_is_left(plain)
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +134,7 @@ def test_the_mean_of_B_is_the_mean_of_the_updates_and_that_of_A_and_B_is_not(
     assert all(row["mismatch"] > 1e-4 for row in read_rounds(apart))
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_in_flowers_engine_is_not_called_a_success(link: Superlink, tmp_path: Path) -> None:
     settings = tiny_settings(tmp_path, out=str(tmp_path / "run"), data=str(tmp_path / "nowhere"))
     with pytest.raises(FlowerError, match="there is no such folder"):
