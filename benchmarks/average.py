@@ -18,7 +18,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
-from fedasym.average import ExactMean
+from fedasym.aggregation.exact import ExactMean
 
 
 def make_replies(count: int, size: int) -> list[RecordDict]:

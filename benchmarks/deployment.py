@@ -17,13 +17,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fedasym.record import read_rounds
+from fedasym.runs.record import read_rounds
+from simulations.cost.counting_proxy import counting_proxy
+from simulations.cost.socket_bytes import Watch
+from simulations.engines.in_process import run_local
+from simulations.engines.superlink import run_app
 from simulations.federation import CONFIG, await_sites, server_up, site_up, write_site_data
-from simulations.local import run_local
-from simulations.proxy import counting_proxy
 from simulations.run import read_settings
-from simulations.sockets import Watch
-from simulations.superlink import run_app
 
 KINDS = {"next to none": ["local-steps=1", "batch-size=1"], "demo": ["local-steps=10", "batch-size=16"]}
 FIRST = 2  # the first round counted: round 1 loads model and data

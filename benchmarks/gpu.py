@@ -28,19 +28,21 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel
 
-from fedasym import device, lora
-from fedasym.data import load_examples
-from fedasym.model import build, source_of
-from fedasym.pooling import pooled
-from fedasym.projection import fingerprint, frozen_A
-from fedasym.record import read_json, read_rounds, versions
+from fedasym.adapters import lora
+from fedasym.adapters.projection import fingerprint, frozen_A
+from fedasym.data.examples import load_examples
+from fedasym.data.tokens import collate, tokenize
+from fedasym.models import device
+from fedasym.models.build import build, source_of
+from fedasym.models.pooling import pooled
+from fedasym.runs.record import read_json, read_rounds, versions
 from fedasym.settings import Settings
-from fedasym.tokens import collate, tokenize
 from simulations.run import read_settings
 
 ROOT = Path(__file__).resolve().parents[1]
-GOLDEN = "74ee459e367887ccd72a9a5364fb4d4a3cc66c333952721c2c2dcff1641c7a32"  # tests/test_projection.py, orthonormal
-LEAST_ACCURACY = 0.76  # tests/test_demo.py
+# Of tests/adapters/test_projection.py, orthonormal.
+GOLDEN = "74ee459e367887ccd72a9a5364fb4d4a3cc66c333952721c2c2dcff1641c7a32"
+LEAST_ACCURACY = 0.76  # tests/simulations/test_demo.py
 LENGTH = 32  # tokens of a timed batch of 16
 
 

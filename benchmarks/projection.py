@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedasym.projection import KINDS, frozen_A
+from fedasym.adapters.projection import KINDS, frozen_A
 
 MODELS = {  # query and value projections: layers, d_in, r
     "q,v of 32 layers, d=4096, r=32": (32, 4096, 32),

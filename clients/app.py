@@ -7,7 +7,7 @@ process, of which Flower starts one for every message, never imports torch.
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from clients.refusal import QUERY, TRAIN, WARM
+from clients.errors import QUERY, TRAIN, WARM
 
 app = ClientApp()
 
@@ -33,13 +33,13 @@ def train(message: Message, context: Context) -> Message:
 def _reply(kind: str, message: Message, context: Context) -> Message:
     worker, config, run_id = str(context.node_config.get("worker", "")), context.run_config, context.run_id
     if worker:
-        from clients.call import ask_worker
+        from clients.worker.call import ask_worker
 
         return Message(ask_worker(worker, kind, message.content, config, run_id), reply_to=message)
-    from clients.place import place_of
-    from fedasym.uncollected import uncollected
+    from clients.node import place_of
+    from fedasym.ops.paused_gc import uncollected
 
     with uncollected():
-        from clients.answer import answer  # here, not above: it imports torch
+        from clients.handle import answer  # here, not above: it imports torch
 
     return Message(answer(kind, message.content, config, run_id, place_of(context.node_config)), reply_to=message)

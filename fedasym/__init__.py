@@ -4,8 +4,8 @@ LoRA adapts a frozen weight as ``W x + s·B A x``. A may stay random and frozen;
 arXiv 2402.16842). Every client draws the same A from a common seed, so A is never sent; only B trains and travels;
 and the mean of the B is exactly the mean of the updates.
 
-The public names below need NumPy and, those of `fedasym.lora`, PyTorch; each is imported when first used. flwr is
-imported by `fedasym.wire` alone, transformers by `fedasym.model` and `fedasym.footprint`.
+The public names below need NumPy and, those of `fedasym.adapters.lora`, PyTorch; each is imported when first used. flwr
+is imported by `fedasym.wire.records` alone, transformers by `fedasym.models.build` and `fedasym.runs.communication`.
 """
 
 from importlib import import_module
@@ -14,16 +14,20 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from fedasym.average import ExactMean
-    from fedasym.lora import adapt, load, merged_copy, read, trainable
-    from fedasym.projection import fingerprint, frozen_A
+    from fedasym.adapters.lora import adapt, load, merged_copy, read, trainable
+    from fedasym.adapters.projection import fingerprint, frozen_A
+    from fedasym.aggregation.exact import ExactMean
 
 __all__ = ["ExactMean", "adapt", "fingerprint", "frozen_A", "load", "merged_copy", "read", "trainable"]
 
-_HOMES = {"ExactMean": "average", "frozen_A": "projection", "fingerprint": "projection"}
+_HOMES = {
+    "ExactMean": "aggregation.exact",
+    "frozen_A": "adapters.projection",
+    "fingerprint": "adapters.projection",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'fedasym' has no attribute {name!r}")
-    return getattr(import_module(f"fedasym.{_HOMES.get(name, 'lora')}"), name)
+    return getattr(import_module(f"fedasym.{_HOMES.get(name, 'adapters.lora')}"), name)

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedasym import glue
-from fedasym.knobs import Value, check, knob
+from fedasym.fields import Value, check, knob
 from fedasym.methods import METHODS
+from fedasym.tasks import glue
 
 DEVICES = "auto, cpu, cuda, cuda:N or mps"
 _ATTENTION = ("auto", "sdpa", "eager")

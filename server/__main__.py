@@ -11,20 +11,20 @@ import sys
 import tomllib
 from pathlib import Path
 
-from fedasym.bundle import PROJECT
+from fedasym.ops.bundle import PROJECT
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; return the process's exit code."""
     options = _parser().parse_args(arguments)
-    from fedasym.flower import FlowerError
-    from fedasym.supervise import ServiceError
-    from server import keys
-    from server.home import add_site, read_home
-    from server.proxy import ProxyError
-    from server.sites import remove_site
-    from server.status import status, status_words
-    from server.up import certificate_words, print_words, up
+    from fedasym.ops.flower_cli import FlowerError
+    from fedasym.ops.supervisor import ServiceError
+    from server.deploy import keys
+    from server.deploy.home import add_site, read_home
+    from server.deploy.nginx import ProxyError
+    from server.deploy.registrar import remove_site
+    from server.deploy.status import status, status_words
+    from server.deploy.up import certificate_words, print_words, up
 
     try:
         if options.command == "pins":
@@ -58,8 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _init(options: argparse.Namespace) -> int:
-    from server.home import Home, create_home
-    from server.proxy import write_configuration
+    from server.deploy.home import Home, create_home
+    from server.deploy.nginx import write_configuration
 
     port = options.port
     internal = options.internal_port or (port + 1 if port < 65535 else port - 1)
@@ -74,9 +74,9 @@ def _init(options: argparse.Namespace) -> int:
 
 def _pins(options: argparse.Namespace) -> int:
     """Print what the other side can compare before it takes part: the app's digest and the contract's hash."""
-    from fedasym.bundle import bundle_digest
+    from fedasym.ops.bundle import bundle_digest
     from fedasym.settings import from_run_config
-    from server.bench import prepare  # torch and transformers, which no other command needs
+    from server.session import prepare  # torch and transformers, which no other command needs
 
     table = {} if options.config is None else tomllib.loads(options.config.read_text())
     settings = from_run_config(table).resolved()

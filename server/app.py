@@ -15,24 +15,27 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedasym.uncollected import uncollected
+from fedasym.ops.paused_gc import uncollected
 
 with uncollected():  # PyTorch is among them
-    from fedasym import checkpoint, device, lora, record, wire
-    from fedasym.contract import as_stated
-    from fedasym.export import write_adapter
-    from fedasym.knobs import difference
+    from fedasym.adapters import lora
+    from fedasym.fields import difference
     from fedasym.methods import METHODS
-    from fedasym.methods.method import Matrices
-    from fedasym.processes import cores, held_alone
-    from fedasym.report import write_report
+    from fedasym.methods.base import Matrices
+    from fedasym.models import device
+    from fedasym.ops.processes import cores, held_alone
+    from fedasym.reports.run_report import write_report
+    from fedasym.runs import checkpoint, record
+    from fedasym.runs.peft_folder import write_adapter
     from fedasym.settings import Settings, from_run_config, judged_at_clients
-    from fedasym.train import evaluate
-    from server.bench import Bench, prepare
-    from server.conclusion import conclude
-    from server.nodes import Roster, warm
+    from fedasym.training.loop import evaluate
+    from fedasym.wire import records
+    from fedasym.wire.contract import as_stated
     from server.reporter import Reporter, show_log
-    from server.strategy import FederationError, Opening, Round, name_of, run_round
+    from server.round.finish import conclude
+    from server.round.roster import Roster, warm
+    from server.round.run import FederationError, Opening, Round, name_of, run_round
+    from server.session import Bench, prepare
 
 app = ServerApp()
 log = logging.getLogger("fedasym")
@@ -202,7 +205,7 @@ def _row(result: Round, bench: Bench, matrices: Matrices, mismatch: float | None
         "message_up": result.message_up,
         "message_down": result.message_down,
         "mismatch": mismatch,
-        "digest": wire.digest(matrices),
+        "digest": records.digest(matrices),
     }
 
 

@@ -11,7 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedasym.progress import EVERY_SECONDS, FOLDER, LOOK_SECONDS, Pace, Progress, clear_rounds_before, look, note, words
+from fedasym.ops.progress import (
+    EVERY_SECONDS,
+    FOLDER,
+    LOOK_SECONDS,
+    Pace,
+    Progress,
+    clear_rounds_before,
+    look,
+    note,
+    words,
+)
 
 log = logging.getLogger("fedasym")
 

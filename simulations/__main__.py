@@ -28,13 +28,13 @@ _AGAIN = {"federation": "this starts anew:"} | dict.fromkeys(("demo", "compare",
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; return the process's exit code."""
-    from simulations.arguments import make_parser
+    from simulations.cli.arguments import make_parser
 
     options = make_parser().parse_args(arguments)
     options.words = f"python -m simulations {shlex.join(arguments or sys.argv[1:])}"
     from rich.console import Console
 
-    from simulations.waiting import LONG, load
+    from simulations.cli.waiting import LONG, load
 
     console = Console()
     STOPPING.words = f"{_AGAIN.get(options.command, 'again:')} {typed()}"
@@ -59,8 +59,8 @@ def _is_ours(error: Exception) -> bool:
     """Say whether an error's words are all that its reader needs."""
     if isinstance(error, (ValueError, OSError, ModuleNotFoundError)):
         return True
-    from fedasym.flower import FlowerError
-    from server.strategy import FederationError
+    from fedasym.ops.flower_cli import FlowerError
+    from server.round.run import FederationError
 
     return isinstance(error, (FederationError, FlowerError))
 
@@ -87,8 +87,8 @@ def _federation(options: argparse.Namespace, console: "Console") -> None:
 
 
 def _sockets(options: argparse.Namespace, console: "Console") -> None:
+    from simulations.cost.socket_bytes import measure
     from simulations.run import read_settings
-    from simulations.sockets import measure
 
     STOPPING.words = f"{options.out} has what was measured; remove {options.work}, then this starts anew: {typed()}"
     overrides = ["local-steps=1", "num-rounds=3", *options.set, f"num-clients={options.clients}"]
@@ -97,22 +97,22 @@ def _sockets(options: argparse.Namespace, console: "Console") -> None:
 
 
 def _tune(options: argparse.Namespace, console: "Console") -> None:
-    from simulations.tune import tune
+    from simulations.study.demo_tuning import tune
 
     tune(options.work, options.workers, console, options.shard, options.shards)
 
 
 def _record(options: argparse.Namespace, console: "Console") -> None:
-    from simulations.results import result_lines
+    from simulations.study.results import result_lines
 
     for line in result_lines(options.folders):
         print(json.dumps(line))
 
 
 def _page(options: argparse.Namespace, console: "Console") -> None:
-    from fedasym.study.report import comparison_markdown, write_comparison
-    from simulations.rates import grid_points
-    from simulations.results import require_lines
+    from fedasym.reports.study.study_page import comparison_markdown, write_comparison
+    from simulations.study.results import require_lines
+    from simulations.study.tuning import grid_points
 
     lines = [line for file in options.files for line in require_lines(file)]
     if options.markdown:
@@ -124,7 +124,7 @@ def _page(options: argparse.Namespace, console: "Console") -> None:
 
 
 def _tables(options: argparse.Namespace, console: "Console") -> None:
-    from simulations.tables import refresh
+    from simulations.study.tables import refresh
 
     for path in refresh():
         print(path)
@@ -145,21 +145,21 @@ def _settings(options: argparse.Namespace, console: "Console") -> None:
 
 
 def _devices(options: argparse.Namespace, console: "Console") -> None:
-    from simulations.devices import devices_table
+    from simulations.cli.devices import devices_table
 
     console.print(devices_table())
 
 
 def _compare(options: argparse.Namespace, console: "Console") -> None:
-    from fedasym.device import choose_device, choose_dtype
-    from fedasym.study.report import comparison_sheets, write_comparison
+    from fedasym.models.device import choose_device, choose_dtype
+    from fedasym.reports.study.study_page import comparison_sheets, write_comparison
     from server.app import only_user
-    from simulations.compare import Comparison, compare
-    from simulations.display import show_sheets
-    from simulations.rates import best_rates, grid_points, tune_rates
-    from simulations.results import read_lines
+    from simulations.cli.display import show_sheets
+    from simulations.cli.waiting import waiting
     from simulations.run import parse_overrides, read_toml
-    from simulations.waiting import waiting
+    from simulations.study.compare import Comparison, compare
+    from simulations.study.results import read_lines
+    from simulations.study.tuning import best_rates, grid_points, tune_rates
 
     base = read_toml(options.config) if options.config else {}
     base |= parse_overrides(options.set)
@@ -190,7 +190,7 @@ def _compare(options: argparse.Namespace, console: "Console") -> None:
 
 
 def _bytes(options: argparse.Namespace, console: "Console") -> None:
-    from simulations.bytes import as_json, footprints, print_footprints
+    from simulations.cost.model_bytes import as_json, footprints, print_footprints
 
     if "central" in options.methods:
         raise ValueError("central has all data in one place, so nothing travels; leave it out")

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fedasym.comparison import comparison_rows, comparison_table
-from fedasym.processes import held_alone
+from fedasym.ops.processes import held_alone
+from fedasym.reports.comparison import comparison_rows, comparison_table
+from simulations.cli.waiting import waiting
+from simulations.engines.superlink import superlink
 from simulations.folders import check_replaceable, clear, is_run
 from simulations.run import read_settings, run
-from simulations.superlink import superlink
-from simulations.waiting import waiting
 
 CONFIGS = Path(__file__).parent / "configs"
 _RUN = "run of ours (its config.json holds no contract)"
@@ -56,7 +56,7 @@ def _run_both(folders: dict[str, Path], page: Path, engine: str, workers: int, r
                 settings = dataclasses.replace(settings, num_rounds=rounds)
             run(settings, engine, workers, console, link=link)
     with waiting("writing the report of both", console):
-        from fedasym.report import write_report  # matplotlib, which nothing before needs
+        from fedasym.reports.run_report import write_report  # matplotlib, which nothing before needs
 
         write_report(list(folders.values()), page)
     console.print(comparison_table(comparison_rows(list(folders.values()))))

@@ -16,21 +16,21 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from fedasym.bundle import PROJECT
-from fedasym.data import load_examples
-from fedasym.flower import FlowerError
-from fedasym.partition import partition
-from fedasym.processes import flower_environment, free_port, started, tail
-from fedasym.record import read_json, read_rounds
+from fedasym.data.examples import load_examples
+from fedasym.data.partition import partition
+from fedasym.ops.bundle import PROJECT
+from fedasym.ops.flower_cli import FlowerError
+from fedasym.ops.processes import flower_environment, free_port, started, tail
+from fedasym.runs.record import read_json, read_rounds
 from fedasym.settings import Settings
-from server.home import read_home
-from server.proxy import ProxyError, find_nginx
-from server.status import status as server_status
-from simulations.display import Follower
+from server.deploy.home import read_home
+from server.deploy.nginx import ProxyError, find_nginx
+from server.deploy.status import status as server_status
+from simulations.cli.display import Follower
+from simulations.cli.waiting import waiting
+from simulations.engines.superlink import Superlink, run_app
 from simulations.folders import clear, is_federation
 from simulations.run import read_settings, run
-from simulations.superlink import Superlink, run_app
-from simulations.waiting import waiting
 
 CONFIG = Path(__file__).parent / "configs" / "federation.toml"
 _WRITERS: dict[str, Callable[[pd.DataFrame, Path], None]] = {

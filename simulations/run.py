@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from fedasym.methods import METHODS
-from fedasym.progress import EVERY_SECONDS
+from fedasym.ops.progress import EVERY_SECONDS
 from fedasym.settings import Settings, from_run_config
-from simulations.display import Follower, quiet_log
+from simulations.cli.display import Follower, quiet_log
 
 if TYPE_CHECKING:
-    from simulations.superlink import Superlink
+    from simulations.engines.superlink import Superlink
 
 
 def read_settings(config: Path | None, overrides: list[str], out: Path | None) -> Settings:
@@ -97,9 +97,9 @@ def run(
     console.print(f"run folder {folder}", soft_wrap=True)
     with quiet_log(), Follower(title, folder, settings.num_rounds, console, every):
         if engine == "flower":  # which does without PyTorch in this process
-            from simulations.flower import run_flower
+            from simulations.engines.ray import run_flower
 
             return run_flower(settings, workers, data, link)
-        from simulations.local import run_local
+        from simulations.engines.in_process import run_local
 
         return run_local(settings, workers, data)

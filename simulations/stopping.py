@@ -18,7 +18,7 @@ from types import FrameType
 
 import psutil
 
-from fedasym.processes import bearers, end_all, marked
+from fedasym.ops.processes import bearers, end_all, marked
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _POLITE_SECONDS = 3.0  # from SIGTERM to SIGKILL

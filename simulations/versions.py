@@ -13,12 +13,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from fedasym.bundle import PROJECT
-from fedasym.processes import free_port, started
-from fedasym.record import read_json, read_rounds, versions
+from fedasym.ops.bundle import PROJECT
+from fedasym.ops.processes import free_port, started
+from fedasym.runs.record import read_json, read_rounds, versions
 from fedasym.settings import Settings
+from simulations.engines.superlink import run_app, superlink
 from simulations.run import read_settings
-from simulations.superlink import run_app, superlink
 
 VARIABLE = "FEDASYM_OTHER_ENV"  # names the environment of `make other-env`
 

@@ -18,8 +18,8 @@ from hypothesis import settings
 from kits import make_kit
 from world import make_data
 
-from fedasym import glue
 from fedasym.settings import Settings
+from fedasym.tasks import glue
 from simulations import versions
 
 FAMILIES = ("bert", "roberta", "distilbert", "bart", "llama")
@@ -62,16 +62,16 @@ _SIDE = {"layers": 1, "attention_heads": 2, "ffn_dim": 24}
 NEEDS = {"glue": glue.VARIABLE, "other_env": versions.VARIABLE}
 # The files that take longest, longest first: two processes then end at about the same time.
 LONG = (
-    "worker",
+    "service",
     "readme",
     "engines",
     "compare",
     "site_up",
     "study",
-    "forkserver",
+    "fork_server",
     "resume",
     "behind",
-    "report",
+    "run_report",
     "stopping",
 )
 

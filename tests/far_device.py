@@ -99,7 +99,7 @@ _LIBRARY.impl("_copy_from", _copy_from, "PrivateUse1")
 @pytest.fixture(name="far")
 def found_far_away(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     """Make the far device the one that is found on this machine."""
-    monkeypatch.setattr("fedasym.device.choose_device", lambda setting: FAR)
+    monkeypatch.setattr("fedasym.models.device.choose_device", lambda setting: FAR)
     return FAR
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedasym.processes import QUIET
+from fedasym.ops.processes import QUIET
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, **QUIET}

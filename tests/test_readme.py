@@ -17,8 +17,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from world import make_data, make_model, simulate
 
-from fedasym.processes import QUIET
-from fedasym.record import read_json
+from fedasym.ops.processes import QUIET
+from fedasym.runs.record import read_json
 from simulations.run import read_settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -136,7 +136,7 @@ def test_the_library_example_runs_and_moves_only_B(places: dict[str, str]) -> No
     clients = [torch.randint(0, 50, (n, 12), generator=chance) for n in (16, 24)]
     names: dict[str, object] = {"clients": clients}
     exec(filled(code, places), names)
-    from fedasym import lora
+    from fedasym.adapters import lora
 
     model, mean = names["model"], names["mean"]
     trained = lora.read(lora.trainable(model))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedasym.knobs import difference
+from fedasym.fields import difference
 from fedasym.methods import METHODS
 from fedasym.settings import Settings, from_run_config
 from simulations.__main__ import main

@@ -15,13 +15,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from clients.app import app as honest
-from fedasym import wire
-from fedasym.footprint import Footprint
-from fedasym.record import read_json, read_rounds
+from fedasym.runs.communication import Footprint
+from fedasym.runs.record import read_json, read_rounds
 from fedasym.settings import Settings, from_run_config
+from fedasym.wire import records
 from server.app import app as server_app
-from simulations.grid import RUN_ID, SERVER_NODE, InProcessGrid
-from simulations.local import run_local
+from simulations.engines.grid import RUN_ID, SERVER_NODE, InProcessGrid
+from simulations.engines.in_process import run_local
 
 GOOD, BAD = ("fine", "warm", "clever", "bright"), ("dull", "cold", "stale", "grey")
 PLAIN = ("film", "story", "scene", "actor", "plot", "music", "the", "a", "and", "very")
@@ -166,7 +166,7 @@ def watched_run(
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        down, about = _packed(message.content), wire.about(message.content)
+        down, about = _packed(message.content), records.about(message.content)
         first(about["round"], about["client"])
         reply = honest(message, context)
         counts = dict(reply.content.metric_records.get("metrics", {}))
@@ -182,7 +182,7 @@ def watched_run(
 
 def _packed(content: RecordDict) -> np.ndarray:
     records = content.array_records
-    return records["matrices"][wire.PACKED].numpy().copy() if "matrices" in records else np.zeros(0, np.float32)
+    return records["matrices"][records.PACKED].numpy().copy() if "matrices" in records else np.zeros(0, np.float32)
 
 
 def assert_moved(folder: Path, computed: Footprint, asked: int) -> None:

@@ -1,10 +1,11 @@
 """Federated-LoRA methods, one short file each: what trains, what travels each way, how replies become the next model.
 
-`fedasym.methods.method` says what a method is. Which rates were tuned, and how, is in simulations/README.md.
+`fedasym.methods.base` says what a method is. Which rates were tuned, and how, is in simulations/README.md.
 """
 
 from fedasym.methods.a_only import a_only
 from fedasym.methods.asymmetric import asymmetric
+from fedasym.methods.base import Method
 from fedasym.methods.fedex import fedex
 from fedasym.methods.fedsa import fedsa
 from fedasym.methods.fedsvd import fedsvd
@@ -13,7 +14,6 @@ from fedasym.methods.flexlora import flexlora
 from fedasym.methods.flora import flora
 from fedasym.methods.full import full
 from fedasym.methods.lora import lora
-from fedasym.methods.method import Method
 from fedasym.methods.references import central, local
 from fedasym.methods.rolora import rolora
 

@@ -4,7 +4,7 @@ Zhu et al. 2024 (arXiv 2402.16842), section 4. B's columns are orthonormal, draw
 mean is exact too, ``Σ w_k (B A_k) = B (Σ w_k A_k)``; what it lacks is what B learns.
 """
 
-from fedasym.methods.method import Method
+from fedasym.methods.base import Method
 
 a_only = Method(
     name="a-only",

@@ -4,7 +4,7 @@ The mean of the B is the mean of the updates: ``Σ w_k (B_k A) = (Σ w_k B_k) A`
 every party and never sent. Zhu et al. 2024 (arXiv 2402.16842); in federation: Sun et al. 2024 (2403.12313).
 """
 
-from fedasym.methods.method import Method
+from fedasym.methods.base import Method
 
 asymmetric = Method(
     name="asymmetric",

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedasym.average import ExactMean
-from fedasym.methods.method import Frame, Matrices, Method, layers_of, letter_of, stacked, unstack
+from fedasym.aggregation.exact import ExactMean
+from fedasym.methods.base import Frame, Matrices, Method, layers_of, letter_of, stacked, unstack
 
 
 def fold(held: Matrices, sent: Matrices, weights: Sequence[int], number: int, frame: Frame) -> Matrices:

@@ -4,7 +4,7 @@ Guo et al. 2024, "Selective Aggregation for Low-Rank Adaptation in Federated Lea
 there is no common model, so it is judged at the clients, on examples they keep out.
 """
 
-from fedasym.methods.method import Method
+from fedasym.methods.base import Method
 
 fedsa = Method(
     name="fedsa",

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedasym.methods.method import Matrices, Method, layers_of
+from fedasym.methods.base import Matrices, Method, layers_of
 
 
 def merge(held: Matrices, mean: Matrices, replies: Sequence[tuple[int, Matrices]]) -> Matrices:

@@ -4,7 +4,7 @@ Sun et al. 2024, "Improving LoRA in Privacy-preserving Federated Learning" (arXi
 What differs from ``asymmetric`` is the law of A and the head.
 """
 
-from fedasym.methods.method import Method
+from fedasym.methods.base import Method
 
 ffa = Method(
     name="ffa",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedasym.methods.method import Matrices, Method, layers_of, stacked
+from fedasym.methods.base import Matrices, Method, layers_of, stacked
 
 
 def merge(held: Matrices, mean: Matrices, replies: Sequence[tuple[int, Matrices]]) -> Matrices:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedasym.methods.method import Frame, Matrices, Method, layers_of, letter_of, stacked, unstack
-from fedasym.projection import frozen_A
+from fedasym.adapters.projection import frozen_A
+from fedasym.methods.base import Frame, Matrices, Method, layers_of, letter_of, stacked, unstack
 
 
 def fold(held: Matrices, sent: Matrices, weights: Sequence[int], number: int, frame: Frame) -> Matrices:

@@ -4,7 +4,7 @@ McMahan et al. 2017 (arXiv 1602.05629). No adapters; the weights are float32, an
 of training are computed in bfloat16 (autocast); evaluation is in float32.
 """
 
-from fedasym.methods.method import Method
+from fedasym.methods.base import Method
 
 full = Method(
     name="full",

@@ -6,7 +6,7 @@ FedIT, Zhang et al. 2023 (arXiv 2305.05644).
 clients start from one A, drawn from the seed with Kaiming's law as PEFT does; from round 1 on it travels.
 """
 
-from fedasym.methods.method import Method
+from fedasym.methods.base import Method
 
 lora = Method(
     name="lora",

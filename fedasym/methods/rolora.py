@@ -5,7 +5,7 @@ Chen et al. 2024, "Robust Federated Finetuning of Foundation Models via Alternat
 travels, so a client keeps the other one.
 """
 
-from fedasym.methods.method import Method
+from fedasym.methods.base import Method
 
 rolora = Method(
     name="rolora",

@@ -1,0 +1,34 @@
+"""The kinds of messages, and the replies that say no; free of torch, for the processes that must start at once."""
+
+import os
+import sys
+import time
+import traceback
+
+from flwr.app import ConfigRecord, RecordDict
+
+from clients.node import Place
+
+QUERY, WARM, TRAIN = "query", "query.warm", "train"
+
+
+def refused(reason: str, *, behind: bool = False) -> RecordDict:
+    """Return a reply that says no, and why."""
+    return RecordDict({"refusal": ConfigRecord({"reason": reason, "behind": behind})})
+
+
+def hidden(error: Exception, place: Place) -> str:
+    """Write an error with its traceback to the site's log and return what may be told: a code to find it by."""
+    code = os.urandom(4).hex()
+    note(f"error {code}\n{''.join(traceback.format_exception(error))}", place)
+    return f"error {code} at site {place.site}; the log of the site says which"
+
+
+def note(text: str, place: Place) -> None:
+    """Add a dated line to the site's log, or say it on standard error if the place keeps none."""
+    line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text.rstrip()}\n"
+    if place.log:
+        with open(place.log, "a", encoding="utf-8") as log:
+            log.write(line)
+    else:
+        sys.stderr.write(line)

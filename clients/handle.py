@@ -1,0 +1,99 @@
+"""The answer to one message: the same function in Flower's process of a client and in a site's warm worker.
+
+A refusal that we can name travels back as a reply of its own. From a site with data of its own nothing else does: an
+error becomes a code, and its text a line of the site's own log.
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from flwr.app import ConfigRecord, MetricRecord, RecordDict
+
+from clients.errors import QUERY, TRAIN, WARM, hidden, refused
+from clients.node import Place
+from clients.session import forget_site, holding_of, site_of
+from clients.train_round import Behind, Refusal, Spoiled, handshake, require_fit, require_pin, train_round
+from fedasym.fields import Value
+from fedasym.models.device import DeviceMemoryError
+from fedasym.runs.record import run_folder
+from fedasym.settings import Settings, from_run_config
+from fedasym.wire import records
+from fedasym.wire.contract import as_stated
+
+
+def answer(kind: str, content: RecordDict, run_config: Mapping[str, Value], run_id: int, place: Place) -> RecordDict:
+    """Work on one message.
+
+    Args:
+        kind: ``query`` (the handshake), ``query.warm`` (load ahead of it) or ``train``.
+        content: the message's.
+        run_config: Flower's flat run config.
+        run_id: Flower's id of the run.
+        place: where we are.
+
+    Returns:
+        The reply's records; a refusal is a record ``refusal`` with its ``reason``.
+
+    Raises:
+        Exception: what is no refusal, in a simulation; at a site with data of its own nothing is raised.
+    """
+    try:
+        settings = from_run_config(run_config).resolved()
+        require_fit(settings, place)
+        settings = as_stated(settings, records.about(content))
+        if place.device:
+            settings = replace(settings, device=place.device)
+        return _ANSWERS[kind](content, settings, run_id, place)
+    except Refusal as error:
+        if isinstance(error, Spoiled):
+            forget_site()
+        return refused(f"{type(error).__name__}: {error}", behind=isinstance(error, Behind))
+    except DeviceMemoryError as error:  # its text holds nothing of the data
+        forget_site()
+        return refused(f"{type(error).__name__}: {error}")
+    except Exception as error:
+        if place.private:
+            return refused(hidden(error, place))
+        if isinstance(error, (ValueError, FloatingPointError)):
+            return refused(f"{type(error).__name__}: {error}")
+        raise
+
+
+def _query(content: RecordDict, settings: Settings, run_id: int, place: Place) -> RecordDict:
+    """Compare the server's contract with our own and say which data we hold."""
+    site = site_of(settings)
+    about = handshake(site, content, place)
+    holding_of(site, place)  # data that cannot be used are found before the first round
+    if place.share >= 0:
+        about |= {"partition-id": place.share, "num-partitions": place.shares}
+    if place.site:
+        about["site"] = place.site
+    return RecordDict({"about": ConfigRecord({**about})})
+
+
+def _warm(content: RecordDict, settings: Settings, run_id: int, place: Place) -> RecordDict:
+    """Load the model ahead of the handshake, while the server loads its own; what fails is said there."""
+    with suppress(ValueError, OSError):
+        site_of(settings)
+    return RecordDict()
+
+
+def _train(content: RecordDict, settings: Settings, run_id: int, place: Place) -> RecordDict:
+    """Load the broadcast matrices, train them on the client's data, reply with them."""
+    site = site_of(settings)
+    require_pin(site, place)
+    run = None if place.private or place.state else run_folder(settings, run_id)  # a site's steps are its own affair
+    keep = _folder(settings, run_id, place)
+    reply, metrics = train_round(site, holding_of(site, place), content, keep, run)
+    reply["metrics"] = MetricRecord({**metrics})
+    return reply
+
+
+def _folder(settings: Settings, run_id: int, place: Place) -> Path:
+    """Return where this place keeps what never leaves it."""
+    return Path(place.state) if place.state else run_folder(settings, run_id) / "clients"
+
+
+_ANSWERS = {QUERY: _query, WARM: _warm, TRAIN: _train}

@@ -1,0 +1,125 @@
+"""What a client keeps in its process between messages: base model, adapters, contract, and the examples it holds.
+
+One per thread and settings: Flower's simulation reuses its actors, the in-process grid its threads, and a model is
+mutable, so threads do not share one.
+"""
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clients.node import Place
+from fedasym.adapters import lora
+from fedasym.data.examples import Examples, load_examples, load_own_examples
+from fedasym.data.partition import partition
+from fedasym.data.tokens import Tokens, tokenize
+from fedasym.methods import METHODS
+from fedasym.models import device
+from fedasym.models.build import Built, build
+from fedasym.ops.paused_gc import uncollected
+from fedasym.rng import generator
+from fedasym.settings import Settings
+from fedasym.tasks.base import Task, task_of
+from fedasym.wire.contract import SITES, Contract, contract_of
+
+_kept = threading.local()
+
+
+@dataclass(frozen=True)
+class Holding:
+    """The examples that a place holds.
+
+    Attributes:
+        examples: of all its clients.
+        indices: by client, the places of its examples in them.
+        tokens: by client, of its examples in that order; made when they are first wanted (`Site.tokens_of`).
+    """
+
+    examples: Examples
+    indices: Mapping[int, NDArray[np.int64]]
+    tokens: dict[int, Tokens] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A client's workplace: everything that does not change from message to message."""
+
+    settings: Settings
+    built: Built
+    task: Task
+    contract: Contract
+    initial: dict[str, NDArray[np.float32]]  # all that the federation moves, as drawn from the seed
+    private: dict[str, NDArray[np.float32]]  # what stays with a client, as drawn from the seed
+    holdings: dict[str, Holding]  # by folder of the site; "" is the split that all nodes share
+
+    def tokens_of(self, holding: Holding, client: int) -> Tokens:
+        """Return a client's examples as tokens; those of a node's other clients may never be wanted there."""
+        if client not in holding.tokens:
+            own, settings = holding.examples.take(holding.indices[client]), self.settings
+            holding.tokens[client] = tokenize(self.built.tokenizer, own, settings.max_length, settings.pooling)
+        return holding.tokens[client]
+
+    def shares(self, holding: Holding, client: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return which of a client's examples it trains on and which it keeps out (disjoint; drawn from the seed)."""
+        size = len(holding.indices[client])
+        wanted = round(self.settings.client_holdout * size)
+        kept = min(max(wanted, self.settings.client_holdout > 0), size - 1)  # at least one each, where asked for
+        order = generator(self.settings.seed, "holdout", client).permutation(size)
+        return np.sort(order[kept:]), np.sort(order[:kept])
+
+
+def site_of(settings: Settings) -> Site:
+    """Return this thread's site for resolved settings, building it at the first call or when they change."""
+    device.prepare(device.choose_device(settings.device), settings.threads, settings.deterministic)
+    if getattr(_kept, "site", None) is None or _kept.site.settings != settings:
+        forget_site()  # first, so that there are never two models at once
+        with uncollected():
+            _kept.site = _build_site(settings)
+    site: Site = _kept.site
+    return site
+
+
+def forget_site() -> None:
+    """Drop this thread's site and free its memory; the next message builds it anew."""
+    _kept.site = None
+    device.free()
+
+
+def holding_of(site: Site, place: Place) -> Holding:
+    """Return what a place holds, reading a site's own data at the first call.
+
+    Raises:
+        ValueError: data that cannot be used.
+        FileNotFoundError: a folder without the wanted file.
+    """
+    if place.data not in site.holdings:
+        examples = load_own_examples(site.settings, Path(place.data))
+        client = site.settings.site_names.index(place.site)
+        holding = Holding(examples, {client: np.arange(len(examples))})
+        site.tokens_of(holding, client)  # what is wrong with them is found before the first round
+        site.holdings[place.data] = holding
+    return site.holdings[place.data]
+
+
+def _build_site(settings: Settings) -> Site:
+    task = task_of(settings)
+    holdings = {}
+    if settings.sites:
+        names, data = task.label_names, SITES
+        built = build(settings, max(1, len(names)))
+    else:
+        train, _ = load_examples(settings)
+        split = partition(train, settings)
+        names, data = train.class_names, split.digest
+        built = build(settings, max(1, len(names)))
+        holdings[""] = Holding(train, dict(enumerate(split.indices)))
+    contract = contract_of(settings, built, names, data)
+    moved = lora.read(lora.common(built.model))
+    shared = METHODS[settings.method].common(moved)
+    private = lora.read(lora.local_only(built.model)) | {n: m for n, m in moved.items() if n not in shared}
+    initial = {name: matrix for name, matrix in moved.items() if name in shared}
+    return Site(settings, built, task, contract, initial, private, holdings)

@@ -1,0 +1,242 @@
+"""A client's work for one message: check, load, train, reply. Plain functions of a site and a record."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from flwr.app import RecordDict
+
+from clients.node import Place
+from clients.session import Holding, Site
+from clients.state import read_held, read_local, write_held, write_local
+from fedasym.adapters import lora
+from fedasym.data.tokens import Tokens
+from fedasym.fields import difference
+from fedasym.methods import METHODS
+from fedasym.methods.base import letter_of, pick, select
+from fedasym.models import device
+from fedasym.models.behaviour import logits_gap, logits_refusal
+from fedasym.ops.progress import client_tell, to_nobody
+from fedasym.rng import generator
+from fedasym.runs.record import versions
+from fedasym.settings import Settings
+from fedasym.tasks.base import task_of
+from fedasym.training.loop import draw_batches, evaluate, train_steps
+from fedasym.wire import records
+from fedasym.wire.checks import idle, thawed
+from fedasym.wire.contract import frame_of
+
+
+class Refusal(Exception):
+    """The client will not do what was asked; the text says why and what to do."""
+
+
+class Behind(Refusal):
+    """The client lacks what the message builds on; it must be sent everything."""
+
+
+class Spoiled(Refusal):
+    """What is frozen has changed while training: neither the reply nor the model may be used."""
+
+
+def require_fit(settings: Settings, place: Place) -> None:
+    """Require a run that a place can take part in; called before anything that the run names is built or read.
+
+    Args:
+        settings: of the run, resolved.
+        place: where we are.
+
+    Raises:
+        Refusal: a site in a run that splits its data, a node without data in a run of sites, a site that the run does
+            not list, or one whose data the run would read otherwise than the site lends them.
+    """
+    if bool(settings.sites) != place.private:
+        here = f"site {place.site!r} has data of its own" if place.private else "this node has no data of its own"
+        raise Refusal(f"{here}, and the run's sites={settings.sites!r}; give every node its data-dir, or none")
+    if place.private and place.site not in settings.site_names:
+        raise Refusal(f"site {place.site!r} is none of the run's sites={settings.sites!r}; add it there")
+    if place.lends and (differences := difference(place.lends, task_of(settings).reads)):
+        raise Refusal(
+            f"the run would read the data of site {place.site!r} otherwise than the site lends them (there: the site, "
+            f"here: the run): {'; '.join(differences)}; change the run's settings, or bring the site up with others"
+        )
+
+
+def handshake(site: Site, content: RecordDict, place: Place) -> records.About:
+    """Check the server's contract and logits against our own, and our contract against the pinned one.
+
+    Returns:
+        What we agree to, and what we say of ourselves: how far our logits are from the server's, the versions that we
+        run, what computes (``notes``), and whether it is slow at it (``warnings``), which the server shows.
+
+    Raises:
+        Refusal: the contracts differ; names each difference. Or the logits differ by more than rounding does.
+    """
+    about = records.about(content)
+    stated, logits = str(about.get("contract", "")), about.get("logits", [])
+    if not stated:
+        raise Refusal("the query carries no contract; server and client must run the same version of fedasym")
+    reason = site.contract.refusal(stated) or logits_refusal(logits, site.built.logits, site.settings.dtype)
+    if reason:
+        raise Refusal(reason)
+    require_pin(site, place)
+    settings, where = site.settings, device.device_of(site.built.model)
+    return {
+        "contract": site.contract.hash,
+        "logits-gap": logits_gap(logits, site.built.logits),
+        "versions": [f"{name}={version}" for name, version in versions().items() if name != "machine"],
+        "notes": [device.describe(where, settings.dtype)],
+        "warnings": [slow] if (slow := device.slow_choice(where, settings.dtype)) else [],
+    }
+
+
+def require_pin(site: Site, place: Place) -> None:
+    """Require the contract that the place is pinned to, if it is; called before any data are read.
+
+    Raises:
+        Refusal: another contract.
+    """
+    if place.contract not in ("", site.contract.hash):
+        raise Refusal(
+            f"site {place.site!r} works under the contract {place.contract} alone, and this run's is "
+            f"{site.contract.hash}; agree on it with the site, which pins it anew"
+        )
+
+
+def train_round(
+    site: Site, holding: Holding, content: RecordDict, keep: Path, run: Path | None = None
+) -> tuple[RecordDict, dict[str, int | float]]:
+    """Train one client for one round.
+
+    The message names the client whose share of the split is to be trained on. Start and end are proved by digests:
+    of the matrices as read back after loading, of A and of W after training.
+
+    Args:
+        site: model and contract.
+        holding: the examples of this place.
+        content: the server's message.
+        keep: folder of this site for what its clients keep: what never leaves them, and what they were sent.
+        run: the run folder, in which how far the client is may be written down; None: nowhere.
+
+    Returns:
+        The reply's records, and its metrics (``num-examples``: n_k; ``loss``: mean over the local steps).
+
+    Raises:
+        Refusal: another contract, or a client that this split does not have.
+        Refusal: nothing trained, or layers that the model does not use.
+        Spoiled: W or A changed while training.
+        Behind: the message builds on one that this client did not get.
+        ValueError: matrices that do not fit the contract.
+        FloatingPointError: the loss is not finite, or the trained model's logits.
+    """
+    about = records.about(content)
+    if about.get("contract") != site.contract.hash:
+        raise Refusal(
+            f"round {about.get('round')}: the contract's hash is {about.get('contract')}, ours is "
+            f"{site.contract.hash}; run the handshake (query) to see the difference"
+        )
+    client, number = int(about["client"]), int(about["round"])
+    if client not in holding.indices:
+        raise Refusal(f"client {client} is not here; this place holds the data of clients {_span(holding.indices)}")
+    settings, model, method = site.settings, site.built.model, METHODS[site.settings.method]
+    own = _own_folder(keep, str(about.get("run")), client)
+    held = _receive(site, content, about, own)
+    everything = {**lora.common(model), **lora.local_only(model)}
+    private = {name: everything[name] for name in site.private}
+    kept = read_local(own, number)
+    lora.load(everything, {**held, **(kept or site.private)})
+    loaded = records.digest(lora.read({name: everything[name] for name in held}))
+    parameters = lora.trainable(model) | lora.local_only(model)
+    moving = {n: p for n, p in parameters.items() if letter_of(n) in {*method.trains(number), ""}}
+    train_set, kept_out = site.shares(holding, client)
+    tokens = site.tokens_of(holding, client)
+    metrics: dict[str, int | float] = {"num-examples": len(train_set)}
+    metrics.update(_evaluate(site, tokens.take(kept_out), "before"))
+    batches = draw_batches(
+        tokens.lengths[train_set],
+        settings.batch_size,
+        settings.local_steps,
+        settings.local_epochs,
+        generator(settings.seed, "batches", number, client),
+    )
+    places = [train_set[batch] for batch in batches]
+    tell = client_tell(run, number, client) if run else to_nobody
+    trained = train_steps(model, moving, site.built.tokenizer, tokens, places, site.task, settings, tell)
+    frozen = _frozen(site)
+    metrics.update(_evaluate(site, tokens.take(kept_out), "after"))
+    schema = select(site.contract.schema, method.up(number))
+    after = lora.read({name: parameters[name] for name, _ in schema})
+    if reason := idle(method, pick(held, schema), after):
+        raise Refusal(f"round {number}, client {client}: its {reason}")
+    if private:
+        write_local(own, number, lora.read(private))
+    particulars: records.About = {
+        "contract": site.contract.hash,
+        "round": number,
+        "client": client,
+        "loaded": loaded,
+        "fresh": bool(private) and kept is None,
+        **frozen,
+    }
+    reply = records.pack(after, schema, particulars)
+    metrics.update({"loss": trained.loss, "steps": trained.steps, "examples-used": trained.examples})
+    return reply, metrics
+
+
+def _frozen(site: Site) -> dict[str, str]:
+    """Return the fingerprints of W and, where it never moves, of A as they are now.
+
+    Raises:
+        Spoiled: one is not the contract's.
+    """
+    contract, model = site.contract, site.built.model
+    found = {"base": lora.fingerprint_base(model)}
+    if contract.factors in ("A", "B"):
+        found["A"] = lora.fingerprint_A(model, site.settings.kind)
+    if reason := thawed(contract, found):
+        raise Spoiled(reason)
+    return found
+
+
+def _receive(site: Site, content: RecordDict, about: dict[str, Any], own: Path) -> dict[str, records.Float32]:
+    """Return what this client holds now: as sent, or what it held in the round before moved by what was sent."""
+    method, number, schema = METHODS[site.settings.method], int(about["round"]), site.contract.schema
+    if about.get("whole"):
+        held = records.unpack(content, method.held_schema(schema))
+    else:
+        weights = [int(weight) for weight in about.get("weights", [])]
+        if bool(weights) != bool(method.fold and number > 1) or min(weights, default=1) < 1:
+            raise Refusal(
+                f"round {number} of {method.name} came with the weights {weights}; a stack needs one positive weight a "
+                "client, and nothing else has any"
+            )
+        sent = records.unpack(content, method.sent_schema(schema, number, len(weights)))
+        before = site.initial
+        if method.remembers and number > 1:
+            before = read_held(own, number - 1) or {}
+            if not before:
+                raise Behind(f"round {number} builds on round {number - 1}, which this client was not sent")
+        held = method.receive(before, sent, weights, number, frame_of(site.settings))
+    if method.remembers:
+        write_held(own, number, held)
+    return held
+
+
+def _own_folder(keep: Path, run: str, client: int) -> Path:
+    """Return where a client keeps what is its own in a run; the name comes from outside, so its form is checked."""
+    if not re.fullmatch("[0-9a-f]{32}", run):
+        raise Refusal(f"the run's name {run!r} is not 32 hexadecimal digits")
+    return keep / run / f"client-{client}"
+
+
+def _span(clients: Iterable[int]) -> str:
+    return f"{min(clients)} to {max(clients)}"
+
+
+def _evaluate(site: Site, kept_out: Tokens, when: str) -> dict[str, float]:
+    """Evaluate on the client's kept-out examples, if it keeps any: ``accuracy-before`` and the like."""
+    if not len(kept_out):
+        return {}
+    scores = evaluate(site.built.model, site.built.tokenizer, kept_out, site.task, site.settings.eval_batch)
+    return {"kept-out": len(kept_out), **{f"{name}-{when}": value for name, value in scores.items()}}

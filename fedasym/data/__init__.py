@@ -1,0 +1,1 @@
+"""From a source to tokens: reading, checking, splitting over clients, tokenizing."""

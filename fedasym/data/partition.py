@@ -1,0 +1,185 @@
+"""Who holds which example: flwr-datasets' partitioners by name, and a report of the outcome.
+
+The splits ``dirichlet``, ``pathological``, ``shard``, ``mild`` and ``severe`` go by class. A regression has none; there
+they go by the quantile bins of the training scores: two bins for ``mild`` and ``severe``, five for the others.
+"""
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedasym.data.examples import Examples
+from fedasym.data.skew import deal, draw_sizes, label_proportions, score_bins
+from fedasym.rng import generator
+from fedasym.settings import Settings
+
+_SIZE_SKEWS = {"linear": "LinearPartitioner", "square": "SquarePartitioner", "exponential": "ExponentialPartitioner"}
+_BINS = {"dirichlet": 5, "pathological": 5, "shard": 5, "mild": 2, "severe": 2}  # of a regression's scores
+SPLITS = (
+    "iid, dirichlet:ALPHA, pathological:CLASSES, shard:SHARDS, mild, severe, "
+    "linear, square, exponential, quantity:ALPHA or column:NAME"
+)
+
+
+@dataclass(frozen=True)
+class Partition:
+    """The split of a training set over clients.
+
+    Attributes:
+        indices: for each client, the sorted places of its examples.
+        label_counts: ``(num_clients, num_classes)`` int64; for a regression ``(num_clients, num_bins)``, or
+            ``(num_clients, 1)`` where the split does not go by bins.
+        digest: SHA-256 over the indices and over every text and label: equal digests mean equal data.
+        bins: what the bins of a regression's scores are; empty where there are none.
+    """
+
+    indices: tuple[NDArray[np.int64], ...]
+    label_counts: NDArray[np.int64]
+    digest: str
+    bins: tuple[str, ...] = ()
+
+    @property
+    def sizes(self) -> list[int]:
+        """Examples of each client."""
+        return [len(each) for each in self.indices]
+
+    def report(self, class_names: tuple[str, ...]) -> dict[str, Any]:
+        """Return sizes, label counts and digest as plain values for JSON."""
+        return {
+            "sizes": self.sizes,
+            "classes": list(self.bins or class_names),
+            "label_counts": self.label_counts.tolist(),
+            "digest": self.digest,
+        }
+
+
+def partition(examples: Examples, settings: Settings) -> Partition:
+    """Split examples over ``num-clients`` clients as the setting ``split`` says, by the seed.
+
+    Raises:
+        ValueError: an unknown split or parameter, scores that make no bins, more clients than examples, another number
+            of clients than a natural column has values, or a client left with fewer than ``min-examples`` examples.
+    """
+    name, _, parameter = settings.split.partition(":")
+    if settings.num_clients > len(examples):
+        raise ValueError(f"num-clients={settings.num_clients} exceeds the {len(examples)} training examples")
+    labels, bins = _labels(examples, settings)
+    order = np.random.Generator(np.random.Philox(key=settings.seed & (2**128 - 1))).permutation(len(examples))
+    if name in ("mild", "severe") and not parameter:
+        table = label_proportions(name, settings.num_clients, len(bins or examples.class_names))
+        shares = [np.sort(order[places]) for places in deal(labels[order], table)]
+    else:
+        shares = _library_shares(examples, labels, order, settings)
+    for client, share in enumerate(shares):
+        if len(share) < settings.min_examples:
+            raise ValueError(
+                f"split={settings.split!r} gives client {client} {len(share)} examples, fewer than "
+                f"min-examples={settings.min_examples}; use fewer clients, another split or a lower min-examples"
+            )
+    width = len(bins or examples.class_names) or 1
+    counts = np.stack([np.bincount(labels[share], minlength=width) for share in shares])
+    return Partition(tuple(shares), counts, _digest(examples, shares), bins)
+
+
+def _labels(examples: Examples, settings: Settings) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Return what a split by label goes by: class ids, or bins of scores and their names, or zeros."""
+    bins = _BINS.get(settings.split.partition(":")[0])
+    if examples.class_names:
+        return examples.labels, ()
+    if bins is None:
+        return np.zeros(len(examples), np.int64), ()
+    try:
+        return score_bins(examples.labels, bins)
+    except ValueError as error:
+        raise ValueError(f"split={settings.split!r} goes by bins of scores: {error}; use iid or a size skew") from error
+
+
+def _library_shares(
+    examples: Examples, labels: NDArray[np.int64], order: NDArray[np.int64], settings: Settings
+) -> list[NDArray[np.int64]]:
+    """Let flwr-datasets split the shuffled examples; return each client's sorted places."""
+    import datasets
+
+    partitioner = _partitioner(examples, settings)
+    columns = {"index": order.tolist(), "label": labels[order].tolist()}
+    if examples.groups is not None:
+        columns["group"] = examples.groups[order].tolist()
+    partitioner.dataset = datasets.Dataset.from_dict(columns)
+    try:
+        return [
+            np.sort(np.asarray(partitioner.load_partition(k)["index"], np.int64)) for k in range(settings.num_clients)
+        ]
+    except (ValueError, ZeroDivisionError) as error:
+        raise ValueError(
+            f"split={settings.split!r} with num-clients={settings.num_clients} and "
+            f"min-examples={settings.min_examples} is not possible on {len(examples)} examples: {error}"
+        ) from error
+
+
+def _library() -> Any:
+    """Import flwr-datasets' partitioners without the rest of it: its plots would take seconds of every node's start."""
+    name = "flwr_datasets"
+    whole = importlib.util.find_spec(name)
+    if name in sys.modules or whole is None:
+        return importlib.import_module(f"{name}.partitioner")
+    sys.modules[name] = importlib.util.module_from_spec(whole)  # where to find its parts, and nothing of it run
+    try:
+        return importlib.import_module(f"{name}.partitioner")
+    finally:
+        del sys.modules[name]  # whoever imports it has it whole
+
+
+def _partitioner(examples: Examples, settings: Settings) -> Any:
+    library = _library()
+    name, _, parameter = settings.split.partition(":")
+    clients, seed = settings.num_clients, settings.seed % 2**32
+    if name == "column" and examples.groups is not None:
+        values = len(np.unique(examples.groups))
+        if values != clients:
+            raise ValueError(
+                f"split={settings.split!r} makes a client of each value, and the training examples have {values}; "
+                f"set num-clients={values} (it is {clients})"
+            )
+        # Groups of one value: NaturalIdPartitioner without its progress bar.
+        return library.GroupedNaturalIdPartitioner("group", 1, mode="strict", sort_unique_ids=True)
+    try:
+        if name == "iid" and not parameter:
+            return library.IidPartitioner(clients)
+        if name == "dirichlet":
+            return library.DirichletPartitioner(
+                clients, "label", float(parameter), min_partition_size=settings.min_examples, seed=seed
+            )
+        if name == "pathological":
+            return library.PathologicalPartitioner(
+                clients, "label", int(parameter), class_assignment_mode="deterministic", seed=seed
+            )
+        if name == "shard":
+            return library.ShardPartitioner(clients, "label", num_shards_per_partition=int(parameter), seed=seed)
+        if name == "quantity":
+            chance = generator(settings.seed, "quantity")
+            sizes = draw_sizes(len(examples), clients, float(parameter), settings.min_examples, chance)
+            return library.SizePartitioner(sizes)
+        if name in _SIZE_SKEWS and not parameter:
+            return getattr(library, _SIZE_SKEWS[name])(clients)
+    except ValueError as error:
+        raise ValueError(f"split={settings.split!r} has a bad parameter ({error}); use {SPLITS}") from error
+    raise ValueError(f"split={settings.split!r} is unknown; use {SPLITS}")
+
+
+def _digest(examples: Examples, shares: list[NDArray[np.int64]]) -> str:
+    digest = hashlib.sha256()
+    for share in shares:
+        digest.update(len(share).to_bytes(8, "little") + share.astype("<i8").tobytes())
+    for column in examples.texts:
+        for text in column:
+            raw = text.encode()
+            digest.update(len(raw).to_bytes(4, "little") + raw)
+    digest.update(repr(examples.class_names).encode())
+    digest.update(np.ascontiguousarray(examples.labels).tobytes())
+    return digest.hexdigest()

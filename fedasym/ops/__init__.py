@@ -1,0 +1,1 @@
+"""Processes, Flower's command line and app bundle, progress."""

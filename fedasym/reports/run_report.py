@@ -1,0 +1,76 @@
+"""Run folders in, one page out: numbers, figures, settings and how to run it again.
+
+The page holds its figures; they lie beside it as PNG too. The same folders give the same bytes.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from fedasym.reports.comparison import Run, read_runs
+from fedasym.reports.plots import Line, draw_clients, draw_lines
+from fedasym.reports.run_page import render_page
+from fedasym.runs.checkpoint import write_atomic
+
+
+def write_report(folders: Sequence[Path], out: Path) -> None:
+    """Write one self-contained HTML page about one run, or several side by side.
+
+    Args:
+        folders: run folders, in the page's order.
+        out: the HTML file; its figures are written to ``plots/`` beside it too.
+
+    Raises:
+        ValueError: no folder, or one without a finished round.
+    """
+    runs = read_runs(folders)
+    figures = _figures(runs)
+    plots = out.parent / "plots"
+    plots.mkdir(parents=True, exist_ok=True)
+    for name, (_, png) in figures.items():
+        write_atomic(plots / f"{name}.png", png)
+    write_atomic(out, render_page(runs, figures).encode())
+
+
+def _figures(runs: Sequence[Run]) -> dict[str, tuple[str, bytes]]:
+    """Return caption and PNG by file name: the runs' lines, then one figure a partition."""
+
+    def draw(y_label: str, value: Callable[[Run, Any], float | None], y_log: bool = False) -> bytes:
+        lines = []
+        for run in runs:
+            points = [(row["round"], value(run, row)) for row in run.rounds]
+            known = [(x, y) for x, y in points if y is not None]
+            lines.append(Line(run.name, run.label, [x for x, _ in known], [y for _, y in known]))
+        return draw_lines(lines, f"{y_label[0].upper()}{y_label[1:]} by round", "round", y_label, y_log=y_log)
+
+    metric = " / ".join(dict.fromkeys(run.metric for run in runs))
+    figures = {"metric": ("", draw(metric, lambda run, row: row["metrics"][run.metric]))}
+    spent = []
+    for run in runs:
+        sent = list(accumulate(row["payload_up"] + row["payload_down"] for row in run.rounds))
+        values = [row["metrics"][run.metric] for row in run.rounds]
+        known = [(x, y) for x, y in zip(sent, values, strict=True) if y is not None]
+        spent.append(Line(run.name, run.label, [x for x, _ in known], [y for _, y in known]))
+    title, below = f"{metric[0].upper()}{metric[1:]} by bytes sent", "payload so far, all clients, up + down"
+    figures["metric-by-bytes"] = ("", draw_lines(spent, title, below, metric, x_bytes=True))
+    figures["train-loss"] = ("", draw("training loss", lambda run, row: row["train_loss"]))
+    if any((row["mismatch"] or 0.0) > 0 for run in runs for row in run.rounds):
+        figures["mismatch"] = ("", draw("mismatch", lambda run, row: row["mismatch"], y_log=True))
+    if any(f"{run.metric}_after" in row["client_metrics"] for run in runs for row in run.rounds):
+        figures["metric-at-clients"] = (
+            "After local training, on the examples that the clients keep out.",
+            draw(f"{metric} at clients", lambda run, row: row["client_metrics"].get(f"{run.metric}_after")),
+        )
+    partitions: dict[str, list[Run]] = {}
+    for run in runs:
+        if "label_counts" in run.config["partition"]:  # else the data are the sites' own
+            partitions.setdefault(run.config["partition"]["digest"], []).append(run)
+    for place, (digest, sharing) in enumerate(partitions.items()):
+        part = sharing[0].config["partition"]
+        caption = f"Split {sharing[0].settings['split']}, partition digest {digest[:12]}"
+        if len(partitions) > 1:
+            caption += f"; of {'; '.join(run.name for run in sharing)}"
+        name = "clients" if len(partitions) == 1 else f"clients-{place + 1}"
+        figures[name] = (caption, draw_clients(part["sizes"], part["classes"], part["label_counts"]))
+    return figures

@@ -1,0 +1,138 @@
+"""Result lines in, one page out: conclusion, tables, figures, settings, and how to run it again.
+
+The page holds its figures; they lie beside it as PNG too. The same lines in any order give the same bytes.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from fedasym.reports.html_page import document, figures_html
+from fedasym.reports.run_page import command_with
+from fedasym.reports.study import result_lines
+from fedasym.reports.study.costs import cost_sheet, reach_sheet
+from fedasym.reports.study.figures import figures
+from fedasym.reports.study.result_lines import Line
+from fedasym.reports.study.scores import clients_sheet, difference_sheet, score_sheets
+from fedasym.reports.study.shared_settings import settings_sheets, versions_sheet
+from fedasym.reports.study.summary import conclusion, gaps
+from fedasym.reports.study.table import Sheet, to_html, to_markdown
+from fedasym.reports.study.tuning_table import tuning_sheet
+from fedasym.runs.checkpoint import write_atomic
+from fedasym.settings import Settings
+
+_WIDE = ("metric-by", "train-loss", "mismatch", "clients-metric")
+
+
+def write_comparison(
+    lines: Sequence[Line],
+    out: Path,
+    *,
+    ours: str = "asymmetric",
+    reference: str = "lora",
+    tuning: Sequence[Mapping[str, Any]] = (),
+    command: str = "",
+) -> None:
+    """Write one self-contained HTML page about all result lines.
+
+    Args:
+        lines: one a finished cell, in any order; cells may be missing, and the page says which.
+        out: the HTML file; its figures are written to ``plots/`` beside it too.
+        ours: the method that the differences and the conclusion are about.
+        reference: the method that savings and bytes to reach are measured against.
+        tuning: raw lines of the tuning grid, for a table of it.
+        command: what runs the whole comparison again.
+
+    Raises:
+        ValueError: no line, two lines of one method and cell, or a final value that is not finite.
+    """
+    found = result_lines.in_order(lines)
+    drawn = figures(found)
+    plots = out.parent / "plots"
+    plots.mkdir(parents=True, exist_ok=True)
+    for name, (_, png) in drawn.items():
+        write_atomic(plots / f"{name}.png", png)
+    write_atomic(out, _page(found, drawn, ours, reference, tuning, command).encode())
+
+
+def comparison_markdown(lines: Sequence[Line], *, ours: str = "asymmetric", reference: str = "lora") -> str:
+    """Return all tables of `write_comparison` as Markdown, each under a heading of the third level.
+
+    Raises:
+        ValueError: as `write_comparison` does.
+    """
+    found = result_lines.in_order(lines)
+    sheets = comparison_sheets(found, ours, reference)
+    said = [f"* {text}" for text in gaps(found)]
+    return "\n\n".join((["\n".join(said)] if said else []) + [f"### {s.title}\n\n{to_markdown(s)}" for s in sheets])
+
+
+def comparison_sheets(lines: Sequence[Line], ours: str = "asymmetric", reference: str = "lora") -> list[Sheet]:
+    """Return the tables of a comparison as plain data."""
+    lines = result_lines.in_order(lines)
+    optional = (
+        clients_sheet(lines),
+        difference_sheet(lines, ours),
+        cost_sheet(lines, reference),
+        reach_sheet(lines, reference),
+    )
+    return [*score_sheets(lines), *(sheet for sheet in optional if sheet is not None)]
+
+
+def _page(
+    lines: Sequence[Line],
+    drawn: Mapping[str, tuple[str, bytes]],
+    ours: str,
+    reference: str,
+    tuning: Sequence[Mapping[str, Any]],
+    command: str,
+) -> str:
+    curves = {name: each for name, each in drawn.items() if name.startswith(_WIDE)}
+    held = {name: each for name, each in drawn.items() if name not in curves}
+    said = gaps(lines)
+    warning = ""
+    if said:
+        items = "".join(f"<li>{escape(text)}</li>" for text in said)
+        warning = f'<section class="warning"><h2>What is missing</h2><ul>{items}</ul></section>'
+    tables = "\n".join(to_html(sheet) for sheet in comparison_sheets(lines, ours, reference))
+    settings = "\n".join(to_html(sheet, "facts") for sheet in settings_sheets(lines))
+    grid = f"<h2>How it was tuned</h2>\n{to_html(tuning_sheet(tuning)._replace(title=''))}\n" if tuning else ""
+    seeds = ", ".join(str(seed) for seed in sorted({line["seed"] for line in lines}))
+    whole = f"<p>All of it:</p>\n<pre>{escape(command)}</pre>\n" if command else ""
+    body = f"""<p class="lead">{escape(conclusion(lines, ours, reference))}</p>
+{warning}
+<h2>What was reached, and at what cost</h2>
+{tables}
+<h2>Curves</h2>
+{figures_html(curves, wide=_WIDE)}
+<h2>Who holds what</h2>
+{figures_html(held, wide=())}
+{grid}<h2>Run it again</h2>
+{whole}<p>One cell a method, its first; the settings below say what the other cells change.</p>
+<pre>{escape(_commands(lines))}</pre>
+<h2>Settings</h2>
+<p>Seeds {seeds}. Every setting of a cell not listed under “shared by all cells” is below it.</p>
+{settings}
+<h2>Versions</h2>
+{to_html(versions_sheet(lines), "facts")}"""
+    return document(_title(lines), body)
+
+
+def _title(lines: Sequence[Line]) -> str:
+    every = result_lines.tasks(lines)
+    return f"Federated LoRA methods compared on {', '.join(every) if len(every) < 6 else f'{len(every)} tasks'}"
+
+
+def _commands(lines: Sequence[Line]) -> str:
+    """Return one command a federated method; settings are resolved, so they are named where no default says them."""
+    defaults = {knob.name.replace("_", "-"): knob.default for knob in dataclasses.fields(Settings)}
+    found = []
+    for method, label in result_lines.labels(lines).items():
+        line = next(x for x in lines if x["method"] == method)
+        flat = {key.replace("_", "-"): value for key, value in line["settings"].items()}
+        changed = {key: value for key, value in flat.items() if key != "out" and value != defaults.get(key)}
+        if method not in result_lines.REFERENCES:
+            found.append(f"# {label}: {line['task']}, {line['split']}, seed {line['seed']}\n{command_with(changed)}")
+    return "\n".join(found)

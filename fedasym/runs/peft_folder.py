@@ -1,0 +1,115 @@
+"""A trained model as a PEFT adapter folder that ``peft.PeftModel.from_pretrained`` loads, or whole.
+
+A is written out too, since PEFT draws its own otherwise. Layers that the checkpoint of the base model lacks (a new
+head) are saved in full, with their adapter merged, as PEFT's ``modules_to_save``: PEFT could not draw them as we do.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from fedasym.adapters import lora
+from fedasym.runs.checkpoint import write_atomic
+from fedasym.adapters.layers import AdaptedLinear, TrainedLinear
+from fedasym.methods import METHODS
+from fedasym.models.build import Built
+from fedasym.models.pooling import MeanPooledClassifier
+from fedasym.settings import Settings
+
+DEMO_ON_THE_HUB = "sentence-transformers/all-MiniLM-L6-v2"  # which the packaged MiniLM is, by its SHA-256
+NO_TARGETS = "dummy-target-modules"  # the one word by which PEFT accepts a config that adapts no layer
+
+
+def write_adapter(folder: Path, built: Built, settings: Settings) -> None:
+    """Write ``adapter_config.json`` and ``adapter_model.safetensors`` of the model as it is now.
+
+    Where updates were folded into W, an adapter cannot hold them: every adapted layer is then saved in full. After full
+    fine-tuning there is no adapter: the folder holds the model (``config.json``, ``model.safetensors``) and tokenizer.
+
+    For a mean-pooled model, whose pooling PEFT does not know, the adapter fits the plain encoder and the output
+    layer lies beside it in ``output.safetensors`` (``weight``, ``bias``): logits = features times weight's transpose,
+    plus bias. Features are the mean-pooled hidden states; of a pair whose texts stand apart (``pooling="pair"``), with
+    u of the first text and v of the second, ``[|u − v|, u ⊙ v]``.
+
+    Values are float32. Loaded in float32 the folder has the logits of our model in float32 up to rounding (1e-5); a
+    model that ran in bfloat16, which rounds W and every product to 8 bits, differs by that, about 1e-2 in a logit.
+
+    Under the head policy ``local`` the output layer is the initial one; the trained ones stay with their clients.
+
+    Args:
+        folder: made if missing.
+        built: an adapted model.
+        settings: resolved settings it was built from.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    method = METHODS[settings.method]
+    if method.factors == "W":
+        _write_whole(folder, built)
+        return
+    seeded = {name.rpartition(".")[0] for name in built.seeded}
+    trained = {name for name, m in built.model.named_modules() if isinstance(m, TrainedLinear)}
+    folded = {name for name, layer in lora.adapted_layers(built.model) if layer.shift is not None}
+    whole = sorted(seeded | trained | folded)
+    pooled = isinstance(built.model, MeanPooledClassifier)
+    if pooled:
+        whole.remove(built.output)
+        write_atomic(folder / "output.safetensors", to_safetensors(_whole(built.model, built.output)))
+    prefix = "encoder." if pooled else ""
+    tensors: dict[str, Tensor] = {}
+    adapters = [(name, layer) for name, layer in lora.adapted_layers(built.model) if name not in whole]
+    for name, layer in adapters:
+        key = f"base_model.model.{name.removeprefix(prefix)}"
+        tensors[f"{key}.lora_A.weight"] = layer.A.detach().float().contiguous()
+        tensors[f"{key}.lora_B.weight"] = layer.B.detach().float().contiguous()
+    for name in whole:
+        key = f"base_model.model.{name.removeprefix(prefix)}"
+        tensors |= {f"{key}.{part}": tensor for part, tensor in _whole(built.model, name).items()}
+    config: dict[str, Any] = {
+        "peft_type": "LORA",
+        "task_type": "FEATURE_EXTRACTION" if pooled else None,
+        **_source(settings),
+        "r": settings.rank,
+        "lora_alpha": settings.alpha,
+        "use_rslora": settings.scaling == "alpha/sqrt(r)",
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": [name.removeprefix(prefix) for name, _ in adapters] or NO_TARGETS,
+        "modules_to_save": [name.removeprefix(prefix) for name in whole] or None,
+        "inference_mode": True,
+    }
+    write_atomic(folder / "adapter_config.json", (json.dumps(config, indent=1) + "\n").encode())
+    write_atomic(folder / "adapter_model.safetensors", to_safetensors(tensors, metadata={"format": "pt"}))
+
+
+def _source(settings: Settings) -> dict[str, str | None]:
+    """Say where PEFT finds the base model, from whatever directory: a folder by its absolute path, or on the hub."""
+    if settings.model == "demo":
+        return {"base_model_name_or_path": DEMO_ON_THE_HUB, "revision": "main"}
+    folder = Path(settings.model).expanduser()
+    if folder.is_dir():
+        return {"base_model_name_or_path": str(folder.absolute()), "revision": None}
+    return {"base_model_name_or_path": settings.model, "revision": settings.revision}
+
+
+def _write_whole(folder: Path, built: Built) -> None:
+    """Write a fully fine-tuned model as transformers does; a mean-pooled one as its encoder and the output layer."""
+    model: Any = built.model
+    if isinstance(model, MeanPooledClassifier):
+        write_atomic(folder / "output.safetensors", to_safetensors(_whole(model, built.output)))
+        model = model.encoder
+    model.save_pretrained(folder)
+    built.tokenizer.save_pretrained(folder)
+
+
+def _whole(model: torch.nn.Module, name: str) -> dict[str, Tensor]:
+    """Return a layer's weight and bias in float32, its adapter merged."""
+    module = model.get_submodule(name)
+    if isinstance(module, AdaptedLinear):
+        tensors = {**module.base.state_dict(), "weight": lora.merged_weight(module)}
+    else:
+        tensors = dict(module.state_dict())
+    return {key: value.detach().float().contiguous() for key, value in tensors.items()}

@@ -1,0 +1,135 @@
+"""What a run leaves behind, the same from every engine: config.json, rounds.jsonl, summary.json."""
+
+import json
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from fedasym import __version__
+from fedasym.runs.checkpoint import write_atomic
+from fedasym.settings import Settings
+
+NODES = "nodes.json"  # what the nodes of a run said of themselves
+_PACKAGES = ("flwr", "flwr-datasets", "torch", "transformers", "tokenizers", "datasets", "numpy", "safetensors")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on, and the platform."""
+    found = {name: metadata.version(name) for name in _PACKAGES}
+    return {"fedasym": __version__, "python": platform.python_version(), "machine": platform.platform(), **found}
+
+
+def run_folder(settings: Settings, run_id: int) -> Path:
+    """Return a run's absolute folder: the setting ``out``, or a new one under ``runs/`` in the working directory."""
+    name = settings.out or f"runs/{settings.task}-{settings.method}-{run_id}"
+    return Path(name).expanduser().absolute()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, atomically."""
+    write_atomic(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def append_round(folder: Path, row: dict[str, Any]) -> int:
+    """Append one round to rounds.jsonl and return the file's length in bytes.
+
+    Raises:
+        ValueError: a value is not finite; JSON has no word for it.
+    """
+    with (folder / "rounds.jsonl").open("ab") as file:
+        file.write((json.dumps(row, allow_nan=False) + "\n").encode())
+        file.flush()
+        os.fsync(file.fileno())
+        return file.tell()
+
+
+def cut_rounds(folder: Path, length: int) -> bool:
+    """Cut rounds.jsonl back to the length that the checkpoint knows: its last round may be one ahead.
+
+    Returns:
+        Whether a round was cut off; it will be done again.
+
+    Raises:
+        ValueError: the file is shorter than the checkpoint says, or more than one round longer.
+    """
+    path = folder / "rounds.jsonl"
+    if not path.exists() and length == 0:
+        return False
+    size = path.stat().st_size if path.exists() else 0
+    if size < length:
+        raise ValueError(f"{path} has {size} bytes, the checkpoint expects {length}; remove the run folder")
+    with path.open("rb") as file:
+        file.seek(length)
+        beyond = file.read().splitlines()
+    if len(beyond) > 1:
+        raise ValueError(
+            f"{path} holds {len(beyond)} rounds beyond its checkpoint, which one killed run cannot leave; "
+            "was the checkpoint removed? Choose another out, or remove the run folder"
+        )
+    os.truncate(path, length)
+    return bool(beyond)
+
+
+def read_rounds(folder: Path) -> list[dict[str, Any]]:
+    """Return the complete lines of rounds.jsonl; a line still being written is left out."""
+    path = folder / "rounds.jsonl"
+    if not path.exists():
+        return []
+    text = path.read_text()
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a run folder."""
+    return json.loads(path.read_text())
+
+
+def summarise(config: dict[str, Any], rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Sum up a finished run.
+
+    Bytes per client and round are means over all asked (down) and all valid (payload up) clients, and over all that
+    replied at all (message up).
+
+    Raises:
+        ValueError: a round is missing, or none is evaluated yet.
+    """
+    settings, metric = config["settings"], config["metric"]
+    numbers = [row["round"] for row in rounds]
+    if numbers != list(range(1, len(rounds) + 1)):
+        raise ValueError(
+            f"rounds.jsonl holds the rounds {numbers}, not 1 to {len(rounds)}: it was changed; run it anew"
+        )
+    values = [value for row in rounds if (value := row["metrics"][metric]) is not None]
+    if not values:
+        every = settings["eval_every"]
+        raise ValueError(
+            f"none of the {len(rounds)} rounds is evaluated yet; with eval-every={every} wait for round "
+            f"{min(every, settings['num_rounds'])}"
+        )
+    meter = [row["mismatch"] for row in rounds if row["mismatch"] is not None]
+    asked = sum(row["clients_asked"] for row in rounds)
+    valid, replied = (sum(row[key] for row in rounds) for key in ("clients_valid", "clients_replied"))
+    up, down = sum(row["payload_up"] for row in rounds), sum(row["payload_down"] for row in rounds)
+    return {
+        "task": settings["task"],
+        "model": settings["model"],
+        "method": settings["method"],
+        "split": settings["split"],
+        "seed": settings["seed"],
+        "rounds": len(rounds),
+        "metric": metric,
+        "final": values[-1],
+        "best": max(values),
+        "payload_up_per_client_round": up / valid,
+        "payload_down_per_client_round": down / asked,
+        "message_up_per_client_round": sum(row["message_up"] for row in rounds) / replied,
+        "message_down_per_client_round": sum(row["message_down"] for row in rounds) / asked,
+        "head_bytes": 4 * config["head_values"],
+        "payload_total": up + down,
+        "message_total": sum(row["message_up"] + row["message_down"] for row in rounds),
+        "mismatch": max(meter, default=None),
+        "digest": rounds[-1]["digest"],
+        "seconds": round(sum(row["seconds"] for row in rounds), 3),
+    }

@@ -1,0 +1,1 @@
+"""What is learned: columns, labels, loss and metrics, one file per family."""

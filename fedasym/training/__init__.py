@@ -1,0 +1,1 @@
+"""Local steps and evaluation."""

@@ -1,0 +1,204 @@
+"""Local steps and evaluation: plain PyTorch.
+
+Dropout stays off (the model is in evaluation mode): nothing is drawn while training but the batches, and those
+come from a generator that is an argument.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedasym.data.tokens import Tokens, collate
+from fedasym.methods import METHODS
+from fedasym.models.device import autocast, batch_to_evaluate, device_of, memory_named, place
+from fedasym.models.gradient_checkpointing import recomputed
+from fedasym.ops.progress import Tell, to_nobody
+from fedasym.settings import Settings
+from fedasym.tasks.base import Task
+from fedasym.tasks.metrics import score
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What local training reports: mean loss over its steps, steps done, examples used."""
+
+    loss: float
+    steps: int
+    examples: int
+
+
+def draw_batches(
+    lengths: NDArray[np.int64], batch_size: int, steps: int, epochs: int, chance: np.random.Generator
+) -> list[NDArray[np.int64]]:
+    """Draw a round's batches: shuffled passes over the data, each grouped by length.
+
+    Which examples a pass sees is a uniform shuffle; among them, batches hold examples of similar length and come in
+    shuffled order, which saves padding. No batch crosses two passes, so none holds an example twice; the last
+    batch of a full pass may be smaller.
+
+    Args:
+        lengths: ``(n,)`` tokens of each example of the client.
+        batch_size: examples of a batch.
+        steps: number of batches; 0 means ``epochs`` full passes instead.
+        epochs: full passes if steps is 0.
+        chance: the stream to draw from.
+
+    Returns:
+        Places into the client's data, one array a batch.
+    """
+    n = len(lengths)
+    wanted = steps or epochs * math.ceil(n / batch_size)
+    batches: list[NDArray[np.int64]] = []
+    while len(batches) < wanted:
+        drawn = chance.permutation(n)[: (wanted - len(batches)) * batch_size]
+        drawn = drawn[np.argsort(lengths[drawn], kind="stable")]
+        cut = [drawn[start : start + batch_size] for start in range(0, len(drawn), batch_size)]
+        batches += [cut[i] for i in chance.permutation(len(cut))]
+    return batches
+
+
+def train_steps(
+    model: nn.Module,
+    parameters: Mapping[str, Tensor],
+    tokenizer: Any,
+    tokens: Tokens,
+    batches: Sequence[NDArray[np.int64]],
+    task: Task,
+    settings: Settings,
+    tell: Tell = to_nobody,
+) -> Trained:
+    """Train the given parameters, and only those, one optimizer step a batch.
+
+    Args:
+        model: returns an object with ``logits``.
+        parameters: by name; adapters (``.A``, ``.B``), in full fine-tuning the base model, take the rate ``lr``, all
+            others ``head_lr``.
+        tokenizer: pads the batches.
+        tokens: the client's examples.
+        batches: places into tokens.
+        task: chooses the loss: cross-entropy, or mean squared error.
+        settings: optimizer, rates, clipping, and how many examples are computed at a time: the gradient of a batch is
+            the sum of those of its parts, equal to that of the whole to rounding.
+        tell: told after every step how many are done, of how many.
+
+    Raises:
+        FloatingPointError: the loss is not finite; names the step.
+        DeviceMemoryError: the device's memory is too small for it.
+        ValueError: gradient checkpointing of a model that has no layers for it.
+    """
+    where = device_of(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in parameters)  # what is frozen in this round keeps no activations
+    whole = METHODS[settings.method].factors == "W"
+    optimizer = _optimizer(parameters, (f"{model.base_model_prefix}.",) if whole else (), settings)
+    total, examples = 0.0, 0
+    size = settings.micro_batch or settings.batch_size
+    with memory_named(f"local training on {where}", _less(settings)), recomputed(model, settings):
+        for step, batch in enumerate(batches, start=1):
+            optimizer.zero_grad(set_to_none=True)
+            mean = 0.0
+            for part in (batch[start : start + size] for start in range(0, len(batch), size)):
+                inputs, labels = _on(where, collate(tokenizer, tokens, part.tolist()))
+                with autocast(where, settings.dtype if whole else "float32"):
+                    logits = model(**inputs).logits
+                value = _loss(logits, labels, task)
+                if not torch.isfinite(value):
+                    raise FloatingPointError(
+                        f"the training loss is {value.item()} at local step {step}; lower lr={settings.lr} "
+                        f"or head-lr={settings.head_lr}"
+                    )
+                share = len(part) / len(batch)
+                (value if share == 1.0 else value * share).backward()  # type: ignore[no-untyped-call]
+                mean += value.item() * share
+            if settings.clip:
+                nn.utils.clip_grad_norm_(list(parameters.values()), settings.clip)
+            optimizer.step()
+            total += mean
+            examples += len(batch)
+            tell(step, len(batches))
+    return Trained(total / len(batches), len(batches), examples)
+
+
+def _on(where: torch.device, batch: tuple[dict[str, Tensor], Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    """Return inputs and labels on a device."""
+    inputs, labels = batch
+    placed = place({**inputs, "labels": labels}, where)
+    return {name: placed[name] for name in inputs}, placed["labels"]
+
+
+def _less(settings: Settings) -> str:
+    """Say what takes less memory, with the present values."""
+    size = settings.micro_batch or settings.batch_size
+    steps = [f"micro-batch={max(size // 2, 1)} (now {size} examples at a time)"] if size > 1 else []
+    steps += [] if settings.gradient_checkpointing else ["gradient-checkpointing=true"]
+    return f"set {', '.join([*steps, f'a smaller max-length (now {settings.max_length})'])}, or fewer clients at a time"
+
+
+def _optimizer(parameters: Mapping[str, Tensor], base: tuple[str, ...], settings: Settings) -> torch.optim.Optimizer:
+    inner = {name: p for name, p in parameters.items() if name.endswith((".A", ".B")) or name.startswith(base)}
+    head = [p for name, p in parameters.items() if name not in inner]
+    groups = [{"params": [*inner.values()], "lr": settings.lr}, {"params": head, "lr": settings.head_lr}]
+    groups = [group for group in groups if group["params"]]
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+    return torch.optim.SGD(groups)
+
+
+def _loss(logits: Tensor, labels: Tensor, task: Task) -> Tensor:
+    if task.regression:
+        return F.mse_loss(logits.float().squeeze(-1), labels)
+    return F.cross_entropy(logits.float(), labels)
+
+
+def evaluate(
+    model: nn.Module,
+    tokenizer: Any,
+    tokens: Tokens,
+    task: Task,
+    batch_size: int = 0,
+    tell: Tell = to_nobody,
+) -> dict[str, float]:
+    """Compute the task's metrics and the mean loss over all examples, on the model's device; ``tell`` is told how many.
+
+    Args:
+        model: returns an object with ``logits``.
+        tokenizer: pads the batches.
+        tokens: the examples.
+        task: chooses loss and metrics.
+        batch_size: examples at a time; 0: what suits the device.
+        tell: told after every batch how many examples are done, of how many.
+
+    Returns:
+        Metric values by name, fractions, and ``loss``.
+
+    Raises:
+        FloatingPointError: logits or loss are not finite, of which a metric would still make a number.
+        DeviceMemoryError: the device's memory is too small for it.
+    """
+    order, where = np.argsort(tokens.lengths, kind="stable"), device_of(model)
+    batch_size = batch_size or batch_to_evaluate(where)
+    outputs, total = [], 0.0
+    with torch.no_grad(), memory_named(f"evaluation on {where}", f"lower eval-batch={batch_size}"):
+        for start in range(0, len(order), batch_size):
+            inputs, labels = _on(where, collate(tokenizer, tokens, order[start : start + batch_size].tolist()))
+            logits = model(**inputs).logits
+            total += _loss(logits, labels, task).item() * len(labels)
+            outputs.append(logits.float().cpu())
+            tell(min(start + batch_size, len(order)), len(order))
+    logits = torch.cat(outputs).numpy()
+    finite = np.isfinite(logits).all(axis=1)
+    if not finite.all() or not math.isfinite(total):
+        raise FloatingPointError(
+            f"the model's logits are not finite on {np.count_nonzero(~finite)} of {len(finite)} examples, its mean "
+            f"loss is {total / len(order)}: training has diverged; lower lr, head-lr or server-lr"
+        )
+    predictions = logits[:, 0] if task.regression else logits.argmax(-1)
+    scores = {name: score(name, predictions, tokens.labels[order]) for name in task.metrics}
+    return {**scores, "loss": total / len(order)}

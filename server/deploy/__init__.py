@@ -1,0 +1,1 @@
+"""A server for many machines: its home folder, keys, nginx, the sites' registration, start and status."""

@@ -1,0 +1,246 @@
+"""Who is there: shake hands with nodes, map clients to them, and say who may be asked in a round.
+
+Where the data are split, a node says by its config which share it holds (``partition-id`` of ``num-partitions``, as
+Flower's simulation sets it). Client k is served by the node of partition k; where there are fewer nodes than clients,
+by partition k modulo the number of nodes, so a run's result does not depend on how many nodes do the work.
+
+Where sites have data of their own, client k is the k-th of the setting ``sites``: the name that a node is registered
+under, whatever its id. Sites may come late, leave and come back; a round asks those that are there.
+"""
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from fedasym.ops.progress import Tell, to_nobody
+from fedasym.settings import Settings
+from fedasym.wire import records
+from fedasym.wire.contract import Contract
+from server.round.membership import Membership
+from server.round.node_notes import Said
+from server.round.reply import LONGEST_REASON
+from server.round.run import FederationError, Round, name_of, pause
+
+log = logging.getLogger("fedasym")
+
+_MOST_NODES = 1_000_000
+_FIRST_SECONDS = 60.0  # a site's first answer takes as long as loading its model
+
+
+def warm(grid: Grid, settings: Settings) -> None:
+    """Let the nodes that are there load model and data while the server does; nobody waits for their answers."""
+    content = RecordDict({"about": ConfigRecord({"dtype": settings.dtype})})
+    nodes = list(grid.get_node_ids())
+    grid.push_messages([Message(content, node, f"{MessageType.QUERY}.warm", group_id="warm") for node in nodes])
+
+
+class Roster:
+    """The nodes of a run: who agreed to the contract, who is there, who rests.
+
+    Args:
+        grid: Flower's grid.
+        contract: what every node must agree to.
+        logits: of the initial model, which every node compares with its own.
+        settings: clients, quorum, deadlines.
+        past: the record's rounds so far, of which rests and warnings are told.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        contract: Contract,
+        logits: Sequence[float],
+        settings: Settings,
+        past: Sequence[dict[str, Any]] = (),
+    ) -> None:
+        self._grid, self._contract, self._settings = grid, contract, settings
+        about: records.About = {"contract": contract.to_json(), "logits": [*logits], "dtype": settings.dtype}
+        self._query = RecordDict({"about": ConfigRecord({**about})})
+        self._told = Said(past)
+        self._membership = Membership(settings)
+        for row in past:
+            self._membership.note(row["round"], row["asked"], {int(client) for client in row["rejections"]})
+        self._waiting: dict[str, int] = {}  # node by id of the handshake's message
+        self._agreed: dict[int, int] = {}  # node by client, or by partition where the data are split
+        self._asked: set[int] = set()
+        self._refusals: dict[int, str] = {}  # reason by node
+        self._expected = 1  # partitions
+        # Client, round and the time until which it counts as busy, by id of a message that was not answered in time.
+        self._late: dict[str, tuple[int, int, float]] = {}
+        self._names: dict[int, str] = {}  # registered, by node
+        self._began = False
+        self._split: dict[int, int] = {}  # node by client, once all shares are held
+
+    def gather(self, number: int, tell: Tell = to_nobody) -> dict[int, int]:
+        """Return the node of each client that may be asked in a round; wait for the quorum.
+
+        Before the first round, those who are there already and still load their model are waited for a while.
+
+        Args:
+            number: of the round.
+            tell: told at every look how many have agreed, of how many.
+
+        Raises:
+            FederationError: too few came within ``round-timeout`` seconds, or, before the first round, every site
+                refuses, or, where the data are split, a node refuses or two hold one share; names who and why.
+        """
+        now, seconds = time.monotonic(), self._settings.round_timeout
+        deadline, patience = now + seconds, now + (0.0 if self._began else min(_FIRST_SECONDS, seconds))
+        while True:
+            here = self._meet()
+            agreed = here if self._settings.sites else self._agreed
+            tell(len(agreed), len(self._settings.site_names) or max(self._expected, len(self._names)))
+            chosen: Iterable[int] = here
+            if self._settings.sites:
+                busy = {client for client, _, until in self._late.values() if until > time.monotonic()}
+                chosen = self._membership.choose(number, here.keys() - busy)
+            if chosen and not (self._waiting and time.monotonic() < patience):
+                self._began = True
+                return {client: here[client] for client in sorted(chosen)}
+            if not self._began and self._all_refused():
+                raise FederationError(f"every site of the run refused. {self._said()}")
+            if time.monotonic() > deadline:
+                raise FederationError(self._missing(here))
+            time.sleep(pause(time.monotonic() - now))
+
+    def _all_refused(self) -> bool:
+        """Say whether every site of the run has said no, so that there is nobody to wait for."""
+        return bool(self._settings.sites) and {*self._settings.site_names} <= {
+            self._names.get(node) for node in self._refusals
+        }
+
+    def news(self, folder: Path) -> list[str]:
+        """Return warnings of what nodes have said of themselves since the last call; log them, keep all in a folder."""
+        return self._told.news(folder)
+
+    def note(self, result: Round) -> None:
+        """Remember who failed in a round and whose reply is still to come: it is not asked for one deadline more."""
+        self._membership.note(result.number, result.asked, set(result.rejected))
+        until = time.monotonic() + self._settings.round_timeout
+        self._late |= {name: (client, result.number, until) for name, client in result.unanswered.items()}
+
+    def late_replies(self) -> list[str]:
+        """Return in words which replies to earlier rounds have come since; they do not count."""
+        said = []
+        for reply in self._grid.pull_messages(list(self._late)) if self._late else ():
+            client, number, _ = self._late.pop(reply.metadata.reply_to_message_id)
+            end = f"failed ({reply.error.reason})" if reply.has_error() else "came after the deadline"
+            said.append(f"{name_of(client, self._settings)}: its reply to round {number} {end}; it does not count")
+        return said
+
+    def _meet(self) -> dict[int, int]:
+        """Shake hands with who is new; return the node of each client that agreed and is there.
+
+        Where the data are split the nodes are those of the first round; {} until all shares are held.
+        """
+        if self._split:
+            return self._split
+        online = {node.node_id: node.name for node in self._grid.get_nodes()}
+        self._names = online
+        gone = self._asked - online.keys()
+        self._asked -= gone  # who comes back is asked again
+        self._refusals = {node: why for node, why in self._refusals.items() if node not in gone}
+        new = sorted(online.keys() - self._asked)
+        if new:
+            messages = [Message(self._query, node, MessageType.QUERY, group_id="handshake") for node in new]
+            self._waiting |= dict(zip(self._grid.push_messages(messages), new, strict=True))
+            self._asked |= set(new)
+        if self._waiting:
+            for reply in self._grid.pull_messages(list(self._waiting)):
+                node = self._waiting.pop(reply.metadata.reply_to_message_id, None)
+                if node is None:
+                    log.warning("a node answered the handshake twice; its later answer does not count")
+                else:
+                    self._hear(node, reply)
+        if self._settings.sites:
+            return {client: node for client, node in self._agreed.items() if node in online}
+        if self._refusals and not self._waiting:
+            raise FederationError("the handshake failed. " + self._said())
+        if not self._waiting and len(self._agreed) >= self._expected:
+            order = [self._agreed[share] for share in sorted(self._agreed)]
+            self._split = {client: order[client % len(order)] for client in range(self._settings.num_clients)}
+            log.info(
+                "%d nodes agreed to contract %s; they serve %d clients",
+                len(order), self._contract.hash[:12], self._settings.num_clients,
+            )  # fmt: skip
+        return self._split
+
+    def _hear(self, node: int, reply: Message) -> None:
+        """Take a node's answer to the handshake."""
+        if reply.has_error():
+            reason = f"its process failed: {records.clean(reply.error.reason, LONGEST_REASON)}"
+        elif "refusal" in reply.content.config_records:
+            said = reply.content.config_records["refusal"].get("reason", "no reason given")
+            reason = records.clean(said, LONGEST_REASON)
+        else:
+            reason = self._admit(node, records.about(reply.content))
+        if not reason:
+            return
+        self._refusals[node] = reason
+        if self._settings.sites:
+            log.warning("node %s refused or was refused: %s", self._names.get(node) or node, reason)
+
+    def _admit(self, node: int, about: dict[str, Any]) -> str:
+        """Admit a node that agrees, or say why not."""
+        if about.get("contract") != self._contract.hash:
+            stated = records.clean(repr(about.get("contract")), 200)
+            return f"it answered with contract={stated}, not {self._contract.hash}"
+        if self._settings.sites:
+            return self._admit_site(node, records.clean(about.get("site", ""), 200), about)
+        share, shares = about.get("partition-id", 0), about.get("num-partitions", 1)
+        if type(share) is not int or type(shares) is not int or not 0 <= share < shares <= _MOST_NODES:
+            said = records.clean(f"partition-id={share!r} of num-partitions={shares!r}", 200)
+            return f"its {said} is no share; set both in its node config"
+        if "partition-id" not in about:
+            share = len(self._agreed)
+        if share in self._agreed:
+            raise FederationError(
+                f"nodes {self._agreed[share]} and {node} both hold partition-id={share}; give each node its own"
+            )
+        self._agreed[share] = node
+        self._told.hear(f"partition {share}", about)
+        self._expected = max(self._expected, int(shares))
+        return ""
+
+    def _admit_site(self, node: int, claimed: str, about: dict[str, Any]) -> str:
+        registered, names = self._names.get(node, ""), self._settings.site_names
+        name = registered or claimed
+        if claimed != name:
+            return f"it is registered as {registered!r} and calls itself site {claimed!r}; give it its own kit"
+        if name not in names:
+            return f"site {name!r} is none of the run's sites={self._settings.sites!r}"
+        client = names.index(name)
+        other = self._agreed.get(client, node)
+        if other != node and other in self._names:
+            return f"node {other} is site {name!r} already, and is there; end one of the two"
+        log.info("site %s %s", name, "is back" if client in self._agreed else "agreed to the contract")
+        self._agreed[client] = node
+        self._told.hear(f"site {name}", about)
+        return ""
+
+    def _said(self) -> str:
+        by_reason: dict[str, list[int]] = {}
+        for node, reason in self._refusals.items():
+            by_reason.setdefault(reason, []).append(node)
+        return " | ".join(f"{len(who)} node(s), first {who[0]}: {reason}" for reason, who in by_reason.items())
+
+    def _missing(self, here: dict[int, int]) -> str:
+        waited = f"within round-timeout={self._settings.round_timeout} s"
+        refusals = f". Refusals: {self._said()}" if self._refusals else ""
+        if self._settings.sites:
+            absent = [name for k, name in enumerate(self._settings.site_names) if k not in here]
+            quorum = self._settings.quorum or self._settings.num_clients
+            return (
+                f"{len(here)} of the sites were there {waited}, quorum={quorum}; missing: "
+                f"{', '.join(absent) or 'none, but some are busy'}; start them, lower quorum or raise round-timeout"
+                f"{refusals}"
+            )
+        if self._waiting:
+            return f"nodes {sorted(self._waiting.values())} did not answer the handshake {waited}"
+        some = f"{len(self._agreed)} of {self._expected} nodes"
+        return f"{some} agreed {waited}; start the missing ones or raise round-timeout"

@@ -1,0 +1,241 @@
+"""One round: sample, ask, check each reply, stream the valid ones into the exact mean.
+
+Nothing is repaired in silence: a reply that fails a check is left out, counted and named with its reason; the mean
+moves only by valid replies.
+"""
+
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from fedasym.aggregation.exact import ExactMean
+from fedasym.methods import METHODS
+from fedasym.methods.base import Matrices, letter_of, pick
+from fedasym.ops.progress import Tell, to_nobody
+from fedasym.rng import generator
+from fedasym.settings import Settings
+from fedasym.wire import records
+from fedasym.wire.contract import Contract
+from server.round.reply import check_reply
+
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.2, 2.0  # seconds between two looks for replies
+_LEAST_TTL = 600.0  # seconds that a message lives at least: the clocks of server and sites may differ
+
+
+class FederationError(RuntimeError):
+    """The federation cannot go on; the text names clients, values and what to do."""
+
+
+@dataclass
+class Round:
+    """What a round gathered. Bytes are summed over clients."""
+
+    number: int
+    asked: list[int]
+    rejected: dict[int, str] = field(default_factory=dict)  # reason by client
+    unanswered: dict[str, int] = field(default_factory=dict)  # client by id of a message without a reply in time
+    warnings: list[str] = field(default_factory=list)  # what was left out of a client that does count
+    replied: set[int] = field(default_factory=set)  # whose reply came in time, whatever it was worth
+    metrics: dict[int, dict[str, float]] = field(default_factory=dict)  # of valid replies, by client
+    payload_down: int = 0
+    payload_up: int = 0
+    message_down: int = 0
+    message_up: int = 0
+    mean: Matrices = field(default_factory=dict)
+    mean64: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    replies: list[tuple[int, Matrices]] = field(default_factory=list)  # n_k and matrices, if A and B both travel
+
+    def train_loss(self) -> float:
+        """Mean of the clients' mean losses, weighted by examples."""
+        return self.weighted("loss", "num-examples")
+
+    def weighted(self, name: str, weight: str) -> float:
+        """Mean of a client metric, summed exactly in the order of the clients' numbers."""
+        rows = [row for _, row in sorted(self.metrics.items()) if name in row]
+        total = math.fsum(row[weight] for row in rows)
+        return math.fsum(row[name] * row[weight] for row in rows) / total
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What opens a round.
+
+    Attributes:
+        number: the round, from 1.
+        run: the run's name, under which clients keep what is theirs.
+        held: what every party holds at its start.
+        stack: the clients' factors of the round before, where the method relays them; else empty.
+        weights: n_k of the stack's clients.
+    """
+
+    number: int
+    run: str
+    held: Matrices
+    stack: Matrices
+    weights: tuple[int, ...]
+
+
+def name_of(client: int, settings: Settings) -> str:
+    """Return what a client is called: the site's name, or its number in the split."""
+    return f"site {settings.site_names[client]}" if settings.sites else f"client {client}"
+
+
+def sample_clients(settings: Settings, number: int, here: Sequence[int]) -> list[int]:
+    """Choose the clients of a round, of those that are there, from (seed, round), sorted."""
+    present, count = sorted(here), settings.asked_of(len(here))
+    if count == len(present):
+        return present
+    chosen = generator(settings.seed, "sample", number).choice(len(present), count, replace=False)
+    return sorted(present[place] for place in chosen)
+
+
+def run_round(
+    grid: Grid,
+    nodes: Mapping[int, int],
+    contract: Contract,
+    opening: Opening,
+    settings: Settings,
+    tell: Tell = to_nobody,
+) -> Round:
+    """Ask the sampled clients to train and average what they return.
+
+    Args:
+        grid: Flower's grid.
+        nodes: node id of each client that is there.
+        contract: what every message refers to.
+        opening: what opens the round.
+        settings: sampling, timeout, quorum.
+        tell: told after every reply how many clients are done with, of how many.
+
+    Raises:
+        FederationError: fewer than ``min-valid`` valid replies; names every rejected client with its reason.
+    """
+    number, method = opening.number, METHODS[settings.method]
+    result = Round(number, sample_clients(settings, number, [*nodes]))
+    lifetime = max(2 * settings.round_timeout, _LEAST_TTL)
+    pending = _send(grid, nodes, contract, opening, result.asked, False, lifetime, result, settings)
+    total = ExactMean()
+    kept: dict[int, tuple[int, Matrices]] = {}
+    behind: set[int] = set()
+    answered: set[str] = set()
+    for name, reply in _replies(grid, pending, settings.round_timeout):
+        client = pending[name]
+        answered.add(name)
+        result.replied.add(client)
+        if client not in behind and _is_behind(reply):
+            behind.add(client)
+            result.message_up += records.message_bytes(reply)
+            pending.update(_send(grid, nodes, contract, opening, [client], True, lifetime, result, settings))
+            continue
+        if client in result.metrics or client in result.rejected:
+            result.warnings.append(
+                f"client {client} was seen twice in this round; its later reply does not count; look for a second node "
+                "that answers for it"
+            )
+            continue
+        try:
+            result.message_up += records.message_bytes(reply)
+            weight, update, metrics = check_reply(reply, client, number, contract, opening.held)
+            if update:
+                total.add(weight, update)
+        except ValueError as error:  # a Rejection, or a weight beyond what the mean can hold
+            result.rejected[client] = str(error)
+            tell(len(result.metrics) + len(result.rejected), len(result.asked))
+            continue
+        if records.about(reply.content).get("fresh") and number > 1:
+            result.warnings.append(
+                f"client {client} started its private matrices anew: it takes part for the first time, or lost its disk"
+            )
+        result.payload_up += sum(matrix.nbytes for matrix in update.values())
+        result.metrics[client] = metrics
+        if len(method.up(number)) == 2:
+            kept[client] = (weight, update)
+        tell(len(result.metrics) + len(result.rejected), len(result.asked))
+    result.unanswered = {name: client for name, client in pending.items() if name not in answered}
+    for client in result.asked:
+        if client not in result.metrics and client not in result.rejected:
+            result.rejected[client] = (
+                f"no reply within round-timeout={settings.round_timeout} s; raise it, or look at the client's log"
+            )
+    valid, asked = len(result.metrics), len(result.asked)
+    if valid < settings.min_valid:
+        reasons = "; ".join(
+            f"{name_of(client, settings)}: {reason}" for client, reason in sorted(result.rejected.items())
+        )
+        raise FederationError(
+            f"round {number}: {valid} of {asked} replies are valid, min-valid={settings.min_valid}. {reasons}"
+        )
+    if method.up(number) or any(not letter_of(name) for name, _ in contract.schema):
+        result.mean, result.mean64 = total.mean(), total.mean64()
+    result.replies = [kept[client] for client in sorted(kept)]
+    return result
+
+
+def _is_behind(reply: Message) -> bool:
+    """Say whether a client asks to be sent everything: it lacks what the message builds on."""
+    return not reply.has_error() and bool(dict(reply.content.config_records.get("refusal", {})).get("behind"))
+
+
+def _send(
+    grid: Grid,
+    nodes: Mapping[int, int],
+    contract: Contract,
+    opening: Opening,
+    clients: Sequence[int],
+    whole: bool,
+    lifetime: float,
+    result: Round,
+    settings: Settings,
+) -> dict[str, int]:
+    """Push one message per client, with all that a party holds if ``whole``; return the clients by message id.
+
+    A message that nobody answered within ``lifetime`` seconds is void, so that no node begins it later.
+    """
+    method = METHODS[contract.method]
+    if whole:
+        schema, weights = method.held_schema(contract.schema), []
+    else:
+        schema, weights = method.sent_schema(contract.schema, opening.number, len(opening.weights)), [*opening.weights]
+    packed: ArrayRecord = records.pack(pick({**opening.held, **opening.stack}, schema), schema, {}).array_records[
+        "matrices"
+    ]
+    common: records.About = {"contract": contract.hash, "round": opening.number, "run": opening.run, "whole": whole}
+    common["dtype"] = settings.dtype
+    messages = []
+    for client in clients:
+        about: records.About = {**common, "client": client, "weights": weights}
+        content = RecordDict({"matrices": packed, "about": ConfigRecord({**about})})
+        message = Message(content, nodes[client], MessageType.TRAIN, ttl=lifetime, group_id=str(result.number))
+        result.payload_down += records.payload_bytes(content)
+        result.message_down += records.message_bytes(message)
+        messages.append(message)
+    return dict(zip(grid.push_messages(messages), clients, strict=True))
+
+
+def _replies(grid: Grid, pending: dict[str, int], timeout: float) -> Iterable[tuple[str, Message]]:
+    """Yield replies with the ids of what they reply to as they arrive, until all did or the time is up.
+
+    ``pending`` may grow meanwhile.
+    """
+    since = time.monotonic()
+    deadline, answered = since + timeout, set[str]()
+    while len(answered) < len(pending) and time.monotonic() < deadline:
+        arrived = list(grid.pull_messages([name for name in pending if name not in answered]))
+        for reply in arrived:
+            answered.add(reply.metadata.reply_to_message_id)
+            yield reply.metadata.reply_to_message_id, reply
+        if arrived:
+            since = time.monotonic()
+        else:
+            time.sleep(pause(time.monotonic() - since))
+
+
+def pause(waited: float) -> float:
+    """Return how long to wait for the next look: a twentieth of the seconds waited so far; a look costs the server."""
+    return min(max(waited / 20, _SHORTEST_PAUSE), _LONGEST_PAUSE)

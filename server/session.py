@@ -1,0 +1,81 @@
+"""What the server holds all along: model, held-out tokens, contract; made once from the settings."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from fedasym.adapters import lora
+from fedasym.data.examples import Examples, load_examples, load_extra_examples, load_held_out
+from fedasym.data.partition import partition
+from fedasym.data.tokens import Tokens, tokenize
+from fedasym.methods.base import Matrices, select, values
+from fedasym.models import device
+from fedasym.models.build import Built, build
+from fedasym.ops.processes import cores
+from fedasym.runs import record
+from fedasym.settings import Settings
+from fedasym.tasks.base import Task, task_of
+from fedasym.wire.contract import SITES, Contract, contract_of
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the server holds all along."""
+
+    settings: Settings
+    built: Built
+    task: Task
+    held_out: dict[str, Tokens]  # held-out sets by the suffix of their metrics; "" is the one that judges
+    contract: Contract
+    frozen: Matrices  # the factor of every layer that never moves, by name
+    config: dict[str, Any]  # of config.json
+
+
+def prepare(settings: Settings) -> Bench:
+    """Build model, held-out tokens and contract from resolved settings, whose dtype may still be ``auto``."""
+    where = device.choose_device(settings.device)
+    device.prepare(where, cores(), settings.deterministic)
+    settings = device.resolved(settings, where)
+    task = task_of(settings)
+    data = _load_data(settings, task)
+    built = build(settings, max(1, len(data.names)))
+    contract = contract_of(settings, built, data.names, data.digest)
+    config = {
+        "settings": {key.replace("-", "_"): value for key, value in settings.run_config().items()},
+        "metric": task.metric,
+        "contract": contract.to_json(),
+        "contract_hash": contract.hash,
+        "partition": data.report,
+        "held_out_examples": len(data.held_out.get("", ())),
+        "trainable_values": values(contract.schema),
+        "head_values": 0 if contract.factors == "W" else values(select(contract.schema, "")),
+        "versions": record.versions(),
+    }
+    held_out = {
+        suffix: tokenize(built.tokenizer, examples, settings.max_length, settings.pooling)
+        for suffix, examples in data.held_out.items()
+    }
+    frozen = lora.read(lora.frozen_factors(built.model))
+    return Bench(settings, built, task, held_out, contract, frozen, config)
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What the server's data say: classes by id, digest of the split, its report, held-out sets by metrics' suffix."""
+
+    names: tuple[str, ...]
+    digest: str
+    report: dict[str, Any]
+    held_out: dict[str, Examples]
+
+
+def _load_data(settings: Settings, task: Task) -> _Data:
+    if not settings.sites:
+        train, held_out = load_examples(settings)
+        split = partition(train, settings)
+        held = {"": held_out, **load_extra_examples(settings)}
+        return _Data(train.class_names, split.digest, split.report(train.class_names), held)
+    held = {}
+    if settings.data != "none":
+        held = {"": load_held_out(settings, task.label_names), **load_extra_examples(settings)}
+    # What the sites hold is theirs; a round's line says how many examples each trained on.
+    return _Data(task.label_names, SITES, {"sites": list(settings.site_names), "digest": SITES}, held)

@@ -1,0 +1,1 @@
+"""The command line: its words, and what is seen while a command works."""

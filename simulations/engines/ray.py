@@ -1,0 +1,50 @@
+"""Flower's own simulation engine (Ray), on a private SuperLink."""
+
+import shutil
+from pathlib import Path
+
+from fedasym.ops.processes import cores
+from fedasym.ops.progress import begin
+from fedasym.settings import Settings
+from simulations.engines.superlink import Superlink, run_app, superlink
+
+
+def run_flower(settings: Settings, workers: int, data: Path | None = None, link: Superlink | None = None) -> Path:
+    """Run a federation through ``flwr run`` on Flower's simulation engine.
+
+    Args:
+        settings: ``out`` must name the run folder.
+        workers: clients that train at the same time, each in a process of its own.
+        data: must be None: Flower's simulated nodes have no data of their own.
+        link: where; None: a SuperLink of its own, which ends with the run.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        ValueError: sites with data of their own.
+        FlowerError: the run ended otherwise than ``finished:completed``.
+    """
+    if settings.sites or data is not None:
+        raise ValueError("Flower's simulated nodes cannot have data of their own; use --engine local, or deploy")
+    # Ray starts as many actors as fit: num-cpus of each into num-cpus of all, and the same for GPUs.
+    each, gpus = max(1, cores() // workers), _gpus(settings.device)
+    federation = (
+        f"num-supernodes={settings.num_clients} client-resources-num-cpus={each} init-args-num-cpus={each * workers}"
+    )
+    if gpus:
+        federation += f" client-resources-num-gpus={min(1.0, gpus / workers)} init-args-num-gpus={gpus}"
+    if link is not None:
+        return run_app(link, settings, "--federation-config", federation)
+    begin(Path(settings.out).absolute(), "starting Flower's SuperLink")
+    with superlink(Path(settings.out).absolute() / "flower.log", "--simulation") as link:
+        return run_app(link, settings, "--federation-config", federation)
+
+
+def _gpus(setting: str) -> int:
+    """Return how many GPUs the clients share; each of Ray's processes sees those of its share alone."""
+    if setting in ("cpu", "mps") or not shutil.which("nvidia-smi"):  # no driver: spare the import of PyTorch
+        return 0
+    from fedasym.models.device import gpu_count
+
+    return gpu_count()

@@ -1,0 +1,1 @@
+"""Many runs: cells, comparison, tuning, and the tables of their result lines."""

@@ -1,0 +1,56 @@
+"""The tables and figures of the two READMEs, made anew from the raw result lines: ``python -m simulations tables``.
+
+A block stands between ``<!-- table: FILE -->`` and ``<!-- end -->``; FILE is a results file.
+"""
+
+import re
+from pathlib import Path
+
+from fedasym.reports.study.figures import figures
+from fedasym.reports.study.result_lines import in_order
+from fedasym.reports.study.study_page import comparison_markdown
+from fedasym.reports.study.tuning_table import tuning_markdown
+from fedasym.runs.checkpoint import write_atomic
+from simulations.study.results import RESULTS, markdown_table, read_lines
+from simulations.study.tuning import grid_points
+
+PAGES = (RESULTS.parents[1] / "README.md", RESULTS.parent / "README.md")
+PLOTS = RESULTS / "plots"
+_BLOCK = re.compile(r"<!-- table: (\S+) -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def refreshed(page: Path) -> str:
+    """Return a page's text with every block made anew.
+
+    Raises:
+        FileNotFoundError: a block names a results file that does not exist.
+    """
+
+    def block(match: re.Match[str]) -> str:
+        file = RESULTS / Path(match[1]).name
+        if not file.exists():
+            raise FileNotFoundError(f"{page} has a table of {match[1]}, but there is no {file}")
+        return f"<!-- table: {match[1]} -->\n\n{_content(file)}\n\n<!-- end -->"
+
+    return _BLOCK.sub(block, page.read_text())
+
+
+def refresh() -> list[Path]:
+    """Rewrite both pages, and the comparison's figures; return what was written."""
+    for page in PAGES:
+        write_atomic(page, refreshed(page).encode())
+    comparison = read_lines(RESULTS / "comparison.jsonl")
+    drawn = figures(in_order(comparison)) if comparison else {}
+    PLOTS.mkdir(exist_ok=True)
+    for name, (_, png) in drawn.items():
+        write_atomic(PLOTS / f"{name}.png", png)
+    return [*PAGES, *(PLOTS / f"{name}.png" for name in drawn)]
+
+
+def _content(file: Path) -> str:
+    lines = read_lines(file)
+    if file.name == "comparison.jsonl":
+        return comparison_markdown(lines)
+    if file.name == "comparison-tuning.jsonl":
+        return tuning_markdown(grid_points(lines))
+    return tuning_markdown(lines) if file.name == "tuning.jsonl" else markdown_table(lines)

@@ -1,0 +1,108 @@
+"""The comparison's tuning: the same grid of local rates for every method, on a cut of the training data.
+
+The test set is not read, and the seed is none of the comparison's. A grid point's score is the mean metric of the last
+two evaluations. A method takes, on a task that was tuned on, that task's winner; on another, the point with the best
+mean over the tuned ones. A point whose training fails is out.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fedasym.fields import Value
+from simulations.study.cells import Cell
+from simulations.study.compare import Comparison, Rates, require_same, run_cells
+from simulations.study.results import append_line, read_lines
+
+SEED = 1000
+CUT = 500  # training examples that judge a grid point
+GRID: tuple[dict[str, Value], ...] = tuple(
+    {"optimizer": "sgd", "lr": lr, "head-lr": 0.5} for lr in (0.03, 0.1, 0.3, 1.0)
+)
+
+
+def tune_rates(
+    comparison: Comparison,
+    tasks: Sequence[str],
+    split: str,
+    results: Path,
+    work: Path,
+    jobs: int,
+    console: Console,
+) -> None:
+    """Run the grid points that have no line yet and append their lines.
+
+    Args:
+        comparison: whose methods to tune, under its settings; ``local`` takes the rates of ``asymmetric``.
+        tasks: what to tune on.
+        split: who holds what.
+        results: file of lines, one a method, task and grid point.
+        work: folder of the runs.
+        jobs: processes at the same time.
+        console: where to show it.
+
+    Raises:
+        ValueError: the file holds grid points of other settings.
+    """
+    base = {**comparison.shared(), "validation-cut": CUT, "test-cap": 0}
+    cells = [
+        Cell(task, split, method, SEED, tuple(sorted(point.items())))
+        for point in GRID
+        for task in tasks
+        for method in comparison.methods
+        if method != "local"
+    ]
+    done = {_key(line["cell"]): line for line in read_lines(results)}
+    for cell in cells:
+        require_same(cell, base, done.get(_key(_plain(cell))), results)
+    for cell, line in run_cells([c for c in cells if _key(_plain(c)) not in done], base, work, jobs, console):
+        kept: dict[str, Any] = {"cell": _plain(cell)}
+        if isinstance(line, str):
+            kept |= {"score": None, "error": line}
+        else:
+            values = [value for value in line["metric_by_round"] if value is not None][-2:]
+            kept["score"] = sum(values) / len(values)
+            kept |= {key: line[key] for key in ("metric_by_round", "train_loss_by_round", "settings", "versions")}
+        append_line(results, kept)
+
+
+def grid_points(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return one line a method and grid point: ``score``, the mean over tasks, and ``tasks``, each one's score."""
+    points: dict[str, dict[str, Any]] = {}
+    for line in lines:
+        cell = {key: value for key, value in line["cell"].items() if key != "task"}
+        point = points.setdefault(_key(cell), {"cell": cell, "tasks": {}})
+        point["tasks"][line["cell"]["task"]] = line["score"]
+    for point in points.values():
+        scores = point["tasks"].values()
+        point["score"] = None if None in scores else sum(scores) / len(scores)
+    return list(points.values())
+
+
+def best_rates(lines: Sequence[Mapping[str, Any]]) -> Rates:
+    """Return the winners as run configs, by (method, task), and by (method, "") those of the mean over tasks.
+
+    For the mean only grid points with all of the method's tasks count. ``local`` takes the rates of ``asymmetric``.
+    """
+    best: dict[tuple[str, str], tuple[float, dict[str, Value]]] = {}
+    points = grid_points(lines)
+    for point in points:
+        method, scores = point["cell"]["method"], dict(point["tasks"])
+        if len(scores) == max(len(other["tasks"]) for other in points if other["cell"]["method"] == method):
+            scores[""] = point["score"]
+        for task, score in scores.items():
+            if score is not None and score > best.get((method, task), (float("-inf"), {}))[0]:
+                best[method, task] = (score, {key: point["cell"][key] for key in GRID[0]})
+    rates = {place: config for place, (_, config) in best.items()}
+    return rates | {("local", task): config for (method, task), config in rates.items() if method == "asymmetric"}
+
+
+def _plain(cell: Cell) -> dict[str, Any]:
+    return {"method": cell.method, "task": cell.task, **dict(cell.rates)}
+
+
+def _key(cell: Mapping[str, Any]) -> str:
+    return json.dumps(cell, sort_keys=True)

@@ -1,0 +1,294 @@
+"""The warm worker: the same bits as in process, and no message that hangs, dies or leaks costs the next one."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from kits import wait_for
+from world import tiny_settings
+
+from clients.errors import QUERY, TRAIN
+from clients.handle import answer
+from clients.node import Place
+from clients.session import site_of
+from clients.worker.call import SERVICE, address_of, ask_worker
+from clients.worker.child_supervisor import Keeper, Limits, resident_gigabytes
+from clients.worker.private_folder import make_private
+from clients.worker.service import worker
+from fedasym.settings import Settings
+from fedasym.wire import records
+
+ROOT = Path(__file__).parents[3]
+ENDLESS = 10**7  # local steps: no test waits for their end
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def place_in(root: Path, **more: str) -> Place:
+    state = make_private(root / "state")
+    values = {"site": "north", "data": str(root / "data"), "state": str(state / "clients")}
+    return Place(**{**values, "log": str(state / "site.log"), **more})
+
+
+def site_settings(root: Path, **more: object) -> Settings:
+    own = {"sites": "north,south", "labels": "bad,good", "num_clients": 2, "split": "dirichlet:0.5"}
+    return tiny_settings(root, **{**own, **more})
+
+
+def query(settings: Settings) -> RecordDict:
+    site = site_of(settings.resolved())
+    return RecordDict({"about": ConfigRecord({"contract": site.contract.to_json(), "logits": [*site.built.logits]})})
+
+
+def order(settings: Settings) -> RecordDict:
+    """The message of round 1 to the first client, as the server sends it."""
+    site = site_of(settings.resolved())
+    about: records.About = {"contract": site.contract.hash, "round": 1, "run": "0" * 32, "whole": True, "client": 0}
+    return records.pack(site.initial, [(n, s) for n, s in site.contract.schema if n in site.initial], about)
+
+
+def reason(content: RecordDict) -> str:
+    return str(content["refusal"]["reason"]) if "refusal" in content else ""
+
+
+def log_of(root: Path) -> str:
+    log = root / "state/site.log"
+    return log.read_text() if log.exists() else ""
+
+
+@dataclass(frozen=True)
+class Running:
+    """A worker on a tiny site."""
+
+    root: Path
+    keeper: Keeper
+
+    @property
+    def socket(self) -> str:
+        return str(self.root / "state/worker.sock")
+
+    def ask(self, kind: str, settings: Settings, content: RecordDict) -> RecordDict:
+        return ask_worker(self.socket, kind, content, settings.run_config(), 1)
+
+    def answers(self) -> bool:
+        """Whether it answers an ordinary message."""
+        settings = site_settings(self.root)
+        return "about" in self.ask(QUERY, settings, query(settings))
+
+    def state(self) -> int:
+        with grpc.insecure_channel(address_of(self.socket)) as channel:
+            asked = health_pb2.HealthCheckRequest(service=SERVICE)
+            return int(health_pb2_grpc.HealthStub(channel).Check(asked, timeout=10).status)
+
+    def await_work(self, seconds: float = 0.5) -> int:
+        """Wait until the child has worked on its message for some seconds of processor time; return its id."""
+        wait_for(lambda: self.keeper.busy)
+        pid, before = self.keeper.pid, processor_seconds(self.keeper.pid)
+        wait_for(lambda: processor_seconds(pid) > before + seconds)
+        return pid
+
+
+def processor_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """One worker for all the tests that leave it usable."""
+    root = tmp_path_factory.mktemp("site")
+    site_settings(root)
+    with worker(make_private(root / "state"), place_in(root), Limits(seconds=300.0)) as keeper:
+        assert keeper.await_ready(300)
+        yield Running(root, keeper)
+
+
+def test_a_round_through_the_worker_has_the_bits_of_a_round_in_process(running: Running, tmp_path: Path) -> None:
+    settings = site_settings(running.root)
+    alone = replace(place_in(running.root), state=str(tmp_path))
+    for kind, content in ((QUERY, query(settings)), (TRAIN, order(settings))):
+        here = answer(kind, content, settings.run_config(), 1, alone)
+        there = running.ask(kind, settings, content)
+        assert not reason(here)
+        assert {name: dict(record) for name, record in there.items() if name != "matrices"} == {
+            name: dict(record) for name, record in here.items() if name != "matrices"
+        }
+    assert there["matrices"]["packed"].data == here["matrices"]["packed"].data
+    values = there["matrices"]["packed"].numpy()
+    assert np.abs(values).max() > 0  # it trained: B starts at zero
+
+
+def test_a_process_that_asks_the_worker_never_imports_what_is_heavy(running: Running) -> None:
+    settings = site_settings(running.root)
+    about = json.dumps(dict(query(settings).config_records["about"]))
+    code = f"""
+import json, sys, time
+began = time.perf_counter()
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 2, 3
+from clients.app import app
+context = Context(1, 2, {{"worker": {running.socket!r}}}, RecordDict(), json.loads(sys.argv[1]))
+content = RecordDict({{"about": ConfigRecord(json.loads(sys.argv[2]))}})
+reply = app(Message(content, 2, "query"), context)
+heavy = {{"torch", "transformers", "pandas", "datasets", "scipy", "sklearn", "tokenizers"}} & sys.modules.keys()
+print(json.dumps([sorted(heavy), sorted(reply.content["about"]), time.perf_counter() - began]))
+"""
+    command = [sys.executable, "-c", code, json.dumps(settings.run_config()), about]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    heavy, about, seconds = json.loads(done.stdout.splitlines()[-1])
+    assert (heavy, about) == ([], ["contract", "logits-gap", "notes", "site", "versions", "warnings"])
+    print(f"\nthe process of a message took {seconds:.2f} s")
+
+
+def test_a_child_that_hangs_is_killed_at_the_deadline_and_the_next_message_is_answered(running: Running) -> None:
+    assert running.answers()
+    hung = running.keeper.pid
+    settings = site_settings(running.root, round_timeout=1.0)
+    content = query(settings)
+    content["large"] = ArrayRecord({"zeros": Array(np.zeros(1 << 20))})  # more than a socket holds unread
+    os.kill(hung, signal.SIGSTOP)
+    told = reason(running.ask(QUERY, settings, content))
+    assert re.fullmatch(r"the worker of site north did not finish within \S+ s and was restarted; raise --d.*", told)
+    assert running.answers()
+    assert running.keeper.pid not in (0, hung)
+    assert told in log_of(running.root)
+
+
+def test_a_child_that_is_killed_in_training_is_named_and_the_next_message_is_answered(running: Running) -> None:
+    settings = site_settings(running.root, local_steps=ENDLESS)
+    content = order(settings)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(running.ask, TRAIN, settings, content)
+        os.kill(running.await_work(), signal.SIGKILL)
+        told = reason(asked.result(300))
+    assert told == "the worker of site north was killed while it worked; is there memory enough for it?"
+    assert running.answers()
+
+
+def test_when_the_caller_goes_away_its_work_is_abandoned_for_the_next_caller(running: Running) -> None:
+    settings = site_settings(running.root, local_steps=ENDLESS)
+    short = replace(site_settings(running.root), round_timeout=0.5)
+    frame = running.root / "order.bin"
+    frame.write_bytes(order(settings)["matrices"]["packed"].data)
+    code = """
+import json, sys
+from pathlib import Path
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from clients.worker.call import ask_worker
+data, about, config = Path(sys.argv[2]).read_bytes(), json.loads(sys.argv[3]), json.loads(sys.argv[4])
+array = Array("float32", (about.pop("size"),), "numpy.ndarray", data)
+content = RecordDict({"matrices": ArrayRecord({"packed": array}), "about": ConfigRecord(about)})
+print(ask_worker(sys.argv[1], "train", content, config, 1))
+"""
+    about = {**order(settings)["about"], "size": order(settings)["matrices"]["packed"].shape[0]}
+    words = [running.socket, str(frame), json.dumps(about), json.dumps(settings.run_config())]
+    caller = subprocess.Popen([sys.executable, "-c", code, *words], cwd=ROOT)
+    try:
+        worked = running.await_work()
+        told = reason(running.ask(QUERY, short, query(short)))
+        assert told == "the worker of site north is still busy with an earlier message"
+    finally:
+        caller.kill()
+        caller.wait()
+    assert running.answers()
+    assert running.keeper.pid != worked
+    assert "whoever asked is gone" in log_of(running.root)
+
+
+def test_messages_at_the_same_time_are_all_answered_one_after_another(running: Running) -> None:
+    with ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(lambda _: running.answers(), range(6)))
+
+
+def test_health_says_whether_the_child_can_take_a_message(running: Running) -> None:
+    assert running.answers()
+    assert running.state() == SERVING
+    os.kill(running.keeper.pid, signal.SIGKILL)
+    wait_for(lambda: running.state() == NOT_SERVING)
+    wait_for(lambda: running.state() == SERVING)
+    assert running.answers()
+
+
+def test_an_error_that_quotes_the_data_leaves_as_a_code_and_stays_in_the_log(running: Running) -> None:
+    settings = site_settings(running.root, labels="bad,fair")  # the data hold 'good', which the error quotes
+    told = reason(running.ask(QUERY, settings, query(settings)))
+    found = re.fullmatch(r"error ([0-9a-f]{8}) at site north; the log of the site says which", told)
+    assert found
+    kept = log_of(running.root).split(f"error {found[1]}")[1]
+    assert "holds the labels good" in kept
+
+
+def test_what_is_no_frame_is_refused_and_the_worker_goes_on(running: Running) -> None:
+    with grpc.insecure_channel(address_of(running.socket)) as channel, pytest.raises(grpc.RpcError) as raised:
+        channel.unary_unary(f"/{SERVICE}/Answer")(b"no frame at all", timeout=10)
+    assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert running.answers()
+
+
+def test_another_contract_than_the_pinned_one_is_refused_before_any_data_are_read(tmp_path: Path) -> None:
+    settings = site_settings(tmp_path)
+    pinned = place_in(tmp_path, data=str(tmp_path / "not there"), contract="f" * 64)
+    with worker(tmp_path / "state", pinned, Limits(threads=1)) as keeper:
+        site = Running(tmp_path, keeper)
+        told = [reason(site.ask(QUERY, settings, query(settings))), reason(site.ask(TRAIN, settings, order(settings)))]
+        assert all("works under the contract ffff" in each and "not there" not in each for each in told)
+        greedy = replace(settings, threads=2)
+        assert "threads=2, and site north allows 1" in reason(site.ask(QUERY, greedy, RecordDict()))
+        child = keeper.pid
+        assert child
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+
+
+def test_a_child_over_its_memory_is_named_and_started_again(tmp_path: Path) -> None:
+    settings = site_settings(tmp_path)
+    with worker(make_private(tmp_path / "state"), place_in(tmp_path), Limits(gigabytes=0.01)) as keeper:
+        assert keeper.await_ready(300)
+        child = keeper.pid
+        told = reason(Running(tmp_path, keeper).ask(QUERY, settings, query(settings)))
+        assert re.fullmatch(r"the worker of site north holds \S+ GB of memory, more than 0.01 GB, and was .*", told)
+        assert keeper.pid != child
+
+
+def test_the_memory_of_a_process_is_that_of_its_pages() -> None:
+    ballast = np.ones(25_000_000)
+    assert 0.2 < resident_gigabytes(os.getpid()) < 50 and ballast.sum()
+    assert resident_gigabytes(2**22 + 1) == 0.0
+
+
+def test_a_worker_that_is_not_there_is_said_so_in_time(tmp_path: Path) -> None:
+    began = time.monotonic()
+    told = reason(ask_worker(str(tmp_path / "none.sock"), QUERY, RecordDict(), {"round-timeout": 0.3}, 1))
+    assert told == "the worker of the site was not there within 0.3 s; is `python -m clients up` running there?"
+    assert time.monotonic() - began < 5
+
+
+def test_a_worker_is_for_a_site_with_data_of_its_own(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="give its place site and data"), worker(tmp_path, Place()):
+        pass
+
+
+def test_a_socket_that_cannot_be_bound_is_named(tmp_path: Path) -> None:
+    folder = make_private(tmp_path / "state")
+    (folder / "worker.sock").mkdir()
+    with pytest.raises(OSError, match=r"worker\.sock cannot be bound; remove it"), worker(folder, place_in(tmp_path)):
+        pass
+
+
+def test_no_thread_of_a_worker_outlives_it(running: Running) -> None:
+    assert [thread.name for thread in threading.enumerate() if thread.name == "keeper"] == ["keeper"]

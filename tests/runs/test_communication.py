@@ -1,0 +1,159 @@
+"""What would travel, computed from a configuration alone, is what a run measures; known models give known numbers.
+
+The runs of every method are those of test_travel.py.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, LlamaConfig, ViTConfig
+from world import assert_moved, simulate, tiny_settings
+
+from fedasym.runs.communication import PRESETS, config_of, footprint, skeleton
+from fedasym.settings import Settings
+from simulations.__main__ import main
+from simulations.cost.model_bytes import footprints
+
+ROUNDS = 3  # round 1 and, of the longest cycle, one whole turn
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "head", "targets"),
+    [
+        ("bert", "fedsvd", "output", "all-linear"),
+        ("roberta", "rolora", "full", "all-linear"),
+        ("roberta", "fedex", "output", "query,value"),  # and the head's hidden layer, which is new
+        ("distilbert", "lora", "local", "all-linear"),
+        ("bart", "fedex", "full", "q_proj,v_proj"),
+        ("llama", "rolora", "frozen", "q_proj,v_proj"),
+        ("roberta", "lora", "frozen", "all-linear"),  # a head of two layers, of which nothing travels
+        ("llama", "full", "auto", "all-linear"),
+    ],
+)
+def test_every_family_and_head_moves_the_computed_bytes(
+    tiny: Settings, models: dict[str, Path], tmp_path: Path, family: str, method: str, head: str, targets: str
+) -> None:
+    settings = dataclasses.replace(
+        tiny, model=str(models[family]), method=method, head=head, out=str(tmp_path), client_holdout=0.2,
+        num_rounds=ROUNDS, local_steps=1, kind="kaiming", targets=targets,
+    )  # fmt: skip
+    found = footprint(settings.resolved(), config_of(settings.model), 3)
+    assert_moved(simulate(settings), found, settings.num_clients)
+
+
+def test_a_sampled_stack_has_the_factors_of_the_clients_of_a_round(tmp_path: Path) -> None:
+    settings = tiny_settings(tmp_path, method="fedex", clients_per_round=2).resolved()
+    found = footprint(settings, config_of(settings.model), 2)
+    assert found.later[0].down_adapter == 2 * found.later[0].up_adapter
+
+
+def test_roberta_base_has_the_numbers_that_follow_from_its_shapes() -> None:
+    asymmetric, lora = footprints(
+        "roberta-base", ["asymmetric", "lora"], 8, "query,value", "full", "auto", clients=10, labels=2
+    )
+    assert asymmetric.A == asymmetric.B == 12 * 2 * 8 * 768 == 147_456  # 12 layers, q and v, r times 768
+    assert asymmetric.head_values == 768 * 768 + 768 + 2 * 768 + 2 == 592_130  # dense, then two outputs
+    assert asymmetric.parameters == 124_055_040 + 592_130  # the published encoder without its pooler, and the head
+    whole, half = 2 * 147_456 + 592_130, 147_456 + 592_130
+    assert lora.later[0].up == lora.later[0].down == 4 * whole
+    assert asymmetric.later[0].up == asymmetric.later[0].down == 4 * half
+    assert asymmetric.saving(lora) == pytest.approx(1 - half / whole)
+    assert asymmetric.saving_adapter(lora) == 0.5
+
+
+def test_grouped_queries_make_B_smaller_than_A() -> None:
+    config = LlamaConfig(  # TinyLlama-1.1B: 32 heads of 64, of which 4 have keys and values of their own
+        hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32, num_key_value_heads=4
+    )
+    settings = Settings(method="asymmetric", model="-", targets="q_proj,v_proj", head="frozen").resolved()
+    found = footprint(settings, config, 2)
+    assert found.A == 22 * 2 * 8 * 2048
+    assert found.B == 22 * 8 * (2048 + 256)
+    lora = footprint(dataclasses.replace(settings, method="lora"), config, 2)
+    assert found.saving(lora) == pytest.approx(0.64)  # d_in / (d_in + d_out) over q and v: 4096 / 6400
+
+
+@pytest.mark.parametrize(
+    ("model", "parameters"),  # published sizes of the base models, and their heads of two outputs
+    [
+        ("roberta-base", 124_055_040 + 768 * 768 + 768 + 2 * 768 + 2),
+        ("roberta-large", 354_310_144 + 1024 * 1024 + 1024 + 2 * 1024 + 2),
+        ("bart-large", 406_291_456 + 1024 * 1024 + 1024 + 2 * 1024 + 2),
+        ("llama-2-7b", 6_738_415_616 - 32_000 * 4096 + 2 * 4096),  # the language head gives way to `score`
+        ("vit-b16", 85_798_656 + 2 * 768 + 2),
+    ],
+)
+def test_a_preset_has_as_many_parameters_as_the_published_model_and_no_weights(model: str, parameters: int) -> None:
+    settings = Settings(model=model).resolved()
+    bare, _ = skeleton(config_of(model), settings, 2)
+    assert {tensor.device.type for tensor in [*bare.parameters(), *bare.buffers()]} == {"meta"}
+    found = footprint(settings, config_of(model), 2)
+    assert found.parameters == parameters
+    assert found.layers > 0 and found.A > 0
+    full = footprint(Settings(model=model, method="full").resolved(), config_of(model), 2)
+    assert full.rounds[0].up == 4 * parameters
+
+
+def test_all_presets_are_tested() -> None:
+    assert set(PRESETS) == {"roberta-base", "roberta-large", "bart-large", "llama-2-7b", "vit-b16"}
+
+
+def test_counting_asks_nothing_of_the_global_generator() -> None:
+    before = torch.get_rng_state()
+    footprint(Settings(model="roberta-base").resolved(), config_of("roberta-base"), 2)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_folder_with_a_configuration_and_no_weights_is_enough(tmp_path: Path) -> None:
+    ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48).save_pretrained(
+        tmp_path
+    )
+    found = footprint(Settings(model=str(tmp_path)).resolved(), config_of(str(tmp_path)), 5)
+    assert found.output == "classifier" and found.head_values == 5 * 32 + 5
+    assert found.B == 8 * (4 * 32 + 48 + 32)  # q, k, v, o; up and down of the feed-forward part
+
+
+def test_the_packaged_model_needs_no_network() -> None:
+    found = footprint(Settings().resolved(), config_of("demo"), 2)
+    assert found.rounds[0].up == 666_632  # as the demo measures
+
+
+def test_a_model_that_cannot_be_had_is_named_with_what_can() -> None:
+    with pytest.raises(OSError, match=r"'nobody/nothing': no configuration was found .* roberta-base"):
+        config_of("nobody/nothing")
+
+
+def test_a_model_without_a_classifier_and_a_rank_that_no_A_has_are_refused() -> None:
+    whisper = AutoConfig.for_model("wav2vec2")
+    with pytest.raises(ValueError, match="no text classifier for a Wav2Vec2Config"):
+        footprint(Settings(model="-").resolved(), whisper, 2)
+    with pytest.raises(ValueError, match="rank 800 exceeds d_in 768"):
+        footprint(Settings(model="-", rank=800).resolved(), config_of("roberta-base"), 2)
+
+
+def test_the_command_prints_the_same_numbers_as_a_table_and_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = ["bytes", "--model", "roberta-base", "--targets", "query,value", "--head", "full"]
+    assert main([*chosen, "--methods", "lora,asymmetric,fedex,full,local", "--clients", "3", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    rows = {row["method"]: row for row in said["methods"]}
+    assert rows["asymmetric"]["B_bytes"] == 4 * 147_456 and rows["asymmetric"]["head_bytes"] == 4 * 592_130
+    assert rows["fedex"]["rounds"][1]["down"] == 4 * (3 * 2 * 147_456 + 592_130)
+    assert rows["local"]["rounds"][0]["up"] == 0 and rows["full"]["saving_adapter"] is None
+    assert main([*chosen, "--methods", "lora,asymmetric"]) == 0
+    table = capsys.readouterr().out
+    assert "147,456 values" in table and "592,130 values" in table and "16.6 %" in table
+
+
+def test_an_unknown_method_or_head_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bytes", "--methods", "lora,nothing"]) == 1
+    assert "methods nothing are unknown" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["bytes", "--methods", ","])
+    assert "names nothing" in capsys.readouterr().err
+    assert main(["bytes", "--methods", "lora,central"]) == 1
+    assert "central has all data in one place" in capsys.readouterr().out
+    assert main(["bytes", "--head", "none"]) == 1
+    assert "head='none' is not one of" in capsys.readouterr().out

@@ -1,0 +1,192 @@
+"""Killed and resumed equals never killed: same digests, same record, same adapter."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import warm
+from world import simulate, tiny_settings, tiny_values, what_is_left
+
+from fedasym.runs.record import read_rounds
+from server.round.run import FederationError
+
+ROOT = Path(__file__).resolve().parents[2]
+ROUNDS = 3
+
+
+def words(values: dict[str, object], out: Path, engine: str = "local") -> list[str]:
+    return ["run", *(f"--set={key}={value}" for key, value in values.items()), "--out", str(out), "--engine", engine]
+
+
+def command(values: dict[str, object], out: Path, engine: str) -> list[str]:
+    return [sys.executable, "-m", "simulations", *words(values, out, engine)]
+
+
+def kill_one_process_after_round(values: dict[str, object], folder: Path, number: int) -> None:
+    """Start a run in one process and SIGKILL it as soon as a round is in its record."""
+    log = folder.with_suffix(".log")
+    process = warm.start(words(values, folder), log)
+    while len(read_rounds(folder)) < number:
+        assert process.is_alive(), log.read_text()
+        time.sleep(0.002)
+    process.kill()
+    process.join()
+    assert len(read_rounds(folder)) < ROUNDS, "the run was over before it was killed"
+
+
+def kill_family_after_round(arguments: list[str], folder: Path, number: int) -> None:
+    """Start a run and SIGKILL it and all its children as soon as a round is in its record."""
+    process = subprocess.Popen(
+        arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    while len(read_rounds(folder)) < number:
+        if process.poll() is not None:
+            raise AssertionError(process.stdout.read().decode() if process.stdout else "")
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGSTOP)  # nothing goes on while its children are looked for
+    family = descendants(process.pid)
+    for pid in [process.pid, *family]:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.wait()
+    assert len(read_rounds(folder)) < ROUNDS, "the run was over before it was killed"
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes started by a process, directly or not (from /proc)."""
+    parents: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                stat = (entry / "stat").read_text()
+            except OSError:
+                continue
+            parents.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(entry.name))
+    found: list[int] = []
+    for child in parents.get(pid, []):
+        found += [child, *descendants(child)]
+    return found
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("world")
+
+
+@pytest.fixture(scope="module")
+def whole(world: Path) -> Path:
+    """A run with the defaults that was never killed."""
+    return simulate(tiny_settings(world, out=str(world / "whole"), num_rounds=ROUNDS))
+
+
+VARIANTS = {
+    "the defaults": {},
+    "all that has a state": {
+        "method": "lora", "clients-per-round": 2, "server-optimizer": "adam", "server-lr": 0.01,
+        "head": "local", "client-holdout": 0.25,
+    },
+}  # fmt: skip
+REMEMBERING = {
+    "a stack that is folded": {"method": "fedex", "clients-per-round": 3},
+    "one factor a round": {"method": "rolora", "server-optimizer": "momentum"},
+    "a B of each client's own": {"method": "fedsa", "client-holdout": 0.25},
+}
+
+
+@pytest.mark.parametrize("variant", [*VARIANTS, *(pytest.param(v, marks=pytest.mark.slow) for v in REMEMBERING)])
+def test_killed_after_every_round_and_resumed_equals_never_killed(
+    world: Path, whole: Path, tmp_path: Path, variant: str
+) -> None:
+    more = {**VARIANTS, **REMEMBERING}[variant]
+    values = tiny_values(world, num_rounds=ROUNDS, **more)
+    same = simulate(tiny_settings(world, out=str(tmp_path / "whole"), num_rounds=ROUNDS, **more)) if more else whole
+    folder = tmp_path / "killed"
+    for number in range(1, ROUNDS):
+        kill_one_process_after_round(values, folder, number)
+    simulate(tiny_settings(world, out=str(folder), num_rounds=ROUNDS, **more))
+    assert what_is_left(folder) == what_is_left(same)
+
+
+@pytest.mark.slow
+def test_killed_in_flowers_engine_and_resumed_there_equals_never_killed(world: Path, tmp_path: Path) -> None:
+    values = tiny_values(world, num_rounds=ROUNDS, local_steps=30)
+    simulate(tiny_settings(world, out=str(tmp_path / "whole"), num_rounds=ROUNDS, local_steps=30))
+    folder = tmp_path / "killed"
+    for number in range(1, ROUNDS):
+        kill_family_after_round(command(values, folder, "flower"), folder, number)
+    subprocess.run(command(values, folder, "flower"), cwd=ROOT, check=True, capture_output=True)
+    # Flower draws node and run ids at random and writes them with as many bytes as they need.
+    assert what_is_left(folder, "message") == what_is_left(tmp_path / "whole", "message")
+
+
+def test_killed_after_the_last_round_while_the_end_is_written_and_resumed_equals_never_killed(
+    world: Path, whole: Path, tmp_path: Path
+) -> None:
+    folder, values = tmp_path / "killed", tiny_values(world, num_rounds=ROUNDS)
+    for name in ("summary.json", "adapter_model.safetensors"):
+        log = tmp_path / "log"
+        process = warm.start(words(values, folder), log, killed_before=f"{name}.new")
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, log.read_text()
+        assert len(read_rounds(folder)) == ROUNDS and not list(folder.rglob(name))
+    simulate(tiny_settings(world, out=str(folder), num_rounds=ROUNDS))
+    assert what_is_left(folder) == what_is_left(whole)
+
+
+def test_a_finished_run_started_again_changes_nothing(world: Path, whole: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(whole, tmp_path / "run")
+    (folder / "summary.json").unlink()  # what is written anew is seen
+    again = simulate(tiny_settings(world, out=str(folder), num_rounds=ROUNDS))
+    assert what_is_left(again) == what_is_left(whole)
+
+
+def test_a_new_run_does_not_take_over_what_clients_kept_of_an_old_one(world: Path, tmp_path: Path) -> None:
+    more = {"head": "local", "client_holdout": 0.25, "num_rounds": 2}
+    fresh = simulate(tiny_settings(world, out=str(tmp_path / "fresh"), **more))
+    used = simulate(tiny_settings(world, out=str(tmp_path / "used"), **{**more, "seed": 1}))
+    for name in ("checkpoint.safetensors", "rounds.jsonl"):
+        (used / name).unlink()
+    again = simulate(tiny_settings(world, out=str(used), **more))
+    assert what_is_left(again) == what_is_left(fresh)
+
+
+def test_a_stopped_run_continues_with_a_longer_timeout_and_a_smaller_quorum(world: Path, tmp_path: Path) -> None:
+    whole = simulate(tiny_settings(world, out=str(tmp_path / "whole"), num_rounds=2))
+    simulate(tiny_settings(world, out=str(tmp_path / "run"), num_rounds=1, min_valid=4))
+    more = {"num_rounds": 2, "min_valid": 2, "round_timeout": 7200.0}
+    assert what_is_left(simulate(tiny_settings(world, out=str(tmp_path / "run"), **more))) == what_is_left(whole)
+
+
+def test_a_longer_run_continues_a_shorter_one_to_the_same_bits(world: Path, tmp_path: Path) -> None:
+    whole = simulate(tiny_settings(world, out=str(tmp_path / "whole"), num_rounds=4))
+    simulate(tiny_settings(world, out=str(tmp_path / "short"), num_rounds=2))
+    longer = simulate(tiny_settings(world, out=str(tmp_path / "short"), num_rounds=4))
+    assert what_is_left(longer) == what_is_left(whole)
+
+
+@pytest.mark.parametrize(("change", "named"), [({"seed": 1}, "seed: 0 there, 1 here"), ({"lr": 0.1}, "lr: ")])
+def test_a_folder_of_another_run_is_refused_and_the_difference_named(
+    world: Path, tmp_path: Path, change: dict[str, object], named: str
+) -> None:
+    out = str(tmp_path / "run")
+    simulate(tiny_settings(world, out=out, num_rounds=1))
+    with pytest.raises(FederationError, match="holds another run") as raised:
+        simulate(tiny_settings(world, out=out, num_rounds=1, **change))
+    assert named in str(raised.value)
+
+
+def test_a_folder_whose_base_model_changed_is_refused(world: Path, tmp_path: Path) -> None:
+    from world import make_model
+
+    out = str(tmp_path / "run")
+    simulate(tiny_settings(tmp_path, out=out, num_rounds=1))
+    make_model(tmp_path / "model", seed=9)
+    with pytest.raises(FederationError, match="base: '"):
+        simulate(tiny_settings(tmp_path, out=out, num_rounds=2))
