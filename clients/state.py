@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from safetensors.numpy import save as to_safetensors
 
-from fedasym.runs.checkpoint import write_atomic
+from fedasym.files import write_atomic
 
 Float32 = NDArray[np.float32]
 

@@ -1,35 +1,80 @@
-"""What a setting is: a field with a type, a default, choices and a least value; and two sets of them compared."""
+"""What a setting is: a field with a type, a default, choices and a least value; and two sets of them compared.
+
+Each room of the package that has settings declares them as a frozen dataclass of its own (`Checked`), with its checks
+beside it; `fedasym.settings.Settings` inherits from all of them, so a function of a room takes the room's alone.
+"""
 
 import math
 from collections.abc import Mapping
-from dataclasses import Field, field
+from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 Value = bool | int | float | str
 
 
-def knob(default: Value, about: str, *, choices: tuple[str, ...] = (), least: float | None = None) -> Any:
+def setting(default: Value, about: str, *, choices: tuple[str, ...] = (), least: float | None = None) -> Any:
     """Return the field of a setting; ``about`` is what `python -m simulations settings` says of it."""
     return field(default=default, metadata={"about": about, "choices": choices, "least": least})
 
 
-def check(knob: "Field[Any]", value: Any) -> None:
+def check(declared: "Field[Any]", value: Any) -> None:
     """Require a value of the setting's very type, among its choices, finite and not below its least.
 
     Raises:
         ValueError: names setting, value and expectation.
     """
-    key = knob.name.replace("_", "-")
-    if type(value) is not knob.type:
-        wanted = getattr(knob.type, "__name__", knob.type)
+    key = declared.name.replace("_", "-")
+    if type(value) is not declared.type:
+        wanted = getattr(declared.type, "__name__", declared.type)
         raise ValueError(f"setting {key}={value!r} is a {type(value).__name__}; give a {wanted}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"setting {key}={value!r} is not a finite number")
-    choices, least = knob.metadata["choices"], knob.metadata["least"]
+    choices, least = declared.metadata["choices"], declared.metadata["least"]
     if choices and value not in choices:
         raise ValueError(f"setting {key}={value!r} is not one of {', '.join(choices)}")
     if least is not None and not value >= least:
         raise ValueError(f"setting {key}={value!r} is below {least}")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Settings that are checked when they are made: each by itself first, then what a class adds to `_check`."""
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            check(each, getattr(self, each.name))
+        self._check()
+
+    def _check(self) -> None:
+        """Check what spans settings; a subclass calls its bases' first.
+
+        Raises:
+            ValueError: two settings contradict each other; names both, and what to do.
+        """
+
+
+@dataclass(frozen=True)
+class SeedSettings(Checked):
+    """The one setting that several rooms share."""
+
+    seed: int = setting(0, "common seed of A, split, batches and sampling")
+
+
+def names_in(text: str) -> tuple[str, ...]:
+    """Return the names in a setting that lists them by commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def require_named(settings: Checked, *names: str) -> None:
+    """Require that settings which name something are not blank.
+
+    Raises:
+        ValueError: one names nothing.
+    """
+    for name in names:
+        value, default = getattr(settings, name), type(settings).__dataclass_fields__[name].default
+        if not names_in(value):
+            raise ValueError(f"{name.replace('_', '-')}={value!r} names nothing; leave it out for {default!r}")
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -138,9 +138,9 @@ def _settings(options: argparse.Namespace, console: "Console") -> None:
     table = Table(title="settings")
     for name in ("key", "default", "meaning"):
         table.add_column(name)
-    for knob in dataclasses.fields(Settings):
-        choices = f" ({', '.join(knob.metadata['choices'])})" if knob.metadata["choices"] else ""
-        table.add_row(knob.name.replace("_", "-"), repr(knob.default), knob.metadata["about"] + choices)
+    for field in dataclasses.fields(Settings):
+        choices = f" ({', '.join(field.metadata['choices'])})" if field.metadata["choices"] else ""
+        table.add_row(field.name.replace("_", "-"), repr(field.default), field.metadata["about"] + choices)
     console.print(table)
 
 

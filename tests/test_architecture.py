@@ -140,7 +140,7 @@ def test_no_file_has_the_name_of_a_module_of_the_standard_library_and_no_two_fil
     assert not set(names) & sys.stdlib_module_names
     # The apps, the two entries "up" and the one-word ends of a name that their folder completes.
     shared = {name for name in names if names.count(name) > 1}
-    assert shared <= {"app", "up", "base", "session", "settings", "run", "tuning"}
+    assert shared <= {"app", "up", "base", "session", "settings", "run"}
 
 
 def test_every_public_function_and_class_says_what_it_is() -> None:

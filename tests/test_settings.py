@@ -13,7 +13,7 @@ from simulations.__main__ import main
 from simulations.run import read_settings
 
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
-KNOBS = {knob.name.replace("_", "-"): knob for knob in dataclasses.fields(Settings)}
+FIELDS = {field.name.replace("_", "-"): field for field in dataclasses.fields(Settings)}
 WRONG = {bool: (1, "true"), int: (True, 1.0, "1"), float: (True, "1.0"), str: (1, 1.0, False)}
 
 
@@ -26,8 +26,8 @@ def test_the_defaults_are_those_of_the_flower_app_with_the_same_keys_order_value
 
 
 def test_every_setting_says_what_it_is() -> None:
-    assert all(knob.metadata["about"] for knob in KNOBS.values())
-    assert {knob.type for knob in KNOBS.values()} == {bool, int, float, str}
+    assert all(field.metadata["about"] for field in FIELDS.values())
+    assert {field.type for field in FIELDS.values()} == {bool, int, float, str}
 
 
 def test_an_unknown_key_is_refused_with_the_nearest_known_one() -> None:
@@ -39,12 +39,12 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one() -> None:
         from_run_config({"zzzz": 3})
 
 
-@pytest.mark.parametrize("key", KNOBS)
+@pytest.mark.parametrize("key", FIELDS)
 def test_a_value_of_another_type_is_refused_by_name_value_and_type(key) -> None:
-    for value in WRONG[KNOBS[key].type]:
+    for value in WRONG[FIELDS[key].type]:
         with pytest.raises(ValueError) as caught:
             from_run_config({key: value})
-        wanted = f"setting {key}={value!r} is a {type(value).__name__}; give a {KNOBS[key].type.__name__}"
+        wanted = f"setting {key}={value!r} is a {type(value).__name__}; give a {FIELDS[key].type.__name__}"
         assert str(caught.value) == wanted
 
 
@@ -56,9 +56,9 @@ def test_a_whole_number_is_taken_for_a_float_and_becomes_one() -> None:
         Settings(alpha=32)  # only the run config is lenient
 
 
-@pytest.mark.parametrize("key", [key for key, knob in KNOBS.items() if knob.metadata["least"] is not None])
+@pytest.mark.parametrize("key", [key for key, field in FIELDS.items() if field.metadata["least"] is not None])
 def test_a_number_below_its_least_value_is_refused_and_not_a_number_too(key) -> None:
-    least, kind = KNOBS[key].metadata["least"], KNOBS[key].type
+    least, kind = FIELDS[key].metadata["least"], FIELDS[key].type
     with pytest.raises(ValueError, match=f"setting {key}=.* is below {least}"):
         from_run_config({key: kind(least - 1)})
     if kind is float:
@@ -66,9 +66,9 @@ def test_a_number_below_its_least_value_is_refused_and_not_a_number_too(key) -> 
             from_run_config({key: float("nan")})
 
 
-@pytest.mark.parametrize("key", [key for key, knob in KNOBS.items() if knob.metadata["choices"]])
+@pytest.mark.parametrize("key", [key for key, field in FIELDS.items() if field.metadata["choices"]])
 def test_a_choice_is_one_of_those_listed(key) -> None:
-    choices = KNOBS[key].metadata["choices"]
+    choices = FIELDS[key].metadata["choices"]
     for choice in choices:
         more = {"client-holdout": 0.5} if choice in ("local", "fedsa") else {}
         more |= {"num-clients": 1} if choice == "central" else {}
@@ -106,7 +106,7 @@ def test_settings_that_contradict_each_other_are_refused(config, message) -> Non
 def test_a_name_that_is_left_empty_is_refused_with_its_default(key, value) -> None:
     with pytest.raises(ValueError) as caught:
         from_run_config({key: value})
-    assert str(caught.value) == f"{key}={value!r} names nothing; leave it out for {KNOBS[key].default!r}"
+    assert str(caught.value) == f"{key}={value!r} names nothing; leave it out for {FIELDS[key].default!r}"
 
 
 @pytest.mark.parametrize(

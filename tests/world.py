@@ -181,8 +181,8 @@ def watched_run(
 
 
 def _packed(content: RecordDict) -> np.ndarray:
-    records = content.array_records
-    return records["matrices"][records.PACKED].numpy().copy() if "matrices" in records else np.zeros(0, np.float32)
+    arrays = content.array_records
+    return arrays["matrices"][records.PACKED].numpy().copy() if "matrices" in arrays else np.zeros(0, np.float32)
 
 
 def assert_moved(folder: Path, computed: Footprint, asked: int) -> None:

@@ -7,7 +7,7 @@ Element by element in float64, rounded once to float32.
 import numpy as np
 from numpy.typing import NDArray
 
-from fedasym.settings import Settings
+from fedasym.aggregation.settings import ServerOptimizerSettings
 
 Float32 = NDArray[np.float32]
 Matrices = dict[str, Float32]
@@ -16,7 +16,9 @@ _ADAM_BETA_2 = 0.99  # Reddi et al., section 5
 _ADAM_EPSILON = 1e-3
 
 
-def server_step(current: Matrices, mean: Matrices, buffers: Matrices, settings: Settings) -> tuple[Matrices, Matrices]:
+def server_step(
+    current: Matrices, mean: Matrices, buffers: Matrices, settings: ServerOptimizerSettings
+) -> tuple[Matrices, Matrices]:
     """Move from the current matrices towards the mean.
 
     Args:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedasym.data.settings import DataSettings
 from fedasym.data.sources import read_split
 from fedasym.rng import generator
-from fedasym.settings import Settings
 from fedasym.tasks import glue
 from fedasym.tasks.base import Task, task_of
 
@@ -43,7 +43,7 @@ class Examples:
         return Examples(texts, self.labels[indices], self.class_names, groups)
 
 
-def load_examples(settings: Settings) -> tuple[Examples, Examples]:
+def load_examples(settings: DataSettings) -> tuple[Examples, Examples]:
     """Load the training and the held-out examples that the settings name.
 
     With ``validation-cut`` the held-out examples are cut off the training data (by the seed) and the test split is
@@ -86,7 +86,7 @@ def load_examples(settings: Settings) -> tuple[Examples, Examples]:
     return examples, load_held_out(settings, names)
 
 
-def load_held_out(settings: Settings, names: tuple[str, ...]) -> Examples:
+def load_held_out(settings: DataSettings, names: tuple[str, ...]) -> Examples:
     """Load the test split alone, capped by ``test-cap``.
 
     Args:
@@ -102,7 +102,7 @@ def load_held_out(settings: Settings, names: tuple[str, ...]) -> Examples:
     return _examples(held, task, names, task.test_split)
 
 
-def load_own_examples(settings: Settings, folder: Path) -> Examples:
+def load_own_examples(settings: DataSettings, folder: Path) -> Examples:
     """Load the training examples of a site from its own folder, ``TRAIN_SPLIT.parquet``, .csv, .tsv or .jsonl.
 
     The classes are those that the settings name, whether or not the site has examples of each.
@@ -121,7 +121,7 @@ def load_own_examples(settings: Settings, folder: Path) -> Examples:
     return _examples(frame, task, task.label_names, task.train_split)
 
 
-def load_extra_examples(settings: Settings) -> dict[str, Examples]:
+def load_extra_examples(settings: DataSettings) -> dict[str, Examples]:
     """Load the task's further held-out splits (MNLI's mismatched one), capped like the first by ``test-cap``.
 
     Returns:

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedasym.data.examples import Examples
+from fedasym.data.settings import DataSettings
 from fedasym.data.skew import deal, draw_sizes, label_proportions, score_bins
 from fedasym.rng import generator
-from fedasym.settings import Settings
 
 _SIZE_SKEWS = {"linear": "LinearPartitioner", "square": "SquarePartitioner", "exponential": "ExponentialPartitioner"}
 _BINS = {"dirichlet": 5, "pathological": 5, "shard": 5, "mild": 2, "severe": 2}  # of a regression's scores
@@ -59,7 +59,7 @@ class Partition:
         }
 
 
-def partition(examples: Examples, settings: Settings) -> Partition:
+def partition(examples: Examples, settings: DataSettings) -> Partition:
     """Split examples over ``num-clients`` clients as the setting ``split`` says, by the seed.
 
     Raises:
@@ -87,7 +87,7 @@ def partition(examples: Examples, settings: Settings) -> Partition:
     return Partition(tuple(shares), counts, _digest(examples, shares), bins)
 
 
-def _labels(examples: Examples, settings: Settings) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+def _labels(examples: Examples, settings: DataSettings) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Return what a split by label goes by: class ids, or bins of scores and their names, or zeros."""
     bins = _BINS.get(settings.split.partition(":")[0])
     if examples.class_names:
@@ -101,7 +101,7 @@ def _labels(examples: Examples, settings: Settings) -> tuple[NDArray[np.int64], 
 
 
 def _library_shares(
-    examples: Examples, labels: NDArray[np.int64], order: NDArray[np.int64], settings: Settings
+    examples: Examples, labels: NDArray[np.int64], order: NDArray[np.int64], settings: DataSettings
 ) -> list[NDArray[np.int64]]:
     """Let flwr-datasets split the shuffled examples; return each client's sorted places."""
     import datasets
@@ -135,7 +135,7 @@ def _library() -> Any:
         del sys.modules[name]  # whoever imports it has it whole
 
 
-def _partitioner(examples: Examples, settings: Settings) -> Any:
+def _partitioner(examples: Examples, settings: DataSettings) -> Any:
     library = _library()
     name, _, parameter = settings.split.partition(":")
     clients, seed = settings.num_clients, settings.seed % 2**32

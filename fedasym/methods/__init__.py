@@ -13,9 +13,9 @@ from fedasym.methods.ffa import ffa
 from fedasym.methods.flexlora import flexlora
 from fedasym.methods.flora import flora
 from fedasym.methods.full import full
-from fedasym.methods.lora import lora
 from fedasym.methods.references import central, local
 from fedasym.methods.rolora import rolora
+from fedasym.methods.standard_lora import lora
 
 METHODS: dict[str, Method] = {
     method.name: method

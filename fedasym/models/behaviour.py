@@ -17,7 +17,7 @@ from torch import nn
 from fedasym.data.examples import Examples
 from fedasym.data.tokens import collate, tokenize
 from fedasym.models.device import device_of, place
-from fedasym.settings import Settings
+from fedasym.models.settings import ModelSettings
 
 # Of a config.json: who wrote it (names with "_" and these), in which dtype (the setting `dtype` says it), and names of
 # classes (the contract's `labels`). All else may change what the model computes, and is compared.
@@ -102,7 +102,7 @@ def _update(state: Any, columns: Mapping[str, list[list[int]]]) -> None:
                 state.update(f"{key} {len(row)} ".encode() + np.asarray(row, "<i8").tobytes())
 
 
-def initial_logits(model: nn.Module, tokenizer: Any, settings: Settings) -> tuple[float, ...]:
+def initial_logits(model: nn.Module, tokenizer: Any, settings: ModelSettings) -> tuple[float, ...]:
     """Return what a model that is not yet trained says to a fixed input: some rows of words of its own vocabulary.
 
     Tokens, padding and mask are made as in training; nothing of the model changes.

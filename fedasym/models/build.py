@@ -30,7 +30,7 @@ from fedasym.methods import METHODS
 from fedasym.models import device
 from fedasym.models.behaviour import described, digest_tokenizer, initial_logits
 from fedasym.models.pooling import pooled
-from fedasym.settings import Settings
+from fedasym.models.settings import ModelSettings
 
 loading = threading.Lock()  # transformers sets process-wide state (default dtype, generator) while it loads
 _SMALLER = "use a GPU with more memory that is free, dtype='bfloat16' where it is native, or a smaller model"
@@ -108,7 +108,7 @@ def source_of(model: str) -> str:
     return str(folder)
 
 
-def build(settings: Settings, num_labels: int) -> Built:
+def build(settings: ModelSettings, num_labels: int) -> Built:
     """Load the base model onto its device, give it a head and adapters.
 
     Args:
@@ -145,7 +145,7 @@ def build(settings: Settings, num_labels: int) -> Built:
     )
 
 
-def fit(model: nn.Module, settings: Settings, num_labels: int, missing: Collection[str]) -> tuple[list[str], str]:
+def fit(model: nn.Module, settings: ModelSettings, num_labels: int, missing: Collection[str]) -> tuple[list[str], str]:
     """Give a bare model its head policy and its adapters, in place: what the settings say shall train.
 
     Args:
@@ -193,7 +193,7 @@ def fit(model: nn.Module, settings: Settings, num_labels: int, missing: Collecti
     return layers, output
 
 
-def _described(settings: Settings) -> tuple[tuple[str, str], ...]:
+def _described(settings: ModelSettings) -> tuple[tuple[str, str], ...]:
     """Return what the source's own ``config.json`` says, to which no version of transformers adds its defaults."""
     from transformers import PretrainedConfig
 
@@ -201,7 +201,7 @@ def _described(settings: Settings) -> tuple[tuple[str, str], ...]:
     return described(raw)
 
 
-def _load(settings: Settings, num_labels: int, where: torch.device) -> tuple[Any, Any, set[str]]:
+def _load(settings: ModelSettings, num_labels: int, where: torch.device) -> tuple[Any, Any, set[str]]:
     """Load model and tokenizer, the model straight onto a device; return them and what the checkpoint does not hold.
 
     Raises:
@@ -257,7 +257,7 @@ def _load(settings: Settings, num_labels: int, where: torch.device) -> tuple[Any
     return model, tokenizer, missing & model.state_dict().keys()
 
 
-def _require_positions(model: nn.Module, settings: Settings) -> None:
+def _require_positions(model: nn.Module, settings: ModelSettings) -> None:
     """Require a row of every absolute position table for each of ``max-length`` tokens; rotary positions have no table.
 
     RoBERTa's positions start after its padding id, BART's and OPT's after an offset of their own.

@@ -20,17 +20,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from fedasym.models.settings import ModelSettings
 from fedasym.ops.processes import cores
-from fedasym.settings import Settings
 
 _NATIVE_CUDA = (8, 0)  # compute capability from which bfloat16 is native (Ampere)
 _SLOW = 1.5  # times float32's time from which a dtype is called slow
 _PROBE = (512, 384, 1536)  # rows, inner, columns of the product that is timed: 0.6 GFLOP, as in a small encoder
+_Model = TypeVar("_Model", bound=ModelSettings)
 _turns = itertools.count()
 _thread = threading.local()
 
@@ -93,7 +94,7 @@ def choose_dtype(setting: str, device: torch.device) -> str:
     return "bfloat16" if native_bfloat16(device)[0] else "float32"
 
 
-def resolved(settings: Settings, device: torch.device) -> Settings:
+def resolved(settings: _Model, device: torch.device) -> _Model:
     """Return settings with the dtype that suits a device in place of ``auto``."""
     return replace(settings, dtype=choose_dtype(settings.dtype, device))
 

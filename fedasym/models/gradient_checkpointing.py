@@ -8,28 +8,27 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from fedasym.settings import Settings
-
 
 @contextmanager
-def recomputed(model: nn.Module, settings: Settings) -> Iterator[None]:
-    """Let a model's layers keep their inputs alone for the backward pass, if ``gradient-checkpointing`` says so.
+def recomputed(model: nn.Module, name: str) -> Iterator[None]:
+    """Let a model's layers keep their inputs alone for the backward pass.
 
     transformers' own switch works in training mode only, which would turn dropout on. What a layer computes again is
     the same to the bit, since nothing in it is drawn.
 
+    Args:
+        model: from transformers.
+        name: what the error calls it.
+
     Raises:
         ValueError: the model has no layers for it.
     """
-    if not settings.gradient_checkpointing:
-        yield
-        return
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
     if not layers:
         raise ValueError(
-            f"gradient-checkpointing=true: transformers can do it in no layer of model {settings.model!r}; set it to "
+            f"gradient-checkpointing=true: transformers can do it in no layer of model {name!r}; set it to "
             "false, and lower micro-batch to save memory"
         )
     config: Any = model.config

@@ -12,7 +12,7 @@ from fedasym.reports.html_page import document, figures_html
 from fedasym.settings import RESOLVED, Settings, judged_at_clients
 
 _REJECTIONS = 50  # listed on the page; all are in rounds.jsonl
-ABOUT = {knob.name.replace("_", "-"): str(knob.metadata["about"]) for knob in dataclasses.fields(Settings)}
+ABOUT = {field.name.replace("_", "-"): str(field.metadata["about"]) for field in dataclasses.fields(Settings)}
 
 
 def run_command(settings: Mapping[str, Any]) -> str:

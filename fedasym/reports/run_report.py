@@ -8,10 +8,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from fedasym.files import write_atomic
 from fedasym.reports.comparison import Run, read_runs
 from fedasym.reports.plots import Line, draw_clients, draw_lines
 from fedasym.reports.run_page import render_page
-from fedasym.runs.checkpoint import write_atomic
 
 
 def write_report(folders: Sequence[Path], out: Path) -> None:

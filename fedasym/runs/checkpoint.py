@@ -5,7 +5,6 @@ A killed run that is started again continues from here and ends with the same bi
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ import numpy as np
 import safetensors
 from numpy.typing import NDArray
 from safetensors.numpy import save as to_safetensors
+
+from fedasym.files import write_atomic
 
 Float32 = NDArray[np.float32]
 
@@ -45,21 +46,6 @@ class State:
     settings: dict[str, Any]
     stack: dict[str, Float32] = field(default_factory=dict)
     weights: tuple[int, ...] = ()
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a crash leaves the old content or the new, never a part."""
-    temporary = path.with_name(path.name + ".new")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def save(folder: Path, state: State) -> None:

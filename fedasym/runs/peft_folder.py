@@ -13,7 +13,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from fedasym.adapters import lora
-from fedasym.runs.checkpoint import write_atomic
+from fedasym.files import write_atomic
 from fedasym.adapters.layers import AdaptedLinear, TrainedLinear
 from fedasym.methods import METHODS
 from fedasym.models.build import Built

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedasym import __version__
-from fedasym.runs.checkpoint import write_atomic
+from fedasym.files import write_atomic
 from fedasym.settings import Settings
 
 NODES = "nodes.json"  # what the nodes of a run said of themselves

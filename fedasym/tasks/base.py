@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from fedasym.settings import Settings
 from fedasym.tasks import glue
+from fedasym.tasks.settings import TaskSettings
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Task:
         }
 
 
-def task_of(settings: Settings) -> Task:
+def task_of(settings: TaskSettings) -> Task:
     """Return the task that the settings name.
 
     ``reviews`` is the demo's (sentence, negative or positive). ``classification`` and ``regression`` take data, splits

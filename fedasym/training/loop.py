@@ -6,6 +6,7 @@ come from a generator that is an argument.
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +21,9 @@ from fedasym.methods import METHODS
 from fedasym.models.device import autocast, batch_to_evaluate, device_of, memory_named, place
 from fedasym.models.gradient_checkpointing import recomputed
 from fedasym.ops.progress import Tell, to_nobody
-from fedasym.settings import Settings
 from fedasym.tasks.base import Task
 from fedasym.tasks.metrics import score
+from fedasym.training.settings import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def train_steps(
     tokens: Tokens,
     batches: Sequence[NDArray[np.int64]],
     task: Task,
-    settings: Settings,
+    settings: TrainingSettings,
     tell: Tell = to_nobody,
 ) -> Trained:
     """Train the given parameters, and only those, one optimizer step a batch.
@@ -100,7 +101,8 @@ def train_steps(
     optimizer = _optimizer(parameters, (f"{model.base_model_prefix}.",) if whole else (), settings)
     total, examples = 0.0, 0
     size = settings.micro_batch or settings.batch_size
-    with memory_named(f"local training on {where}", _less(settings)), recomputed(model, settings):
+    recompute = recomputed(model, settings.model) if settings.gradient_checkpointing else nullcontext()
+    with memory_named(f"local training on {where}", _less(settings)), recompute:
         for step, batch in enumerate(batches, start=1):
             optimizer.zero_grad(set_to_none=True)
             mean = 0.0
@@ -133,7 +135,7 @@ def _on(where: torch.device, batch: tuple[dict[str, Tensor], Tensor]) -> tuple[d
     return {name: placed[name] for name in inputs}, placed["labels"]
 
 
-def _less(settings: Settings) -> str:
+def _less(settings: TrainingSettings) -> str:
     """Say what takes less memory, with the present values."""
     size = settings.micro_batch or settings.batch_size
     steps = [f"micro-batch={max(size // 2, 1)} (now {size} examples at a time)"] if size > 1 else []
@@ -141,7 +143,9 @@ def _less(settings: Settings) -> str:
     return f"set {', '.join([*steps, f'a smaller max-length (now {settings.max_length})'])}, or fewer clients at a time"
 
 
-def _optimizer(parameters: Mapping[str, Tensor], base: tuple[str, ...], settings: Settings) -> torch.optim.Optimizer:
+def _optimizer(
+    parameters: Mapping[str, Tensor], base: tuple[str, ...], settings: TrainingSettings
+) -> torch.optim.Optimizer:
     inner = {name: p for name, p in parameters.items() if name.endswith((".A", ".B")) or name.startswith(base)}
     head = [p for name, p in parameters.items() if name not in inner]
     groups = [{"params": [*inner.values()], "lr": settings.lr}, {"params": head, "lr": settings.head_lr}]

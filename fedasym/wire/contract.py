@@ -34,7 +34,7 @@ class Contract:
             when is the method's.
         task, labels: what is learned, and the class names by id.
         data: digest of the split training data; `SITES` where nobody knows all of them.
-        local: the knobs of local training.
+        local: the settings of local training.
 
     Versions of libraries are no part of it: parties are compared by what they do.
     """

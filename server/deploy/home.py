@@ -22,7 +22,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from fedasym.runs.checkpoint import write_atomic
+from fedasym.files import write_atomic
 from server.deploy import keys
 
 CONNECTION = "federation"

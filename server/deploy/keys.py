@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from fedasym.runs.checkpoint import write_atomic
+from fedasym.files import write_atomic
 
 AUTHORITY_LIFETIME = timedelta(days=3652)
 SERVER_LIFETIME = timedelta(days=397)  # the most that common TLS clients accept of a server

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, replace
 
-from fedasym.aggregation.exactness import mismatch_of_round
 from fedasym.aggregation.server_optimizer import server_step
 from fedasym.methods import METHODS
 from fedasym.methods.base import Matrices, pick, select
+from fedasym.methods.round_exactness import mismatch_of_round
 from fedasym.runs.checkpoint import State
 from fedasym.settings import Settings
 from fedasym.wire import records

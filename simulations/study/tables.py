@@ -6,11 +6,11 @@ A block stands between ``<!-- table: FILE -->`` and ``<!-- end -->``; FILE is a 
 import re
 from pathlib import Path
 
+from fedasym.files import write_atomic
 from fedasym.reports.study.figures import figures
 from fedasym.reports.study.result_lines import in_order
 from fedasym.reports.study.study_page import comparison_markdown
 from fedasym.reports.study.tuning_table import tuning_markdown
-from fedasym.runs.checkpoint import write_atomic
 from simulations.study.results import RESULTS, markdown_table, read_lines
 from simulations.study.tuning import grid_points
 

@@ -5,8 +5,9 @@ import pytest
 
 from fedasym.adapters.projection import frozen_A
 from fedasym.aggregation.exact import ExactMean
-from fedasym.aggregation.exactness import mismatch_common_A, mismatch_of_round
+from fedasym.aggregation.exactness import mismatch_common_A
 from fedasym.methods import METHODS
+from fedasym.methods.round_exactness import mismatch_of_round
 
 SHAPES = {"one": (9, 3, 14), "two": (20, 3, 6), "three": (5, 3, 3)}  # d_out, r, d_in
 WEIGHTS = (7, 1, 30, 12)

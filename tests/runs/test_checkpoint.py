@@ -11,7 +11,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from fedasym.runs import record
-from fedasym.runs.checkpoint import FILE, State, load, save, write_atomic
+from fedasym.files import write_atomic
+from fedasym.runs.checkpoint import FILE, State, load, save
 
 SAVES_FOR_EVER = """
 import sys, itertools, numpy as np

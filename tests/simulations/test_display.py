@@ -8,7 +8,7 @@ from kits import wait_for
 from rich.console import Console
 from world import simulate, tiny_settings
 
-from fedasym.runs.checkpoint import write_atomic
+from fedasym.files import write_atomic
 from simulations.cli.display import Follower
 
 ROUNDS = 3

@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from fedasym.files import write_atomic
 from fedasym.reports.html_page import document, figures_html
 from fedasym.reports.run_page import command_with
 from fedasym.reports.study import result_lines
@@ -20,7 +21,6 @@ from fedasym.reports.study.shared_settings import settings_sheets, versions_shee
 from fedasym.reports.study.summary import conclusion, gaps
 from fedasym.reports.study.table import Sheet, to_html, to_markdown
 from fedasym.reports.study.tuning_table import tuning_sheet
-from fedasym.runs.checkpoint import write_atomic
 from fedasym.settings import Settings
 
 _WIDE = ("metric-by", "train-loss", "mismatch", "clients-metric")
@@ -127,7 +127,7 @@ def _title(lines: Sequence[Line]) -> str:
 
 def _commands(lines: Sequence[Line]) -> str:
     """Return one command a federated method; settings are resolved, so they are named where no default says them."""
-    defaults = {knob.name.replace("_", "-"): knob.default for knob in dataclasses.fields(Settings)}
+    defaults = {field.name.replace("_", "-"): field.default for field in dataclasses.fields(Settings)}
     found = []
     for method, label in result_lines.labels(lines).items():
         line = next(x for x in lines if x["method"] == method)

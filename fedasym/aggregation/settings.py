@@ -1,0 +1,23 @@
+"""The settings of the server's optimizer."""
+
+from dataclasses import dataclass
+
+from fedasym.fields import Checked, setting
+
+
+@dataclass(frozen=True)
+class ServerOptimizerSettings(Checked):
+    """What the server does with the mean change."""
+
+    server_optimizer: str = setting("none", "on the mean change", choices=("none", "momentum", "adam"))
+    server_lr: float = setting(1.0, "its rate", least=0.0)
+    server_momentum: float = setting(0.9, "its momentum (Adam: beta 1)", least=0.0)
+
+    def _check(self) -> None:
+        super()._check()
+        if self.server_momentum >= 1.0:
+            raise ValueError(f"server-momentum={self.server_momentum} does not decay; use less than 1")
+        if self.server_optimizer != "none" and self.server_lr == 0.0:
+            raise ValueError("server-lr=0.0 never moves the global matrices; use a positive rate")
+        if self.server_optimizer == "none" and (self.server_lr, self.server_momentum) != (1.0, 0.9):
+            raise ValueError("server-lr and server-momentum do nothing with server-optimizer='none'; choose one")

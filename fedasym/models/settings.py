@@ -1,0 +1,46 @@
+"""The settings of the model: which, what of its head trains, and where and how it computes."""
+
+import re
+from dataclasses import dataclass
+
+from fedasym.adapters.settings import AdapterSettings
+from fedasym.fields import require_named, setting
+from fedasym.methods import METHODS
+from fedasym.methods.settings import MethodSettings
+
+DEVICES = "auto, cpu, cuda, cuda:N or mps"
+
+
+@dataclass(frozen=True)
+class ModelSettings(AdapterSettings, MethodSettings):
+    """Base model, head, device, precision, and the adapters on it."""
+
+    model: str = setting("demo", "'demo' (packaged MiniLM), a hub id, or a local folder")
+    revision: str = setting("main", "revision of a model on the hub")
+    pooling: str = setting(
+        "auto",
+        "the model's own head, the masked mean, or for sentence pairs two masked means",
+        choices=("auto", "model", "mean", "pair"),
+    )
+    head: str = setting(
+        "auto", "what of the head trains; auto: the method's", choices=("auto", "output", "frozen", "full", "local")
+    )
+    device: str = setting("auto", f"where a node computes: {DEVICES}; auto: the GPU that is visible, else the CPU")
+    dtype: str = setting(
+        "auto",
+        "dtype of the frozen weights; auto: bfloat16 where the server's device has it natively, else float32",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    attention: str = setting(
+        "auto", "attention; auto: sdpa where the model has it and it is fast", choices=("auto", "sdpa", "eager")
+    )
+    deterministic: bool = setting(True, "on a GPU: the same bits in every run; false: whatever is fastest")
+    max_length: int = setting(64, "tokens of an example; longer ones are cut", least=1)
+
+    def _check(self) -> None:
+        super()._check()
+        require_named(self, "model")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?|mps", self.device):
+            raise ValueError(f"setting device={self.device!r} is not one of {DEVICES}")
+        if METHODS[self.method].factors == "W" and self.head not in ("auto", "full"):
+            raise ValueError(f"head={self.head!r}: full fine-tuning trains the whole head; leave head at 'auto'")

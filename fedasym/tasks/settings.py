@@ -1,0 +1,51 @@
+"""The settings of what is learned: where its examples are, and their columns."""
+
+from dataclasses import dataclass
+
+from fedasym.fields import Checked, names_in, require_named, setting
+from fedasym.tasks import glue
+
+
+@dataclass(frozen=True)
+class TaskSettings(Checked):
+    """Task, source, splits and columns."""
+
+    task: str = setting("reviews", "what is learned", choices=("reviews", "classification", "regression", *glue.TASKS))
+    data: str = setting("demo", "'demo', a dataset's hub id, a local folder, or with sites 'none'")
+    data_config: str = setting("", "the hub dataset's configuration, or a subfolder of the local folder")
+    glue_dir: str = setting("", f"folder of the GLUE tasks; empty: that of {glue.VARIABLE}, else the hub")
+    train_split: str = setting("train", "name of the training split or file")
+    test_split: str = setting("test", "name of the held-out split or file")
+    text_columns: str = setting("text", "text column, or two joined by a comma for sentence pairs")
+    label_column: str = setting("label", "label column")
+    labels: str = setting("", "the classes in the order of their ids, by commas, as in the label column; empty: found")
+
+    def _check(self) -> None:
+        super()._check()
+        require_named(self, "text_columns", "label_column", "data")
+        if self.label_column in self.text_column_names:
+            raise ValueError(
+                f"text-columns={self.text_columns!r} holds label-column={self.label_column!r}: the label would be read "
+                "as text; set one of them to another column"
+            )
+        if self.task not in glue.TASKS:
+            if self.glue_dir:
+                raise ValueError(f"glue-dir={self.glue_dir!r} does nothing with task={self.task!r}; leave it empty")
+            return
+        for name in glue.DECIDED:
+            value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
+            if value != default:
+                raise ValueError(
+                    f"{name.replace('_', '-')}={value!r} contradicts task={self.task!r}, which has its own data, "
+                    f"splits and columns; leave it at {default!r}, or set task to classification or regression"
+                )
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The classes in ``labels``, by id."""
+        return names_in(self.labels)
+
+    @property
+    def text_column_names(self) -> tuple[str, ...]:
+        """The text columns, one or two."""
+        return names_in(self.text_columns)
