@@ -1,8 +1,8 @@
 """What a federation would send, from a model's configuration alone: no weights, no data, no run.
 
 The model is built on torch's meta device and given head and adapters by the code that builds the real one
-(`fedasym.models.build.fit`); what travels in a round is the method's own answer (`Method.up`, `Method.sent_schema`). So the
-bytes are those that a run records as payload, float32 values at 4 bytes each, as long as every client takes part in
+(`fedasym.models.build.fit`); what travels in a round is the method's own answer (`Method.up`, `Method.sent_schema`). So
+the bytes are those that a run records as payload, float32 values at 4 bytes each, as long as every client takes part in
 every round and every reply counts.
 """
 

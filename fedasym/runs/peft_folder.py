@@ -13,8 +13,8 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from fedasym.adapters import lora
-from fedasym.files import write_atomic
 from fedasym.adapters.layers import AdaptedLinear, TrainedLinear
+from fedasym.files import write_atomic
 from fedasym.methods import METHODS
 from fedasym.models.build import Built
 from fedasym.models.pooling import MeanPooledClassifier

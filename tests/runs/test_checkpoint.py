@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from fedasym.runs import record
 from fedasym.files import write_atomic
+from fedasym.runs import record
 from fedasym.runs.checkpoint import FILE, State, load, save
 
 SAVES_FOR_EVER = """
