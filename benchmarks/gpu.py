@@ -41,7 +41,7 @@ from simulations.run import read_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 # Of tests/adapters/test_projection.py, orthonormal.
-GOLDEN = "74ee459e367887ccd72a9a5364fb4d4a3cc66c333952721c2c2dcff1641c7a32"
+GOLDEN = "6decda52d6efccbe54a2cac2874df5d9e2f7d7145d41235b03c74dc2e1a2b38a"
 LEAST_ACCURACY = 0.76  # tests/simulations/test_demo.py
 LENGTH = 32  # tokens of a timed batch of 16
 

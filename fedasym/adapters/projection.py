@@ -1,10 +1,12 @@
 """A from a seed: the frozen projection of every adapted layer, the same bits on every machine.
 
-Law: A is a pure function of (seed, layer name, kind, r, d_in). Integers come from NumPy's Philox
-raw stream (Salmon et al. 2011), whose bits NumPy promises; after that only IEEE-754 ``+ - * / sqrt``
-on float64 arrays, element by element in the order written here. No BLAS, no LAPACK, no library
-reduction and no library transcendental lies between the seed and A, so neither the thread count, the CPU's
-vector width nor a library version can move a bit. float32 is reached by one rounding at the end.
+Law: A is a pure function of (seed, layer name, kind, d_in) and a row's number: the A of a smaller rank is the first
+rows of the A of a larger one, so clients of different ranks share what they have in common. (``gaussian`` rows are
+divided by the rank of their A; ``block`` deals the columns to r rows, so there each rank is a draw of its own.)
+Integers come from NumPy's Philox raw stream (Salmon et al. 2011), whose bits NumPy promises; after that only IEEE-754
+``+ - * / sqrt`` on float64 arrays, element by element in the order written here. No BLAS, no LAPACK, no library
+reduction and no library transcendental lies between the seed and A, so neither the thread count, the CPU's vector width
+nor a library version can move a bit. float32 is reached by one rounding at the end.
 
 How close orthonormal rows are to the first rows of a random rotation: uniforms of 52 bits (2^-53 off in distribution)
 and a normal quantile right to a relative 3e-15 give independent normals whose distribution function is within 1e-15
@@ -25,6 +27,9 @@ from numpy.typing import NDArray
 from fedasym.rng import stream_key
 
 KINDS = ("orthonormal", "kaiming", "gaussian", "block")
+# How A is keyed, which the contract states: 2 since the key of a stream holds no rank; in 1 every rank was a draw of
+# its own.
+STREAM = 2
 
 Float64 = NDArray[np.float64]
 Float32 = NDArray[np.float32]
@@ -62,7 +67,7 @@ def frozen_A(seed: int, layer: str, rank: int, d_in: int, kind: str = "orthonorm
     (2, 4)
     """
     check_drawable(layer, rank, d_in, kind)
-    raw = np.random.Philox(key=stream_key(seed, "A", layer, kind, rank, d_in))
+    raw = np.random.Philox(key=_key(seed, layer, kind, rank, d_in))
     if kind == "block":
         return _signed_permuted_block(raw, rank, d_in)
     bits = raw.random_raw(rank * d_in).reshape(rank, d_in)
@@ -71,6 +76,12 @@ def frozen_A(seed: int, layer: str, rank: int, d_in: int, kind: str = "orthonorm
     if kind == "gaussian":
         return (_normal(bits) / rank).astype(np.float32)
     return ((2.0 * _uniform(bits) - 1.0) / math.sqrt(d_in)).astype(np.float32)
+
+
+def _key(seed: int, layer: str, kind: str, rank: int, d_in: int) -> int:
+    """Return the key of an A's stream; see `STREAM`."""
+    sizes = (rank, d_in) if kind == "block" else (d_in,)
+    return stream_key(seed, "A", layer, kind, *sizes)
 
 
 def check_drawable(layer: str, rank: int, d_in: int, kind: str) -> None:

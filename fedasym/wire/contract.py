@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fedasym.adapters import lora
+from fedasym.adapters.projection import STREAM
 from fedasym.fields import difference
 from fedasym.methods import METHODS
 from fedasym.methods.base import Frame, layers_of
@@ -35,6 +36,7 @@ class Contract:
         task, labels: what is learned, and the class names by id.
         data: digest of the split training data; `SITES` where nobody knows all of them.
         local: the settings of local training.
+        A_stream: how A is keyed, `projection.STREAM`.
 
     Versions of libraries are no part of it: parties are compared by what they do.
     """
@@ -56,6 +58,7 @@ class Contract:
     labels: tuple[str, ...]
     data: str
     local: str
+    A_stream: int = STREAM
 
     @property
     def hash(self) -> str:
@@ -76,6 +79,11 @@ class Contract:
         if stated == self.to_json():
             return ""
         theirs, ours = json.loads(stated), json.loads(self.to_json())
+        if isinstance(theirs, dict) and (stream := theirs.get("A_stream", 1)) != self.A_stream:
+            return (
+                f"equal seeds give another A ({sides}): A_stream: {stream!r} there, {self.A_stream} here; use one "
+                "version of fedasym, and start anew what another version began"
+            )
         if strange := _strange(theirs, ours):
             return f"the contract is of another version of fedasym ({sides}): {strange}; use one version"
         lines = difference(_flat(theirs), _flat(ours))

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy._core import _multiarray_umath as numpy_build
 from scipy.special import ndtri
 from scipy.stats import beta, kstest, norm
@@ -23,12 +25,19 @@ LAYER = "encoder.layer.0.attention.self.query"
 # What PROGRAM prints, made by this very module on x86-64 with NumPy 2.4, the same under every switch below.
 # It holds the bits still between releases; `test_a_scalar_rederivation_gives_the_same_bits`: they are right.
 GOLDEN = """
-orthonormal 74ee459e367887ccd72a9a5364fb4d4a3cc66c333952721c2c2dcff1641c7a32
-kaiming 74330ef4a0b15eac146198f35711e58d970e3090326fea65a1e05503a80c68a6
-gaussian 0045d1acbccfbdb4900e6872fc2f370d8dee31aa2378a073833faffaf7a6089a
+orthonormal 6decda52d6efccbe54a2cac2874df5d9e2f7d7145d41235b03c74dc2e1a2b38a
+kaiming 3aee2584d8068fd96f885c796087cfb267f16a94d9129aa262f3fad5e4e6610d
+gaussian f5797daefe5e2dc3160296747b2905272bf2afa1d459b8f83ad66d7a93d0fb3c
 block 0d15eaf8f52aec7dc0ba0f614e703255fda0db695f39c5806899f03c9187bfff
 normal 6c0e0df93ac479803114af14143aaf66dc9d1e6ed605754f67766d0a1557d57a
 """
+# The same of stream 1, whose key held the rank; every result that was committed before the change was drawn from it.
+GOLDEN_WITH_THE_RANK_IN_THE_KEY = {
+    "orthonormal": "74ee459e367887ccd72a9a5364fb4d4a3cc66c333952721c2c2dcff1641c7a32",
+    "kaiming": "74330ef4a0b15eac146198f35711e58d970e3090326fea65a1e05503a80c68a6",
+    "gaussian": "0045d1acbccfbdb4900e6872fc2f370d8dee31aa2378a073833faffaf7a6089a",
+    "block": "0d15eaf8f52aec7dc0ba0f614e703255fda0db695f39c5806899f03c9187bfff",
+}
 FEATURES = [name for name in numpy_build.__cpu_dispatch__ if numpy_build.__cpu_features__[name]]
 SWITCHES = [
     "OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 OPENBLAS_CORETYPE=Haswell PYTHONHASHSEED=0",
@@ -76,7 +85,7 @@ def normal(raw) -> float:
 
 
 def slow_A(seed, layer, rank, d_in, kind) -> bytes:
-    philox = np.random.Philox(key=stream_key(seed, "A", layer, kind, rank, d_in))
+    philox = np.random.Philox(key=stream_key(seed, "A", layer, kind, *([rank] if kind == "block" else []), d_in))
     raw = [philox.random_raw(d_in).tolist() for _ in range(max(rank, 2))]
     if kind == "kaiming":
         rows = [[(2.0 * uniform(bits) - 1.0) / math.sqrt(d_in) for bits in row] for row in raw[:rank]]
@@ -116,10 +125,34 @@ def test_threads_vector_width_blas_hash_seed_and_order_of_layers_move_no_bit() -
         assert not any(feature in switch for feature in features.split())
 
 
-def test_each_of_seed_layer_rank_width_and_kind_gives_another_A() -> None:
-    calls = [(0, "a", 4, 8), (1, "a", 4, 8), (0, "b", 4, 8), (0, "a", 3, 8), (0, "a", 4, 9)]
+def test_nothing_but_the_key_of_the_stream_has_changed_since_the_key_held_the_rank(monkeypatch) -> None:
+    monkeypatch.setattr(
+        projection, "_key", lambda seed, layer, kind, rank, d_in: stream_key(seed, "A", layer, kind, rank, d_in)
+    )
+    for kind, digest in GOLDEN_WITH_THE_RANK_IN_THE_KEY.items():
+        drawn = {d: frozen_A(2024, f"layer.{d}", 7, int(d), kind) for d in ("301", "1024")}
+        assert fingerprint(drawn, kind) == digest
+
+
+@given(
+    kind=st.sampled_from(["orthonormal", "kaiming", "gaussian"]),
+    ranks=st.tuples(st.integers(1, 24), st.integers(1, 24)).map(sorted),
+    width=st.integers(24, 60),
+    seed=st.integers(-(2**70), 2**70),
+)
+def test_the_A_of_a_smaller_rank_is_the_first_rows_of_the_A_of_a_larger_one(kind, ranks, width, seed) -> None:
+    small, large = (frozen_A(seed, LAYER, rank, width, kind) for rank in ranks)
+    if kind == "gaussian":  # its rows are divided by the rank: equal up to float32's rounding of two quotients
+        np.testing.assert_allclose(small * ranks[0], large[: ranks[0]] * ranks[1], rtol=2**-22)
+    else:
+        assert small.tobytes() == large[: ranks[0]].tobytes()
+
+
+def test_each_of_seed_layer_width_and_kind_gives_another_A_and_for_block_the_rank_too() -> None:
+    calls = [(0, "a", 4, 8), (1, "a", 4, 8), (0, "b", 4, 8), (0, "a", 4, 9)]
     corners = {frozen_A(*call, kind)[:3, :8].tobytes() for call in calls for kind in KINDS}
-    assert len(corners) == 5 * len(KINDS)
+    assert len(corners) == 4 * len(KINDS)
+    assert not np.array_equal(frozen_A(0, "a", 3, 8, "block"), frozen_A(0, "a", 4, 8, "block")[:3])
 
 
 @pytest.mark.parametrize(("rank", "d_in"), [(1, 1), (8, 1024), (7, 33), (64, 64)])
@@ -143,7 +176,7 @@ def test_orthonormal_rows_follow_the_law_of_a_random_rotation() -> None:
 
 def test_float32_is_reached_by_one_rounding_and_the_normals_are_within_1e_15_of_their_law() -> None:
     rank, d = 16, 64
-    bits = np.random.Philox(key=stream_key(4, "A", LAYER, "orthonormal", rank, d)).random_raw(rank * d)
+    bits = np.random.Philox(key=stream_key(4, "A", LAYER, "orthonormal", d)).random_raw(rank * d)
     rows = projection._orthonormal_rows(projection._normal(bits.reshape(rank, d)))
     # Half the distance of two float32 below 1.
     assert 2**-30 < np.abs(frozen_A(4, LAYER, rank, d) - rows).max() <= 2**-25

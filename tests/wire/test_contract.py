@@ -84,6 +84,14 @@ def test_a_contract_of_another_version_of_fedasym_is_refused_in_words(base) -> N
     assert "it is a list; use one version" in base.refusal("[]")
 
 
+def test_a_contract_of_the_time_when_the_rank_was_in_the_key_of_A_is_refused_with_that_reason(base) -> None:
+    before = {key: value for key, value in json.loads(base.to_json()).items() if key != "A_stream"}
+    assert base.refusal(json.dumps(before)) == (
+        "equal seeds give another A (server there, client here): A_stream: 1 there, 2 here; use one version of "
+        "fedasym, and start anew what another version began"
+    )
+
+
 def test_no_version_of_a_library_is_in_the_contract(base) -> None:
     for name in ("torch", "transformers", "tokenizers", "numpy", "flwr"):
         assert metadata.version(name) not in base.to_json(), name
