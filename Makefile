@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "setting up .venv (once; torch and ray are large)"
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv \
 		|| { echo "set-up failed: '$(PYTHON) -m venv' did not work, see above. On Debian: apt-get install python3-venv"; exit 1; }
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[demo,dev]' \
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[all,demo,dev]' \
 		|| { echo "set-up failed: see pip's message above"; exit 1; }
 	@# On all cores, where pip takes one; others' tests and the models that nothing here imports are left out.
 	@$(BIN)/python -m compileall -q -j 0 -x '/tests/|transformers/models/(?!auto/|bert/)' .venv/lib >/dev/null || true

@@ -13,10 +13,16 @@ from pathlib import Path
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; return the process's exit code."""
     told = _parser().parse_args(arguments)
-    from clients.deploy.plan import Options, in_words, plan_of
-    from clients.deploy.up import SiteError, up
-    from clients.worker.child_supervisor import Limits
-    from fedasym.ops.processes import free_port
+    from fedasym.ops import extras
+
+    try:
+        from clients.deploy.plan import Options, in_words, plan_of
+        from clients.deploy.up import SiteError, up
+        from clients.worker.child_supervisor import Limits
+        from fedasym.ops.processes import free_port
+    except ModuleNotFoundError as error:
+        print(extras.in_words(error), file=sys.stderr)
+        return 1
 
     if told.superlink and not told.insecure:
         print("--superlink goes with --insecure; with a kit's keys the server is the kit's", file=sys.stderr)

@@ -6,7 +6,7 @@ A run folder that holds a checkpoint of the same contract and settings is contin
 import logging
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +23,8 @@ with uncollected():  # PyTorch is among them
     from fedasym.methods import METHODS
     from fedasym.methods.base import Matrices, pick
     from fedasym.models import device
+    from fedasym.ops import extras
     from fedasym.ops.processes import cores, held_alone
-    from fedasym.reports.run_report import write_report
     from fedasym.runs import checkpoint, record
     from fedasym.runs.peft_folder import write_adapter
     from fedasym.settings import Settings, from_run_config, judged_at_clients
@@ -86,7 +86,17 @@ def federate(grid: Grid, settings: Settings, folder: Path, reporter: Reporter) -
     if settings.head == "local" or METHODS[settings.method].personal:
         log.info("what is in adapter/ of private matrices is as first drawn: the trained ones stay with their clients")
     write_report([folder], folder / "report.html")
-    log.info("report %s", folder / "report.html")
+
+
+def write_report(folders: Sequence[Path], out: Path) -> None:
+    """Write the run's page; where its libraries are not installed, say so: the run is whole without it."""
+    try:
+        from fedasym.reports import run_report
+    except ModuleNotFoundError as error:
+        log.info("no report: %s", extras.in_words(error))
+        return
+    run_report.write_report(folders, out)
+    log.info("report %s", out)
 
 
 def train(grid: Grid, settings: Settings, folder: Path, reporter: Reporter) -> tuple[Bench, checkpoint.State]:

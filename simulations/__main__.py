@@ -49,8 +49,11 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if not _is_ours(error):
             raise
+        from fedasym.ops.extras import in_words
+
         console.print(f"[bold red]failed:[/bold red] {type(error).__name__}: ", end="")
-        console.print(str(error), markup=False, soft_wrap=True)
+        said = in_words(error) if isinstance(error, ModuleNotFoundError) else str(error)
+        console.print(said, markup=False, soft_wrap=True)
         return 1
     return 0
 

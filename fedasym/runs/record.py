@@ -17,8 +17,16 @@ _PACKAGES = ("flwr", "flwr-datasets", "torch", "transformers", "tokenizers", "da
 
 def versions() -> dict[str, str]:
     """Return the versions that a result depends on, and the platform."""
-    found = {name: metadata.version(name) for name in _PACKAGES}
+    found = {name: _version(name) for name in _PACKAGES}
     return {"fedasym": __version__, "python": platform.python_version(), "machine": platform.platform(), **found}
+
+
+def _version(name: str) -> str:
+    """Return a package's version; a site does without some."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def run_folder(settings: Settings, run_id: int) -> Path:
