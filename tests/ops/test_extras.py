@@ -1,4 +1,4 @@
-"""A site needs no Ray, no plots and no splits of public data; a server no Ray; what is missing is named with its extra."""
+"""A site needs no Ray, no plots and no public data sets, a server no Ray; what is missing is named with its extra."""
 
 import ast
 import os
