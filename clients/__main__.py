@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from fedasym.settings import Settings
+    from fedasym.tasks import task_names
 
     parser = argparse.ArgumentParser(prog="python -m clients", description="A site of a federation.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     site.add_argument("--data", type=Path, required=True, metavar="DIR", help="the site's own data; they stay here")
     site.add_argument("--state", type=Path, metavar="DIR", help="what is kept, logs included (KIT/state)")
-    tasks = Settings.__dataclass_fields__["task"].metadata["choices"]
+    tasks = task_names()
     site.add_argument("--task", choices=tasks, default="classification", metavar="NAME", help=", ".join(tasks))
     site.add_argument("--text-columns", default="text", metavar="NAMES", help="one, or two by a comma (text)")
     site.add_argument("--label-column", default="label", metavar="NAME", help="(label)")

@@ -23,7 +23,8 @@ from fedasym.models.build import Built, build
 from fedasym.ops.paused_gc import uncollected
 from fedasym.rng import generator
 from fedasym.settings import Settings
-from fedasym.tasks.base import Task, task_of
+from fedasym.tasks import task_of
+from fedasym.tasks.base import Task
 from fedasym.wire.contract import SITES, Contract, contract_of
 
 _kept = threading.local()

@@ -38,6 +38,17 @@ def write_held(folder: Path, number: int, matrices: dict[str, Float32]) -> None:
     _write(folder, "held", number, matrices)
 
 
+def read_codec(folder: Path, number: int) -> dict[str, Float32]:
+    """Return what a client's codec kept of its last message before this round's; empty if nothing."""
+    earlier = _earlier(folder, "codec", number)
+    return load_file(earlier[-1]) if earlier else {}
+
+
+def write_codec(folder: Path, number: int, matrices: dict[str, Float32]) -> None:
+    """Keep what a client's codec wants for its next message."""
+    _write(folder, "codec", number, matrices)
+
+
 def _write(folder: Path, kind: str, number: int, matrices: dict[str, Float32]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     earlier = _earlier(folder, kind, number)

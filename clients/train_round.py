@@ -9,7 +9,7 @@ from flwr.app import RecordDict
 
 from clients.node import Place
 from clients.session import Holding, Site
-from clients.state import read_held, read_local, write_held, write_local
+from clients.state import read_codec, read_held, read_local, write_codec, write_held, write_local
 from fedasym.adapters import lora
 from fedasym.data.tokens import Tokens
 from fedasym.fields import difference
@@ -21,10 +21,12 @@ from fedasym.ops.progress import client_tell, to_nobody
 from fedasym.rng import generator
 from fedasym.runs.record import versions
 from fedasym.settings import Settings
-from fedasym.tasks.base import task_of
+from fedasym.tasks import task_of
 from fedasym.training.loop import draw_batches, evaluate, train_steps
+from fedasym.training.transforms import Change, transformed, transforms_of
 from fedasym.wire import records
 from fedasym.wire.checks import idle, thawed
+from fedasym.wire.codecs import codec_of
 from fedasym.wire.contract import frame_of
 
 
@@ -169,6 +171,10 @@ def train_round(
     after = lora.read({name: parameters[name] for name, _ in schema})
     if reason := idle(method, pick(held, schema), after):
         raise Refusal(f"round {number}, client {client}: its {reason}")
+    change = Change(pick(held, schema), after, len(train_set))
+    after = transformed(
+        transforms_of(settings.transforms), change, generator(settings.seed, "transforms", number, client)
+    )
     if private:
         write_local(own, number, lora.read(private))
     particulars: records.About = {
@@ -179,7 +185,10 @@ def train_round(
         "fresh": bool(private) and kept is None,
         **frozen,
     }
-    reply = records.pack(after, schema, particulars)
+    codec = codec_of(settings.codec)
+    reply, rest = records.pack_with_rest(after, schema, particulars, codec, read_codec(own, number))
+    if rest:
+        write_codec(own, number, rest)
     metrics.update({"loss": trained.loss, "steps": trained.steps, "examples-used": trained.examples})
     return reply, metrics
 
@@ -202,8 +211,9 @@ def _frozen(site: Site) -> dict[str, str]:
 def _receive(site: Site, content: RecordDict, about: dict[str, Any], own: Path) -> dict[str, records.Float32]:
     """Return what this client holds now: as sent, or what it held in the round before moved by what was sent."""
     method, number, schema = METHODS[site.settings.method], int(about["round"]), site.contract.schema
+    codec = codec_of(site.contract.codec)
     if about.get("whole"):
-        held = records.unpack(content, method.held_schema(schema))
+        held = records.unpack(content, method.held_schema(schema), codec)
     else:
         weights = [int(weight) for weight in about.get("weights", [])]
         if bool(weights) != bool(method.fold and number > 1) or min(weights, default=1) < 1:
@@ -211,7 +221,7 @@ def _receive(site: Site, content: RecordDict, about: dict[str, Any], own: Path) 
                 f"round {number} of {method.name} came with the weights {weights}; a stack needs one positive weight a "
                 "client, and nothing else has any"
             )
-        sent = records.unpack(content, method.sent_schema(schema, number, len(weights)))
+        sent = records.unpack(content, method.sent_schema(schema, number, len(weights)), codec)
         before = site.initial
         if method.remembers and number > 1:
             before = read_held(own, number - 1) or {}

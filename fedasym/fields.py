@@ -5,16 +5,32 @@ beside it; `fedasym.settings.Settings` inherits from all of them, so a function 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 Value = bool | int | float | str
 
 
-def setting(default: Value, about: str, *, choices: tuple[str, ...] = (), least: float | None = None) -> Any:
-    """Return the field of a setting; ``about`` is what `python -m simulations settings` says of it."""
+Choices = tuple[str, ...] | Callable[[], tuple[str, ...]]
+
+
+def setting(default: Value, about: str, *, choices: Choices = (), least: float | None = None) -> Any:
+    """Return the field of a setting.
+
+    Args:
+        default: its value where it is left out.
+        about: what `python -m simulations settings` says of it.
+        choices: all values it may have, or what returns them when they are wanted; empty: any.
+        least: the least number it may be.
+    """
     return field(default=default, metadata={"about": about, "choices": choices, "least": least})
+
+
+def choices_of(declared: "Field[Any]") -> tuple[str, ...]:
+    """Return all values that a setting may have; empty: any."""
+    choices: Choices = declared.metadata["choices"]
+    return choices() if callable(choices) else choices
 
 
 def check(declared: "Field[Any]", value: Any) -> None:
@@ -29,7 +45,7 @@ def check(declared: "Field[Any]", value: Any) -> None:
         raise ValueError(f"setting {key}={value!r} is a {type(value).__name__}; give a {wanted}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"setting {key}={value!r} is not a finite number")
-    choices, least = declared.metadata["choices"], declared.metadata["least"]
+    choices, least = choices_of(declared), declared.metadata["least"]
     if choices and value not in choices:
         raise ValueError(f"setting {key}={value!r} is not one of {', '.join(choices)}")
     if least is not None and not value >= least:

@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedasym.aggregation.settings import ServerOptimizerSettings
+from fedasym.aggregation.settings import AggregationSettings
 from fedasym.data.settings import DataSettings
 from fedasym.fields import Checked, Value, names_in, setting
 from fedasym.methods import METHODS
 from fedasym.tasks import glue
-from fedasym.training.settings import TrainingSettings
+from fedasym.wire.settings import AgreedSettings
 
 RESOLVED = ("kind", "head", "optimizer", "lr", "head_lr", "pooling")  # what `Settings.resolved` fills in
 
@@ -62,7 +62,7 @@ class FederationSettings(Checked):
 
 
 @dataclass(frozen=True)
-class Settings(ServerOptimizerSettings, TrainingSettings, DataSettings, FederationSettings):
+class Settings(AggregationSettings, AgreedSettings, DataSettings, FederationSettings):
     """The settings of one run. ``auto`` and 0 where so documented mean the method's tuned default."""
 
     def _check(self) -> None:
@@ -119,7 +119,7 @@ class Settings(ServerOptimizerSettings, TrainingSettings, DataSettings, Federati
             value, usual = getattr(self, name), default[name].default
             if value != usual:
                 raise ValueError(f"{name.replace('_', '-')}={value!r} does nothing with sites; leave it at {usual!r}")
-        if self.task not in ("regression", *glue.TASKS) and len(self.label_names) < 2:
+        if self.task not in ("regression", *glue.TABLE) and len(self.label_names) < 2:
             raise ValueError(
                 f"labels={self.labels!r}: sites cannot see one another's labels; name the classes in the order of "
                 "their ids, as they stand in the label column, e.g. labels='no,yes'"
@@ -148,7 +148,7 @@ class Settings(ServerOptimizerSettings, TrainingSettings, DataSettings, Federati
     def _auto_pooling(self) -> str:
         if self.model != "demo":
             return "model"
-        columns = glue.TASKS[self.task].text_columns if self.task in glue.TASKS else self.text_column_names
+        columns = glue.TABLE[self.task].text_columns if self.task in glue.TABLE else self.text_column_names
         return "pair" if len(columns) == 2 else "mean"
 
     def run_config(self) -> dict[str, Value]:

@@ -21,7 +21,7 @@ with uncollected():  # PyTorch is among them
     from fedasym.adapters import lora
     from fedasym.fields import difference
     from fedasym.methods import METHODS
-    from fedasym.methods.base import Matrices
+    from fedasym.methods.base import Matrices, pick
     from fedasym.models import device
     from fedasym.ops.processes import cores, held_alone
     from fedasym.reports.run_report import write_report
@@ -30,6 +30,7 @@ with uncollected():  # PyTorch is among them
     from fedasym.settings import Settings, from_run_config, judged_at_clients
     from fedasym.training.loop import evaluate
     from fedasym.wire import records
+    from fedasym.wire.codecs import codec_of
     from fedasym.wire.contract import as_stated
     from server.reporter import Reporter, show_log
     from server.round.finish import conclude
@@ -219,6 +220,8 @@ def _resume(folder: Path, bench: Bench) -> checkpoint.State:
         moved = lora.read(lora.common(bench.built.model))
         shared = METHODS[bench.settings.method].common(moved)
         matrices = {name: matrix for name, matrix in moved.items() if name in shared}
+        opens = METHODS[bench.settings.method].sent_schema(bench.contract.schema, 1, 0)
+        matrices |= records.heard(pick(matrices, opens), opens, codec_of(bench.contract.codec))
         return checkpoint.State(uuid.uuid4().hex, 0, matrices, {}, 0, bench.contract.to_json(), settings)
     kept = {key: value for key, value in state.settings.items() if key not in _FREE}
     here = {key: value for key, value in settings.items() if key not in _FREE}

@@ -13,7 +13,8 @@ from fedasym.models.build import Built, build
 from fedasym.ops.processes import cores
 from fedasym.runs import record
 from fedasym.settings import Settings
-from fedasym.tasks.base import Task, task_of
+from fedasym.tasks import task_of
+from fedasym.tasks.base import Task
 from fedasym.wire.contract import SITES, Contract, contract_of
 
 

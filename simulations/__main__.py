@@ -133,13 +133,14 @@ def _tables(options: argparse.Namespace, console: "Console") -> None:
 def _settings(options: argparse.Namespace, console: "Console") -> None:
     from rich.table import Table
 
+    from fedasym.fields import choices_of
     from fedasym.settings import Settings
 
     table = Table(title="settings")
     for name in ("key", "default", "meaning"):
         table.add_column(name)
     for field in dataclasses.fields(Settings):
-        choices = f" ({', '.join(field.metadata['choices'])})" if field.metadata["choices"] else ""
+        choices = f" ({', '.join(found)})" if (found := choices_of(field)) else ""
         table.add_row(field.name.replace("_", "-"), repr(field.default), field.metadata["about"] + choices)
     console.print(table)
 

@@ -15,8 +15,8 @@ SOURCES = [
 ]
 # From the bottom up: a room imports only rooms before it.
 ROOMS = (
-    "fields", "rng", "files", "ops", "adapters", "aggregation", "methods", "tasks", "data", "models", "training",
-    "settings", "wire", "runs", "reports",
+    "fields", "rng", "files", "parts", "ops", "adapters", "aggregation", "methods", "tasks", "data", "models",
+    "training", "wire", "settings", "runs", "reports",
 )  # fmt: skip
 SIMULATIONS = (
     "stopping", "versions", "cli", "engines", "run", "folders", "cost", "study", "demo", "federation", "__main__"
@@ -27,6 +27,7 @@ KNOWS = {
     "adapters": {"torch"},
     "data": {"torch", "datasets"},  # and flwr-datasets' partitioners, by their name
     "models": {"torch", "transformers"},
+    "tasks": {"torch"},
     "training": {"torch"},
     "wire": {"flwr"},
     "runs": {"torch", "transformers"},

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedasym.fields import difference
+from fedasym.fields import choices_of, difference
 from fedasym.methods import METHODS
 from fedasym.settings import Settings, from_run_config
 from simulations.__main__ import main
@@ -66,9 +66,9 @@ def test_a_number_below_its_least_value_is_refused_and_not_a_number_too(key) -> 
             from_run_config({key: float("nan")})
 
 
-@pytest.mark.parametrize("key", [key for key, field in FIELDS.items() if field.metadata["choices"]])
+@pytest.mark.parametrize("key", [key for key, field in FIELDS.items() if choices_of(field)])
 def test_a_choice_is_one_of_those_listed(key) -> None:
-    choices = FIELDS[key].metadata["choices"]
+    choices = choices_of(FIELDS[key])
     for choice in choices:
         more = {"client-holdout": 0.5} if choice in ("local", "fedsa") else {}
         more |= {"num-clients": 1} if choice == "central" else {}

@@ -19,6 +19,7 @@ from fedasym.runs.communication import Footprint
 from fedasym.runs.record import read_json, read_rounds
 from fedasym.settings import Settings, from_run_config
 from fedasym.wire import records
+from fedasym.wire.codecs.identity import PACKED
 from server.app import app as server_app
 from simulations.engines.grid import RUN_ID, SERVER_NODE, InProcessGrid
 from simulations.engines.in_process import run_local
@@ -182,7 +183,7 @@ def watched_run(
 
 def _packed(content: RecordDict) -> np.ndarray:
     arrays = content.array_records
-    return arrays["matrices"][records.PACKED].numpy().copy() if "matrices" in arrays else np.zeros(0, np.float32)
+    return arrays["matrices"][PACKED].numpy().copy() if "matrices" in arrays else np.zeros(0, np.float32)
 
 
 def assert_moved(folder: Path, computed: Footprint, asked: int) -> None:

@@ -15,7 +15,7 @@ from clients.worker.private_folder import LONGEST_SOCKET, SOCKET
 from fedasym.fields import Value
 from fedasym.ops.processes import flower_environment, tool
 from fedasym.settings import Settings, from_run_config
-from fedasym.tasks.base import task_of
+from fedasym.tasks import task_of
 
 GUARDED = "flwr-clientapp"
 # What else a SuperExec could be made to start; none of them is checked by the guard.

@@ -22,6 +22,8 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
+from fedasym.parts import without
+
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
@@ -41,6 +43,8 @@ class ExactMean:
     >>> total.mean()["B"].tolist()
     [[3.0]]
     """
+
+    single_replies = False
 
     def __init__(self) -> None:
         self.total_weight = 0  # examples
@@ -101,6 +105,10 @@ class ExactMean:
             means[name] = value.reshape(self._shapes[name])
         return means
 
+    def result(self) -> tuple[dict[str, Float32], dict[str, Float64]]:
+        """Return `mean` and `mean64`."""
+        return self.mean(), self.mean64()
+
     def _check(self, matrices: Mapping[str, Float32]) -> None:
         if not matrices:
             raise ValueError("a reply without matrices; send at least one")
@@ -120,6 +128,12 @@ class ExactMean:
             if not np.isfinite(matrix).all():
                 place = tuple(int(i) for i in np.argwhere(~np.isfinite(matrix))[0])
                 raise ValueError(f"matrix {name!r} holds {matrix[place]} at {place}; send finite values only")
+
+
+def aggregator(parameter: str) -> ExactMean:
+    """Return a new exact mean."""
+    without(parameter)
+    return ExactMean()
 
 
 class _BinnedSum:

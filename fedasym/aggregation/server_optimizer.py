@@ -7,7 +7,7 @@ Element by element in float64, rounded once to float32.
 import numpy as np
 from numpy.typing import NDArray
 
-from fedasym.aggregation.settings import ServerOptimizerSettings
+from fedasym.aggregation.settings import AggregationSettings
 
 Float32 = NDArray[np.float32]
 Matrices = dict[str, Float32]
@@ -17,7 +17,7 @@ _ADAM_EPSILON = 1e-3
 
 
 def server_step(
-    current: Matrices, mean: Matrices, buffers: Matrices, settings: ServerOptimizerSettings
+    current: Matrices, mean: Matrices, buffers: Matrices, settings: AggregationSettings
 ) -> tuple[Matrices, Matrices]:
     """Move from the current matrices towards the mean.
 

@@ -1,20 +1,23 @@
-"""The settings of the server's optimizer."""
+"""The settings of what the server makes of the replies."""
 
 from dataclasses import dataclass
 
+from fedasym.aggregation.base import aggregator_of
 from fedasym.fields import Checked, setting
 
 
 @dataclass(frozen=True)
-class ServerOptimizerSettings(Checked):
-    """What the server does with the mean change."""
+class AggregationSettings(Checked):
+    """The rule of averaging, and the server's optimizer."""
 
+    aggregation: str = setting("exact", "rule by which replies become one update; exact: their exact weighted mean")
     server_optimizer: str = setting("none", "on the mean change", choices=("none", "momentum", "adam"))
     server_lr: float = setting(1.0, "its rate", least=0.0)
     server_momentum: float = setting(0.9, "its momentum (Adam: beta 1)", least=0.0)
 
     def _check(self) -> None:
         super()._check()
+        aggregator_of(self.aggregation)
         if self.server_momentum >= 1.0:
             raise ValueError(f"server-momentum={self.server_momentum} does not decay; use less than 1")
         if self.server_optimizer != "none" and self.server_lr == 0.0:

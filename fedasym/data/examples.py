@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from fedasym.data.settings import DataSettings
 from fedasym.data.sources import read_split
 from fedasym.rng import generator
-from fedasym.tasks import glue
-from fedasym.tasks.base import Task, task_of
+from fedasym.tasks import glue, task_of
+from fedasym.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def _class_name(value: Any) -> str:
 def _require_cells(frame: Any, task: Task, split: str) -> None:
     """Require at least one row, and the task's columns without an empty cell."""
     advice = "set text-columns and label-column"
-    if task.name in glue.TASKS:
+    if task.name in glue.TABLE:
         advice = f"give the folder GLUE's layout, that of {glue.HUB}"
     _require_columns(frame, (*task.text_columns, task.label_column), split, advice)
 
@@ -214,7 +214,7 @@ def _examples(frame: Any, task: Task, names: tuple[str, ...], split: str) -> Exa
     ids = {value: i for i, value in enumerate(task.class_values or names)}
     unknown = sorted({_class_name(value) for value in raw} - ids.keys())
     if unknown and task.class_values:
-        hint = "GLUE's test splits are unlabelled" if task.name in glue.TASKS else "set labels, or mend the data"
+        hint = "GLUE's test splits are unlabelled" if task.name in glue.TABLE else "set labels, or mend the data"
         raise ValueError(
             f"split {split!r} holds the labels {', '.join(unknown)}; those of {task.name} are {', '.join(ids)} "
             f"({', '.join(names)}); {hint}"

@@ -7,7 +7,7 @@ from fedasym.tasks.settings import TaskSettings
 
 
 @dataclass(frozen=True)
-class DataSettings(TaskSettings, SeedSettings):
+class DataSettings(SeedSettings, TaskSettings):
     """What of a task's examples is used, and how the clients share it."""
 
     validation_cut: int = setting(0, "evaluate on this many training examples cut off; 0: the test split", least=0)

@@ -2,15 +2,17 @@
 
 The model is built on torch's meta device and given head and adapters by the code that builds the real one
 (`fedasym.models.build.fit`); what travels in a round is the method's own answer (`Method.up`, `Method.sent_schema`). So
-the bytes are those that a run records as payload, float32 values at 4 bytes each, as long as every client takes part in
-every round and every reply counts.
+the bytes are those that a run records as payload, of the codec's arrays, as long as every client takes part in every
+round and every reply counts.
 """
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -20,8 +22,8 @@ from fedasym.methods.base import Schema, letter_of, select, values
 from fedasym.models.build import fit, loading, source_of
 from fedasym.models.pooling import pooled
 from fedasym.settings import Settings
-
-VALUE_BYTES = 4  # of a float32
+from fedasym.wire.codecs import codec_of
+from fedasym.wire.codecs.base import Codec
 
 _BERT_LIKE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 _ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
@@ -174,11 +176,12 @@ def footprint(settings: Settings, config: Any, num_labels: int) -> Footprint:
     adapters = [layer for _, layer in lora.adapted_layers(model)]
     schema: Schema = tuple((name, tuple(p.shape)) for name, p in lora.trainable(model).items())
     stacked = (settings.clients_per_round or settings.num_clients) if method.fold else 0
-    rounds = []
+    rounds, codec = [], codec_of(settings.codec)
     for number in range(1, 2 + max(1, len(method.cycle))):
         up = select(schema, method.up(number))
         down = method.sent_schema(schema, number, stacked if number > 1 else 0)
-        rounds.append(Traffic(number, _bytes(up), _bytes(down), _bytes(_factors(up)), _bytes(_factors(down))))
+        sizes = [_bytes(part, codec) for part in (up, down, _factors(up), _factors(down))]
+        rounds.append(Traffic(number, *sizes))
     return Footprint(
         settings.method,
         settings.head,
@@ -238,8 +241,8 @@ def _factors(schema: Schema) -> Schema:
     return tuple((name, shape) for name, shape in schema if letter_of(name))
 
 
-def _bytes(schema: Schema) -> int:
-    return VALUE_BYTES * values(schema)
+def _bytes(schema: Schema, codec: Codec) -> int:
+    return sum(np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in codec.layout(schema).values())
 
 
 def _mean(numbers: Sequence[int]) -> float:

@@ -1,9 +1,17 @@
-"""What a task is: where its examples are, its columns, its labels and the metrics that judge it."""
+"""What a task is: where its examples are, its columns, its labels, its loss and the metrics that judge it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from fedasym.tasks import glue
-from fedasym.tasks.settings import TaskSettings
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Loss = Callable[["Tensor", "Tensor"], "Tensor"]
+Predict = Callable[[NDArray[np.float32]], NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -15,6 +23,8 @@ class Task:
         text_columns: one column, or two for sentence pairs.
         label_column: holds class names or ids, or a score.
         regression: whether the label is a score.
+        loss: of logits ``(n, outputs)``, in the model's dtype, and labels ``(n,)``: the mean over the examples.
+        predict: what is judged, ``(n,)``, of logits ``(n, outputs)`` float32.
         metrics: names from `fedasym.tasks.metrics`; the first is the task's own.
         data: ``demo``, a dataset's hub id, or a local folder.
         data_config: the hub dataset's configuration, or a subfolder.
@@ -29,6 +39,8 @@ class Task:
     text_columns: tuple[str, ...]
     label_column: str
     regression: bool
+    loss: Loss
+    predict: Predict
     metrics: tuple[str, ...]
     data: str
     data_config: str
@@ -52,32 +64,3 @@ class Task:
             "labels": ",".join(self.class_values),
             "train-split": self.train_split,
         }
-
-
-def task_of(settings: TaskSettings) -> Task:
-    """Return the task that the settings name.
-
-    ``reviews`` is the demo's (sentence, negative or positive). ``classification`` and ``regression`` take data, splits
-    and columns from the settings; a GLUE task brings its own.
-
-    Raises:
-        ValueError: neither one nor two text columns.
-        FileNotFoundError: GLUE's folder is set and not there.
-    """
-    if settings.task in glue.TASKS:
-        row = glue.TASKS[settings.task]
-        return Task(
-            settings.task, row.text_columns, "label", not row.class_names, row.metrics,
-            glue.place(settings.glue_dir), settings.task, "train", row.held_out, row.extra_splits, row.class_names,
-            tuple(map(str, range(len(row.class_names)))),
-        )  # fmt: skip
-    columns = settings.text_column_names
-    if len(columns) not in (1, 2):
-        raise ValueError(f"text-columns={settings.text_columns!r} names {len(columns)} columns; name one or two")
-    regression = settings.task == "regression"
-    metrics = ("pearson", "spearman") if regression else ("accuracy", "f1")
-    return Task(
-        settings.task, columns, settings.label_column, regression, metrics,
-        settings.data, settings.data_config, settings.train_split, settings.test_split,
-        label_names=settings.label_names, class_values=settings.label_names,
-    )  # fmt: skip

@@ -7,6 +7,13 @@ held-out one, as in the literature; MNLI has two of them.
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedasym.tasks.base import Task
+from fedasym.tasks.text import cross_entropy, most_likely, score, squared_error
+
+if TYPE_CHECKING:
+    from fedasym.tasks.settings import TaskSettings
 
 HUB = "nyu-mll/glue"
 VARIABLE = "FEDASYM_GLUE_DIR"  # of the environment
@@ -34,7 +41,7 @@ class GlueTask:
 
 
 _PAIR = ("sentence1", "sentence2")
-TASKS = {
+TABLE = {
     "cola": GlueTask(("sentence",), ("unacceptable", "acceptable"), ("matthews",)),
     "sst2": GlueTask(("sentence",), ("negative", "positive")),
     "mrpc": GlueTask(_PAIR, ("not_equivalent", "equivalent"), ("accuracy", "binary_f1")),
@@ -67,3 +74,16 @@ def place(folder: str) -> str:
     if not found.is_dir():
         raise FileNotFoundError(f"{'glue-dir' if folder else VARIABLE}={chosen!r}: there is no such folder")
     return str(found)
+
+
+def _task(settings: "TaskSettings") -> Task:
+    row = TABLE[settings.task]
+    scored = not row.class_names
+    return Task(
+        settings.task, row.text_columns, "label", scored, squared_error if scored else cross_entropy,
+        score if scored else most_likely, row.metrics, place(settings.glue_dir), settings.task, "train", row.held_out,
+        row.extra_splits, row.class_names, tuple(map(str, range(len(row.class_names)))),
+    )  # fmt: skip
+
+
+TASKS = dict.fromkeys(TABLE, _task)

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 
 from fedasym.fields import Checked, names_in, require_named, setting
-from fedasym.tasks import glue
+from fedasym.tasks import glue, task_names
 
 
 @dataclass(frozen=True)
 class TaskSettings(Checked):
     """Task, source, splits and columns."""
 
-    task: str = setting("reviews", "what is learned", choices=("reviews", "classification", "regression", *glue.TASKS))
+    task: str = setting("reviews", "what is learned", choices=task_names)
     data: str = setting("demo", "'demo', a dataset's hub id, a local folder, or with sites 'none'")
     data_config: str = setting("", "the hub dataset's configuration, or a subfolder of the local folder")
     glue_dir: str = setting("", f"folder of the GLUE tasks; empty: that of {glue.VARIABLE}, else the hub")
@@ -28,7 +28,7 @@ class TaskSettings(Checked):
                 f"text-columns={self.text_columns!r} holds label-column={self.label_column!r}: the label would be read "
                 "as text; set one of them to another column"
             )
-        if self.task not in glue.TASKS:
+        if self.task not in glue.TABLE:
             if self.glue_dir:
                 raise ValueError(f"glue-dir={self.glue_dir!r} does nothing with task={self.task!r}; leave it empty")
             return

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fedasym.data.tokens import Tokens, collate
 from fedasym.methods import METHODS
@@ -84,7 +83,7 @@ def train_steps(
         tokenizer: pads the batches.
         tokens: the client's examples.
         batches: places into tokens.
-        task: chooses the loss: cross-entropy, or mean squared error.
+        task: has the loss.
         settings: optimizer, rates, clipping, and how many examples are computed at a time: the gradient of a batch is
             the sum of those of its parts, equal to that of the whole to rounding.
         tell: told after every step how many are done, of how many.
@@ -110,7 +109,7 @@ def train_steps(
                 inputs, labels = _on(where, collate(tokenizer, tokens, part.tolist()))
                 with autocast(where, settings.dtype if whole else "float32"):
                     logits = model(**inputs).logits
-                value = _loss(logits, labels, task)
+                value = task.loss(logits, labels)
                 if not torch.isfinite(value):
                     raise FloatingPointError(
                         f"the training loss is {value.item()} at local step {step}; lower lr={settings.lr} "
@@ -155,12 +154,6 @@ def _optimizer(
     return torch.optim.SGD(groups)
 
 
-def _loss(logits: Tensor, labels: Tensor, task: Task) -> Tensor:
-    if task.regression:
-        return F.mse_loss(logits.float().squeeze(-1), labels)
-    return F.cross_entropy(logits.float(), labels)
-
-
 def evaluate(
     model: nn.Module,
     tokenizer: Any,
@@ -175,7 +168,7 @@ def evaluate(
         model: returns an object with ``logits``.
         tokenizer: pads the batches.
         tokens: the examples.
-        task: chooses loss and metrics.
+        task: has loss, predictions and metrics.
         batch_size: examples at a time; 0: what suits the device.
         tell: told after every batch how many examples are done, of how many.
 
@@ -193,7 +186,7 @@ def evaluate(
         for start in range(0, len(order), batch_size):
             inputs, labels = _on(where, collate(tokenizer, tokens, order[start : start + batch_size].tolist()))
             logits = model(**inputs).logits
-            total += _loss(logits, labels, task).item() * len(labels)
+            total += task.loss(logits, labels).item() * len(labels)
             outputs.append(logits.float().cpu())
             tell(min(start + batch_size, len(order)), len(order))
     logits = torch.cat(outputs).numpy()
@@ -203,6 +196,6 @@ def evaluate(
             f"the model's logits are not finite on {np.count_nonzero(~finite)} of {len(finite)} examples, its mean "
             f"loss is {total / len(order)}: training has diverged; lower lr, head-lr or server-lr"
         )
-    predictions = logits[:, 0] if task.regression else logits.argmax(-1)
+    predictions = task.predict(logits)
     scores = {name: score(name, predictions, tokens.labels[order]) for name in task.metrics}
     return {**scores, "loss": total / len(order)}

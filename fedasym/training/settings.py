@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from fedasym.fields import setting
 from fedasym.models.settings import ModelSettings
+from fedasym.training.transforms import transforms_of
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,11 @@ class TrainingSettings(ModelSettings):
     local_epochs: int = setting(0, "passes over the client's data a round, if local-steps is 0", least=0)
     client_holdout: float = setting(0.0, "share of a client's data kept out to evaluate on it", least=0.0)
     threads: int = setting(1, "threads of a client's training", least=1)
+    transforms: str = setting("", "what happens to a client's change before it is sent, by commas; empty: nothing")
 
     def _check(self) -> None:
         super()._check()
+        transforms_of(self.transforms)
         if self.local_steps == 0 and self.local_epochs == 0:
             raise ValueError("local-steps and local-epochs are both 0: nothing would train; set one of them")
         if self.local_steps and self.local_epochs:

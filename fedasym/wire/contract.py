@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from fedasym.adapters import lora
 from fedasym.adapters.projection import STREAM
@@ -16,8 +16,9 @@ from fedasym.fields import difference
 from fedasym.methods import METHODS
 from fedasym.methods.base import Frame, layers_of
 from fedasym.models.build import Built
-from fedasym.settings import Settings
+from fedasym.wire.settings import AgreedSettings
 
+_Agreed = TypeVar("_Agreed", bound=AgreedSettings)
 SITES = "sites"  # in place of the split's digest, where every site has data of its own
 
 
@@ -36,6 +37,7 @@ class Contract:
         task, labels: what is learned, and the class names by id.
         data: digest of the split training data; `SITES` where nobody knows all of them.
         local: the settings of local training.
+        codec: how matrices travel.
         A_stream: how A is keyed, `projection.STREAM`.
 
     Versions of libraries are no part of it: parties are compared by what they do.
@@ -58,6 +60,7 @@ class Contract:
     labels: tuple[str, ...]
     data: str
     local: str
+    codec: str
     A_stream: int = STREAM
 
     @property
@@ -90,13 +93,13 @@ class Contract:
         return f"the contract differs ({sides}): " + "; ".join(lines)
 
 
-def frame_of(settings: Settings) -> Frame:
+def frame_of(settings: AgreedSettings) -> Frame:
     """Return what a method needs to know besides matrices, from resolved settings."""
     scale = lora.scale_of(settings.alpha, settings.rank, settings.scaling)
     return Frame(settings.seed, settings.kind, settings.rank, scale)
 
 
-def as_stated(settings: Settings, about: Mapping[str, Any]) -> Settings:
+def as_stated(settings: _Agreed, about: Mapping[str, Any]) -> _Agreed:
     """Return a client's settings with the dtype that the server has chosen for the whole run in place of ``auto``.
 
     Args:
@@ -133,14 +136,14 @@ def _strange(theirs: Any, ours: dict[str, Any]) -> str:
     return ", ".join(found)
 
 
-def contract_of(settings: Settings, built: Built, labels: tuple[str, ...], data: str) -> Contract:
+def contract_of(settings: AgreedSettings, built: Built, labels: tuple[str, ...], data: str) -> Contract:
     """State the contract of resolved settings, a built model, the task's labels and the data's digest."""
     schema = tuple((name, tuple(p.shape)) for name, p in lora.trainable(built.model).items())
     local = {
         key: getattr(settings, key)
         for key in (
             "optimizer", "lr", "head_lr", "weight_decay", "clip", "batch_size", "local_steps", "local_epochs",
-            "micro_batch", "max_length", "attention", "dtype", "client_holdout", "threads",
+            "micro_batch", "max_length", "attention", "dtype", "client_holdout", "threads", "transforms",
         )
     }  # fmt: skip
     return Contract(
@@ -148,4 +151,5 @@ def contract_of(settings: Settings, built: Built, labels: tuple[str, ...], data:
         settings.alpha, settings.scaling, settings.head,
         built.base, built.config, built.ids, built.A, schema, settings.task, labels, data,
         " ".join(f"{key}={value}" for key, value in local.items()),
+        settings.codec,
     )  # fmt: skip

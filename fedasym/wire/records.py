@@ -1,12 +1,12 @@
-"""Named matrices <-> Flower records: one packed array per message, its checks, and honest byte counts.
+"""Named matrices <-> Flower records: a codec's arrays in a message, their checks, and honest byte counts.
 
-The only file of this package that knows Flower's messages, and that imports flwr; `processes`, `flower` and `bundle`
-know its command line. A message carries two records: ``matrices``, one float32 array that holds every matrix of the
-contract's schema in sorted order, and ``about``, the contract's hash, the round and digests. Packing matters: Flower
-moves each array as an object of its own, with about 500 bytes of metadata.
+The only file of this package that knows Flower's messages, and that imports flwr; `fedasym.ops` knows its command
+line. A message carries two records: ``matrices``, the arrays that a codec makes of the contract's schema, and
+``about``, the contract's hash, the round and digests.
 """
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any
@@ -15,32 +15,47 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from numpy.typing import NDArray
 
+from fedasym.wire.codecs.base import Codec
+from fedasym.wire.codecs.identity import Identity
+
 Float32 = NDArray[np.float32]
 Schema = Sequence[tuple[str, tuple[int, ...]]]
 About = dict[str, str | int | float | bool | list[int] | list[float] | list[str]]
 
-PACKED = "packed"
+IDENTITY = Identity()
 _ALIKE = "let both sides run the same fedasym, and nothing between them"
 
 
-def pack(matrices: Mapping[str, Float32], schema: Schema, about: About) -> RecordDict:
-    """Pack matrices and their particulars into a record.
+def pack(matrices: Mapping[str, Float32], schema: Schema, about: About, codec: Codec = IDENTITY) -> RecordDict:
+    """Encode matrices into a record beside their particulars, as a sender that keeps nothing from message to message.
 
     Args:
         matrices: float32 arrays, exactly those of the schema.
         schema: ``(name, shape)`` sorted by name.
         about: particulars, e.g. contract hash, round, client.
+        codec: makes the arrays.
 
     Raises:
         ValueError: names, shapes, dtype differ from the schema or a value is not finite.
     """
+    return pack_with_rest(matrices, schema, about, codec, {})[0]
+
+
+def pack_with_rest(
+    matrices: Mapping[str, Float32], schema: Schema, about: About, codec: Codec, rest: Mapping[str, Float32]
+) -> tuple[RecordDict, dict[str, Float32]]:
+    """Pack as `pack` does; take what the codec left over of this sender's last message, and return what it leaves now.
+
+    Raises:
+        ValueError: as `pack`.
+    """
     check(matrices, schema)
-    flat = np.concatenate([matrices[name].reshape(-1) for name, _ in schema]) if schema else np.zeros(0, np.float32)
-    arrays = ArrayRecord({PACKED: Array(flat)})
-    return RecordDict({"matrices": arrays, "about": ConfigRecord(dict(about))})
+    encoded, left = codec.encode(matrices, schema, rest)
+    arrays = ArrayRecord({name: Array(np.asarray(array)) for name, array in encoded.items()})
+    return RecordDict({"matrices": arrays, "about": ConfigRecord(dict(about))}), left
 
 
-def unpack(content: RecordDict, schema: Schema) -> dict[str, Float32]:
+def unpack(content: RecordDict, schema: Schema, codec: Codec = IDENTITY) -> dict[str, Float32]:
     """Take the matrices out of a record and check them against the schema.
 
     Raises:
@@ -49,39 +64,45 @@ def unpack(content: RecordDict, schema: Schema) -> dict[str, Float32]:
     """
     if "matrices" not in content.array_records:
         raise ValueError(f"the message carries no matrices; {_ALIKE}")
-    arrays = content.array_records["matrices"]
-    extra = sorted((set(arrays) - {PACKED}) | (set(content.array_records) - {"matrices"}))
-    if extra or PACKED not in arrays:
+    arrays, layout = content.array_records["matrices"], codec.layout(schema)
+    extra = sorted((set(arrays) - layout.keys()) | (set(content.array_records) - {"matrices"}))
+    if extra or layout.keys() - set(arrays):
         raise ValueError(
-            f"the message carries the arrays {extra or 'none'}; it must carry {PACKED!r} and no other; {_ALIKE}"
+            f"the message carries the arrays {extra or 'none'}; it must carry {', '.join(map(repr, layout))} and no "
+            f"other; {_ALIKE}"
         )
-    sizes = [int(np.prod(shape)) for _, shape in schema]
-    flat = _read(arrays[PACKED], sum(sizes))
-    parts = np.split(flat, np.cumsum(sizes)[:-1]) if schema else []
-    matrices = {name: part.reshape(shape) for (name, shape), part in zip(schema, parts, strict=True)}
+    read = {name: _read(name, arrays[name], np.dtype(dtype), shape) for name, (dtype, shape) in layout.items()}
+    matrices = codec.decode(read, schema)
     check(matrices, schema)
     return matrices
 
 
-def _read(array: Array, values: int) -> Float32:
-    """Read a packed array, trusting neither its declared shape nor its bytes; allocate only after the checks."""
+def heard(matrices: Mapping[str, Float32], schema: Schema, codec: Codec) -> dict[str, Float32]:
+    """Return what the receivers of a message will hold: the sender of a broadcast goes on with the same."""
+    encoded, _ = codec.encode(matrices, schema, {})
+    return codec.decode(encoded, schema)
+
+
+def _read(name: str, array: Array, wanted: np.dtype[Any], size: tuple[int, ...]) -> NDArray[np.generic]:
+    """Read an array, trusting neither its declared shape nor its bytes; allocate only after the checks."""
     raw = BytesIO(array.data)
     try:
         np.lib.format.read_magic(raw)
         shape, _, dtype = np.lib.format.read_array_header_1_0(raw)
     except Exception as error:  # bytes from outside: whatever is wrong with them is one refusal
-        raise ValueError(f"the packed array cannot be read ({type(error).__name__}: {error}); {_ALIKE}") from error
-    if dtype != np.float32 or shape != (values,) or array.shape != shape:
+        raise ValueError(f"the array {name!r} cannot be read ({type(error).__name__}: {error}); {_ALIKE}") from error
+    if dtype != wanted or shape != size or array.shape != shape:
         raise ValueError(
-            f"the packed array is {dtype} {shape}, declared {array.shape}; the contract's matrices need "
-            f"float32 ({values},); {_ALIKE}"
+            f"the array {name!r} is {dtype} {shape}, declared {array.shape}; the contract's matrices need "
+            f"{wanted} {size}; {_ALIKE}"
         )
-    body = len(array.data) - raw.tell()
-    if array.stype != "numpy.ndarray" or body != 4 * values:
+    body, expected = len(array.data) - raw.tell(), math.prod(size) * wanted.itemsize
+    if array.stype != "numpy.ndarray" or body != expected:
         raise ValueError(
-            f"the packed array is {array.stype!r} with {body} bytes of values, expected {4 * values}; {_ALIKE}"
+            f"the array {name!r} is {array.stype!r} with {body} bytes of values, expected {expected}; {_ALIKE}"
         )
-    return np.frombuffer(array.data, "<f4", offset=raw.tell()).astype(np.float32)
+    found = np.frombuffer(array.data, wanted.newbyteorder("<"), offset=raw.tell())
+    return found.astype(wanted).reshape(size)
 
 
 def check(matrices: Mapping[str, Float32], schema: Schema) -> None:
@@ -133,8 +154,9 @@ def digest(matrices: Mapping[str, Float32]) -> str:
 
 
 def payload_bytes(content: RecordDict) -> int:
-    """Bytes of the float32 values themselves: 4 a value, nothing else."""
-    return sum(4 * int(np.prod(array.shape)) for record in content.array_records.values() for array in record.values())
+    """Bytes of the arrays' values themselves (4 a float32), nothing else."""
+    arrays = (array for record in content.array_records.values() for array in record.values())
+    return sum(np.dtype(array.dtype).itemsize * math.prod(array.shape) for array in arrays)
 
 
 def message_bytes(message: Message) -> int:

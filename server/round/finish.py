@@ -9,6 +9,7 @@ from fedasym.methods.round_exactness import mismatch_of_round
 from fedasym.runs.checkpoint import State
 from fedasym.settings import Settings
 from fedasym.wire import records
+from fedasym.wire.codecs import codec_of
 from fedasym.wire.contract import Contract, frame_of
 from server.round.run import Round
 
@@ -42,15 +43,21 @@ def conclude(contract: Contract, state: State, result: Round, frozen: Matrices, 
         weights = tuple(weight for weight, _ in result.replies)
     elif method.merge:
         sent = method.merge(held, result.mean, result.replies)
-    after = method.receive(held, sent, weights, result.number + 1, frame_of(settings))
+    codec, following = codec_of(settings.codec), result.number + 1
+    schema = method.sent_schema(contract.schema, following, len(weights))
+    if sent and weights:  # who holds more than what travels goes on with what the others will hear of it
+        sent = records.heard(pick(sent, schema), schema, codec)
+    after = method.receive(held, sent, weights, following, frame_of(settings))
     mismatch = mismatch_of_round(
         method, result.number, {**frozen, **held}, result.mean64, result.replies, sent, contract.layers
     )
     if settings.server_optimizer != "none":
-        schema = select(contract.schema, method.up(result.number))
-        moved, buffers = server_step(pick(held, schema), pick(after, schema), optimizer, settings)
+        moving = select(contract.schema, method.up(result.number))
+        moved, buffers = server_step(pick(held, moving), pick(after, moving), optimizer, settings)
         optimizer = {**optimizer, **buffers}  # those of a factor that did not move wait for its next round
         after = {**after, **moved}
+    if not weights:
+        after = {**after, **records.heard(pick(after, schema), schema, codec)}
     records.check(after, method.held_schema(contract.schema))
     stack = {name: matrix for name, matrix in sent.items() if weights and name not in after}
     return Outcome(replace(state, matrices=after, optimizer=optimizer, stack=stack, weights=weights), mismatch)

@@ -8,6 +8,7 @@ from fedasym.methods import METHODS
 from fedasym.methods.base import Matrices, pick, select
 from fedasym.wire import records
 from fedasym.wire.checks import idle, thawed
+from fedasym.wire.codecs import codec_of
 from fedasym.wire.contract import Contract
 
 _ALONE = "let the ClientApp of this fedasym answer, and nothing between it and the server"
@@ -61,7 +62,7 @@ def check_reply(
     if reason := thawed(contract, about):
         raise Rejection(reason)
     try:
-        matrices = records.unpack(content, schema)
+        matrices = records.unpack(content, schema, codec_of(contract.codec))
     except ValueError as error:
         raise Rejection(str(error)) from error
     metrics = dict(content.metric_records.get("metrics", {}))

@@ -14,13 +14,14 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from fedasym.aggregation.exact import ExactMean
+from fedasym.aggregation.base import aggregator_of
 from fedasym.methods import METHODS
 from fedasym.methods.base import Matrices, letter_of, pick
 from fedasym.ops.progress import Tell, to_nobody
 from fedasym.rng import generator
 from fedasym.settings import Settings
 from fedasym.wire import records
+from fedasym.wire.codecs import codec_of
 from fedasym.wire.contract import Contract
 from server.round.reply import check_reply
 
@@ -120,7 +121,7 @@ def run_round(
     result = Round(number, sample_clients(settings, number, [*nodes]))
     lifetime = max(2 * settings.round_timeout, _LEAST_TTL)
     pending = _send(grid, nodes, contract, opening, result.asked, False, lifetime, result, settings)
-    total = ExactMean()
+    total = aggregator_of(settings.aggregation)
     kept: dict[int, tuple[int, Matrices]] = {}
     behind: set[int] = set()
     answered: set[str] = set()
@@ -152,7 +153,7 @@ def run_round(
             result.warnings.append(
                 f"client {client} started its private matrices anew: it takes part for the first time, or lost its disk"
             )
-        result.payload_up += sum(matrix.nbytes for matrix in update.values())
+        result.payload_up += records.payload_bytes(reply.content)
         result.metrics[client] = metrics
         if len(method.up(number)) == 2:
             kept[client] = (weight, update)
@@ -172,7 +173,7 @@ def run_round(
             f"round {number}: {valid} of {asked} replies are valid, min-valid={settings.min_valid}. {reasons}"
         )
     if method.up(number) or any(not letter_of(name) for name, _ in contract.schema):
-        result.mean, result.mean64 = total.mean(), total.mean64()
+        result.mean, result.mean64 = total.result()
     result.replies = [kept[client] for client in sorted(kept)]
     return result
 
@@ -202,9 +203,8 @@ def _send(
         schema, weights = method.held_schema(contract.schema), []
     else:
         schema, weights = method.sent_schema(contract.schema, opening.number, len(opening.weights)), [*opening.weights]
-    packed: ArrayRecord = records.pack(pick({**opening.held, **opening.stack}, schema), schema, {}).array_records[
-        "matrices"
-    ]
+    opens = pick({**opening.held, **opening.stack}, schema)
+    packed: ArrayRecord = records.pack(opens, schema, {}, codec_of(settings.codec)).array_records["matrices"]
     common: records.About = {"contract": contract.hash, "round": opening.number, "run": opening.run, "whole": whole}
     common["dtype"] = settings.dtype
     messages = []

@@ -10,9 +10,10 @@ from rich.table import Table
 
 from fedasym.methods import METHODS
 from fedasym.reports.comparison import human_bytes, percent
-from fedasym.runs.communication import VALUE_BYTES, Footprint, Traffic, config_of, footprint
+from fedasym.runs.communication import Footprint, Traffic, config_of, footprint
 from fedasym.settings import Settings
 
+VALUE_BYTES = 4  # of a float32
 _OWN_HEAD = ("full", "local")  # head policies that are part of what a method is
 
 

@@ -18,7 +18,7 @@ from fedasym.data.tokens import collate, tokenize
 from fedasym.models.build import DEMO_SHA256, build, demo_model_folder
 from fedasym.runs.communication import config_of
 from fedasym.settings import Settings
-from fedasym.tasks.base import task_of
+from fedasym.tasks import task_of
 from fedasym.training.loop import train_steps
 
 FAMILIES = ("bert", "roberta", "distilbert", "bart", "llama", "mean")

@@ -14,7 +14,7 @@ from fedasym.data.tokens import tokenize
 from fedasym.models import device
 from fedasym.models.build import build
 from fedasym.settings import Settings
-from fedasym.tasks.base import task_of
+from fedasym.tasks import task_of
 from fedasym.training.loop import draw_batches, evaluate, train_steps
 from fedasym.wire.contract import as_stated
 

@@ -15,7 +15,7 @@ from fedasym.methods import METHODS
 from fedasym.models import device
 from fedasym.models.build import Built, build
 from fedasym.settings import Settings
-from fedasym.tasks.base import task_of
+from fedasym.tasks import task_of
 from fedasym.training.loop import draw_batches, evaluate, train_steps
 from fedasym.wire.contract import contract_of
 

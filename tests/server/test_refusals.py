@@ -23,6 +23,7 @@ from fedasym.methods.base import Matrices
 from fedasym.runs.record import read_json, read_rounds
 from fedasym.settings import from_run_config
 from fedasym.wire import records
+from fedasym.wire.codecs.identity import PACKED
 from fedasym.wire.contract import Contract
 from server.app import app as server_app
 from server.round.reply import Rejection, check_reply
@@ -86,11 +87,11 @@ def assert_says_what_to_do(reason: str) -> None:
 
 
 def values_of(reply: Message) -> np.ndarray:
-    return reply.content.array_records["matrices"][records.PACKED].numpy().copy()
+    return reply.content.array_records["matrices"][PACKED].numpy().copy()
 
 
 def with_values(reply: Message, values: np.ndarray) -> None:
-    reply.content["matrices"] = ArrayRecord({records.PACKED: Array(values)})
+    reply.content["matrices"] = ArrayRecord({PACKED: Array(values)})
 
 
 def nan_reply(_: Message, reply: Message) -> None:
@@ -152,11 +153,11 @@ def set_metrics(**values: int | float) -> Tamper:
 
 
 def huge_shape(_: Message, reply: Message) -> None:
-    reply.content.array_records["matrices"][records.PACKED].shape = (10**12,)
+    reply.content.array_records["matrices"][PACKED].shape = (10**12,)
 
 
 def no_bytes(_: Message, reply: Message) -> None:
-    reply.content.array_records["matrices"][records.PACKED].data = b""
+    reply.content.array_records["matrices"][PACKED].data = b""
 
 
 def speechless_refusal(_: Message, reply: Message) -> None:
@@ -192,7 +193,7 @@ def crash(_: Message, reply: Message) -> None:
         (set_metrics(accuracy_after=0.5, kept_out=0), "an evaluation on kept-out=0 examples"),
         (set_metrics(accuracy_after=float("nan"), kept_out=5), "its metric accuracy-after is nan"),
         (huge_shape, "declared (1000000000000,)"),
-        (no_bytes, "the packed array cannot be read"),
+        (no_bytes, "the array 'packed' cannot be read"),
         (speechless_refusal, "it refused: no reason given"),
     ],
 )

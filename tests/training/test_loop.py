@@ -16,7 +16,7 @@ from fedasym.data.tokens import collate, tokenize
 from fedasym.methods import METHODS
 from fedasym.models.build import build
 from fedasym.rng import generator
-from fedasym.tasks.base import task_of
+from fedasym.tasks import task_of
 from fedasym.training.loop import draw_batches, evaluate, train_steps
 
 LENGTHS = np.random.default_rng(0).integers(3, 40, 37)

@@ -74,11 +74,11 @@ def test_order_of_the_matrices_does_not_matter_and_the_packed_array_is_theirs_in
         (RecordDict({**record(packed=flat()), "extra": ArrayRecord()}), r"carries the arrays \['extra'\]"),
         (
             record(packed=flat().astype(np.float64)),
-            r"the packed array is float64 \(17,\), .* need float32",
+            r"the array 'packed' is float64 \(17,\), .* need float32",
         ),
-        (record(packed=flat(16)), r"the packed array is float32 \(16,\), .* need float32 \(17,\)"),
-        (record(packed=flat(18)), r"the packed array is float32 \(18,\)"),
-        (record(packed=flat().reshape(17, 1)), r"the packed array is float32 \(17, 1\)"),
+        (record(packed=flat(16)), r"the array 'packed' is float32 \(16,\), .* need float32 \(17,\)"),
+        (record(packed=flat(18)), r"the array 'packed' is float32 \(18,\)"),
+        (record(packed=flat().reshape(17, 1)), r"the array 'packed' is float32 \(17, 1\)"),
     ],
 )
 def test_a_message_that_does_not_fit_the_contract_is_refused_with_what_it_carries(content, message) -> None:

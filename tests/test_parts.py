@@ -1,0 +1,194 @@
+"""The seams: a new task, codec, rule of averaging and transform is a new file each, and no other line changes.
+
+The files below are put into a copy of the app, which then runs in one process and in Flower's engine.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from world import tiny_values
+
+from fedasym.aggregation.base import aggregator_of
+from fedasym.ops.bundle import stage
+from fedasym.parts import parts_of
+from fedasym.runs.record import read_json, read_rounds
+from fedasym.settings import from_run_config
+from fedasym.training.transforms import transforms_of
+from fedasym.wire.codecs import codec_of
+from fedasym.wire.records import heard
+
+ROOT = Path(__file__).resolve().parents[1]
+TOYS = {
+    "fedasym/tasks/toy.py": '''
+"""Classification by the squared hinge loss of one class against the other."""
+from dataclasses import replace
+from fedasym.tasks.text import classification
+
+def hinge(logits, labels):
+    gap = (logits[:, 1] - logits[:, 0]).float() * (2.0 * labels - 1.0)
+    return (1.0 - gap).clamp(min=0.0).square().mean()
+
+TASKS = {"hinge": lambda settings: replace(classification(settings), loss=hinge, metrics=("accuracy",))}
+''',
+    "fedasym/wire/codecs/half.py": '''
+"""Every value in half precision; what is lost is added to the sender's next message."""
+import numpy as np
+from fedasym.parts import without
+
+class Half:
+    def layout(self, schema):
+        return {"half": ("float16", (sum(int(np.prod(shape)) for _, shape in schema),))}
+
+    def encode(self, matrices, schema, rest):
+        wanted = {name: matrices[name] + rest.get(name, np.float32(0)) for name, _ in schema}
+        sent = {name: matrix.astype(np.float16) for name, matrix in wanted.items()}
+        flat = np.concatenate([sent[name].reshape(-1) for name, _ in schema])
+        return {"half": flat}, {name: wanted[name] - sent[name].astype(np.float32) for name in wanted}
+
+    def decode(self, arrays, schema):
+        found, start = {}, 0
+        for name, shape in schema:
+            size = int(np.prod(shape))
+            found[name] = arrays["half"][start : start + size].astype(np.float32).reshape(shape)
+            start += size
+        return found
+
+def codec(parameter):
+    without(parameter)
+    return Half()
+''',
+    "fedasym/aggregation/median.py": '''
+"""The median of the replies, value by value, whatever their weights."""
+import numpy as np
+from fedasym.parts import without
+
+class Median:
+    single_replies = True
+
+    def __init__(self):
+        self.replies = []
+
+    def add(self, weight, matrices):
+        self.replies.append(matrices)
+
+    def result(self):
+        names = self.replies[0]
+        exact = {n: np.median(np.stack([r[n] for r in self.replies]).astype(np.float64), axis=0) for n in names}
+        return {name: matrix.astype(np.float32) for name, matrix in exact.items()}, exact
+
+def aggregator(parameter):
+    without(parameter)
+    return Median()
+''',
+    "fedasym/training/transforms/shrink.py": '''
+"""The change times a factor: ``shrink:0.5`` sends half of it."""
+import numpy as np
+
+def transform(parameter):
+    factor = np.float32(float(parameter))
+    return lambda change, rng: {
+        name: change.before[name] + factor * (after - change.before[name]) for name, after in change.after.items()
+    }
+''',
+}
+CHOSEN = {"task": "hinge", "codec": "half", "aggregation": "median", "transforms": "shrink:0.5"}
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the app with the toys' files in it."""
+    folder = stage(tmp_path_factory.mktemp("app") / "fedasym")
+    for name, text in TOYS.items():
+        assert not (folder / name).exists()
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("world")
+    tiny_values(root)
+    return root
+
+
+def run(app: Path, world: Path, out: Path, *options: str, **more: object) -> Path:
+    """Run a federation with the copy's code in place of the project's."""
+    values = tiny_values(world, num_rounds=2, **more)
+    words = [f"--set={key}={value}" for key, value in values.items()]
+    command = [sys.executable, "-m", "simulations", "run", *words, "--out", str(out), *options]
+    # The copy comes first on the path; only simulations/ is the project's.
+    script = f"import runpy, sys; sys.path[:0] = [{str(app)!r}]; sys.argv = sys.argv[1:]; " + (
+        "runpy.run_module('simulations', run_name='__main__', alter_sys=True)"
+    )
+    command = [sys.executable, "-c", script, "simulations", *command[3:]]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(app), str(ROOT)])}
+    done = subprocess.run(command, cwd=world, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+@pytest.fixture(scope="module")
+def in_process(app: Path, world: Path) -> Path:
+    return run(app, world, world / "toys", **CHOSEN)
+
+
+def test_new_files_alone_make_a_task_a_codec_a_rule_and_a_transform_of_a_run(in_process: Path) -> None:
+    config = read_json(in_process / "config.json")
+    assert {key: config["settings"][key] for key in CHOSEN} == CHOSEN
+    assert json.loads(config["contract"])["codec"] == "half"
+    for row in read_rounds(in_process):
+        assert row["clients_valid"] == 4
+        assert row["payload_up"] == row["payload_down"] == 2 * 4 * config["trainable_values"]  # half precision
+    assert list((in_process / "clients").glob("*/*/codec-*"))  # what was lost waits for the next message
+
+
+@pytest.mark.parametrize("key", CHOSEN)
+def test_each_of_them_changes_what_comes_out(app: Path, world: Path, in_process: Path, key: str) -> None:
+    others = {name: value for name, value in CHOSEN.items() if name != key}
+    without = run(app, world, world / f"without-{key}", **others)
+    assert read_json(without / "summary.json")["digest"] != read_json(in_process / "summary.json")["digest"]
+
+
+def test_flowers_engine_runs_them_to_the_same_bits(app: Path, world: Path, in_process: Path) -> None:
+    there = run(app, world, world / "flower", "--engine", "flower", "--workers", "2", **CHOSEN)
+    assert read_json(there / "summary.json")["digest"] == read_json(in_process / "summary.json")["digest"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("codec", "zip", r"setting codec='zip' is not one of identity"),
+        ("codec", "identity:3", r"setting codec='identity:3': it takes no parameter, and '3' is given"),
+        ("aggregation", "median", r"setting aggregation='median' is not one of exact"),
+        ("transforms", "noise:1", r"setting transforms='noise:1' is not one of"),
+        ("task", "toys", r"setting task='toys' is not one of .*reviews"),
+    ],
+)
+def test_a_part_that_is_not_there_is_refused_with_those_that_are(key: str, value: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_run_config({key: value})
+
+
+def test_the_defaults_are_parts_like_any_other() -> None:
+    assert set(parts_of("fedasym.wire.codecs", "codec")) == {"identity"}
+    assert set(parts_of("fedasym.aggregation", "aggregator")) == {"exact"}
+    assert not aggregator_of("exact").single_replies and transforms_of("") == []
+
+
+@pytest.mark.parametrize("name", parts_of("fedasym.wire.codecs", "codec"))
+@given(matrix=arrays(np.float32, (3, 5), elements=st.floats(-(2.0**99), 2.0**99, width=32)))
+def test_what_a_codec_decodes_is_decoded_to_the_same_bits_when_it_is_sent_on(name: str, matrix: np.ndarray) -> None:
+    schema, codec = (("layer.B", (3, 5)), ("output.bias", (1,))), codec_of(name)
+    once = heard({"layer.B": matrix, "output.bias": np.ones(1, np.float32)}, schema, codec)
+    again = heard(once, schema, codec)
+    assert {name: m.tobytes() for name, m in again.items()} == {name: m.tobytes() for name, m in once.items()}
+    encoded, _ = codec.encode(once, schema, {})
+    assert {n: (a.dtype.name, a.shape) for n, a in encoded.items()} == codec.layout(schema)
