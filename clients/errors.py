@@ -25,7 +25,7 @@ def hidden(error: Exception, place: Place) -> str:
 
 
 def note(text: str, place: Place) -> None:
-    """Add a dated line to the site's log, or say it on standard error if the place keeps none."""
+    """Add a dated line to the site's log, or say it on standard error if the node keeps none."""
     line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text.rstrip()}\n"
     if place.log:
         with open(place.log, "a", encoding="utf-8") as log:

@@ -31,7 +31,7 @@ def answer(kind: str, content: RecordDict, run_config: Mapping[str, Value], run_
         content: the message's.
         run_config: Flower's flat run config.
         run_id: Flower's id of the run.
-        place: where we are.
+        place: the node's context.
 
     Returns:
         The reply's records; a refusal is a record ``refusal`` with its ``reason``.
@@ -92,7 +92,7 @@ def _train(content: RecordDict, settings: Settings, run_id: int, place: Place) -
 
 
 def _folder(settings: Settings, run_id: int, place: Place) -> Path:
-    """Return where this place keeps what never leaves it."""
+    """Return where this node keeps what never leaves it."""
     return Path(place.state) if place.state else run_folder(settings, run_id) / "clients"
 
 

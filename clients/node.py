@@ -17,7 +17,7 @@ class Place:
         state: folder for what never leaves the site; "": below the run folder.
         log: file for what went wrong, of which others are told a code alone; "": standard error.
         contract: hash of the only contract that is worked under; "": any.
-        device: where this place computes; "": where the run's setting ``device`` says.
+        device: where this node computes; "": where the run's setting ``device`` says.
         lends: what alone of the site's data is read, by the settings `LENT`; empty: whatever a run reads.
         share, shares: the node's partition and their number; -1 and 0 if it has none.
     """
@@ -39,7 +39,7 @@ class Place:
 
 
 def place_of(node_config: Mapping[str, Any]) -> Place:
-    """Read a place from Flower's node config.
+    """Read what a node says of itself from Flower's node config.
 
     Keys: ``site``, ``data-dir``, ``state-dir``, ``log-file``, ``contract``, ``device``, those of `LENT`,
     ``partition-id``, ``num-partitions``.

@@ -32,7 +32,7 @@ _kept = threading.local()
 
 @dataclass(frozen=True)
 class Holding:
-    """The examples that a place holds.
+    """The examples that a node holds.
 
     Attributes:
         examples: of all its clients.
@@ -47,7 +47,7 @@ class Holding:
 
 @dataclass(frozen=True)
 class Site:
-    """A client's workplace: everything that does not change from message to message."""
+    """A session: everything that a client's process keeps and that does not change from message to message."""
 
     settings: Settings
     built: Built
@@ -74,7 +74,7 @@ class Site:
 
 
 def site_of(settings: Settings) -> Site:
-    """Return this thread's site for resolved settings, building it at the first call or when they change."""
+    """Return this thread's session for resolved settings, building it at the first call or when they change."""
     device.prepare(device.choose_device(settings.device), settings.threads, settings.deterministic)
     if getattr(_kept, "site", None) is None or _kept.site.settings != settings:
         forget_site()  # first, so that there are never two models at once
@@ -85,13 +85,13 @@ def site_of(settings: Settings) -> Site:
 
 
 def forget_site() -> None:
-    """Drop this thread's site and free its memory; the next message builds it anew."""
+    """Drop this thread's session and free its memory; the next message builds it anew."""
     _kept.site = None
     device.free()
 
 
 def holding_of(site: Site, place: Place) -> Holding:
-    """Return what a place holds, reading a site's own data at the first call.
+    """Return what a node holds, reading a site's own data at the first call.
 
     Raises:
         ValueError: data that cannot be used.

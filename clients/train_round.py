@@ -1,4 +1,4 @@
-"""A client's work for one message: check, load, train, reply. Plain functions of a site and a record."""
+"""A client's work for one message: check, load, train, reply. Plain functions of a session and a record."""
 
 import re
 from collections.abc import Iterable
@@ -43,11 +43,11 @@ class Spoiled(Refusal):
 
 
 def require_fit(settings: Settings, place: Place) -> None:
-    """Require a run that a place can take part in; called before anything that the run names is built or read.
+    """Require a run that a node can take part in; called before anything that the run names is built or read.
 
     Args:
         settings: of the run, resolved.
-        place: where we are.
+        place: the node's context.
 
     Raises:
         Refusal: a site in a run that splits its data, a node without data in a run of sites, a site that the run does
@@ -94,7 +94,7 @@ def handshake(site: Site, content: RecordDict, place: Place) -> records.About:
 
 
 def require_pin(site: Site, place: Place) -> None:
-    """Require the contract that the place is pinned to, if it is; called before any data are read.
+    """Require the contract that the node is pinned to, if it is; called before any data are read.
 
     Raises:
         Refusal: another contract.
@@ -116,9 +116,9 @@ def train_round(
 
     Args:
         site: model and contract.
-        holding: the examples of this place.
+        holding: the examples of this node.
         content: the server's message.
-        keep: folder of this site for what its clients keep: what never leaves them, and what they were sent.
+        keep: folder of this node for what its clients keep: what never leaves them, and what they were sent.
         run: the run folder, in which how far the client is may be written down; None: nowhere.
 
     Returns:

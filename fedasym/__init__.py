@@ -5,7 +5,7 @@ arXiv 2402.16842). Every client draws the same A from a common seed, so A is nev
 and the mean of the B is exactly the mean of the updates.
 
 The public names below need NumPy and, those of `fedasym.adapters.lora`, PyTorch; each is imported when first used. flwr
-is imported by `fedasym.wire.records` alone, transformers by `fedasym.models.build` and `fedasym.runs.communication`.
+is imported by `fedasym.wire.records` alone, transformers by `fedasym.models` and `fedasym.runs.communication`.
 """
 
 from importlib import import_module

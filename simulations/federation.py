@@ -89,7 +89,7 @@ def write_site_data(folder: Path, settings: Settings) -> Path:
     """Write each site's share of the packaged reviews as a folder of its own, in a format of its own.
 
     Returns:
-        The folder that holds one folder a site.
+        The folder that holds one folder per site.
     """
     whole = Settings(num_clients=len(settings.site_names))
     train, _ = load_examples(whole)

@@ -69,7 +69,7 @@ def make_data(folder: Path, train: int = 160, test: int = 60) -> Path:
 
 
 def make_sites(root: Path, names: Sequence[str] = ("north", "south", "east")) -> Path:
-    """Deal the tiny world's training data to a folder a site, of sizes 1 : 2 : 3 ..., and return the folder of all."""
+    """Deal the tiny world's training data to one folder per site, of sizes 1 : 2 : 3 ...; return the folder of all."""
     rows = (make_data(root / "data") / "train.jsonl").read_text().splitlines()
     owners = [name for place, name in enumerate(names) for _ in range(place + 1)]
     for place, name in enumerate(names):

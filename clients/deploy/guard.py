@@ -1,9 +1,9 @@
 """Flower's `flwr-clientapp` with a check before it: no code of an app bundle but the pinned one runs at this site.
 
-``python -P clients/deploy/guard.py SHA256 ...``: the rest is what Flower gave ``flwr-clientapp``. This is the one file
-that touches a private part of Flower (``install_from_fab``, as `flwr.supernode.runtime.run_clientapp` calls it),
-because Flower has no public place between the arrival of a bundle and its first import. If that part is gone, nothing
-runs.
+``python -P clients/deploy/guard.py SHA256 ...``: the rest is what Flower gave ``flwr-clientapp``. Of what runs at a
+site this file alone touches a private part of Flower (``install_from_fab``, as
+`flwr.supernode.runtime.run_clientapp` calls it), because Flower has no public place between the arrival of a bundle and
+its first import. If that part is gone, nothing runs.
 
 A script and no module of a package, so that the `clients` of the bundle, not ours, is what Flower imports.
 """

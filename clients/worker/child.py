@@ -1,7 +1,8 @@
-"""The process that holds model, A and tokens: one message after another, until the keeper's end of the socket closes.
+"""The process that holds model, A and tokens: one message after another, until its supervisor closes the socket.
 
-``python -m clients.worker.child FD PLACE``: FD is an open socket to the keeper, PLACE a `Place` as JSON. Standard input
-is a pipe that nobody writes to; it closes when the keeper's process ends, however it ends, and then so do we.
+``python -m clients.worker.child FD PLACE``: FD is an open socket to the worker supervisor, PLACE a `Place` as JSON.
+Standard input is a pipe that nobody writes to; it closes when the supervisor's process ends, however it ends, and then
+so do we.
 """
 
 import importlib
@@ -22,7 +23,7 @@ _WARM = ("torch", "pandas", "transformers.models.auto.modeling_auto", "transform
 
 
 def serve(channel: socket.socket, place: Place) -> None:
-    """Import what the work needs, say so, and answer messages until the keeper is gone."""
+    """Import what the work needs, say so, and answer messages until the supervisor is gone."""
     for name in _WARM:
         importlib.import_module(name)
     from clients.handle import answer

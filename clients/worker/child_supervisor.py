@@ -200,7 +200,7 @@ class Keeper:
         return f"{held:.2f} GB of memory, more than {most:g} GB," if held > most else ""
 
     def _retire(self) -> int:
-        """Kill the child and return how it ended; the keeper's thread starts the next one."""
+        """Kill the child and return how it ended; this supervisor's thread starts the next one."""
         with self._change:
             process, self._channel = self._process, None
         self._kill()

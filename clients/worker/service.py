@@ -28,7 +28,7 @@ _GRACE_SECONDS = 1.0
 
 @contextmanager
 def worker(folder: Path, place: Place, limits: Limits | None = None) -> Iterator[Keeper]:
-    """Serve a place's messages on the socket in a private folder; end the service and the child at the end.
+    """Serve a site's messages on the socket in a private folder; end the service and the child at the end.
 
     Args:
         folder: of mode 0700; holds the socket, and ``worker.log``, what the child prints.

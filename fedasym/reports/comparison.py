@@ -43,7 +43,7 @@ class Run:
 
 
 def comparison_rows(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return the side-by-side table, one row a run in the given order.
+    """Return the side-by-side table, one row per run in the given order.
 
     The savings compare bytes per client and round, up and down, with a run of standard LoRA (``lora``) on the
     same model, of the same rank if there is one: ``1 − bytes / bytes of standard LoRA``. ``saving`` is as

@@ -43,7 +43,7 @@ def draw_lines(
     x_bytes: bool = False,
     y_log: bool = False,
 ) -> bytes:
-    """Draw one line a run.
+    """Draw one line per run.
 
     Args:
         lines: by run, in the page's order.
@@ -95,7 +95,7 @@ def draw_clients(
     title: str = "Training examples by client",
     width: float = 9.2,
 ) -> bytes:
-    """Draw who holds what: a bar a client, from client 0 down, stacked by class.
+    """Draw who holds what: one bar per client, from client 0 down, stacked by class.
 
     Args:
         sizes: examples by client.

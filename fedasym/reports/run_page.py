@@ -163,7 +163,7 @@ def _origin(run: Run) -> dict[str, Any]:
 
 
 def _facts_html(runs: Sequence[Run], columns: Sequence[Mapping[str, Any]], about: Mapping[str, str]) -> str:
-    """Lay out one column a run; a value that all runs share spans them, others are marked."""
+    """Lay out one column per run; a value that all runs share spans them, others are marked."""
     explained = about if len(runs) <= 2 else {}
     body = ""
     for key in dict.fromkeys(key for column in columns for key in column):

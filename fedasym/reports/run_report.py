@@ -34,7 +34,7 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
 
 
 def _figures(runs: Sequence[Run]) -> dict[str, tuple[str, bytes]]:
-    """Return caption and PNG by file name: the runs' lines, then one figure a partition."""
+    """Return caption and PNG by file name: the runs' lines, then one figure per partition."""
 
     def draw(y_label: str, value: Callable[[Run, Any], float | None], y_log: bool = False) -> bytes:
         lines = []

@@ -1,8 +1,8 @@
 """An in-process Flower Grid: the same ServerApp and ClientApp, without Ray, processes or sockets.
 
 Clients run on a pool of threads, each with its own model. Messages are handed over as Flower hands them: content only,
-by copy. The one place that touches private parts of Flower: a task's identity, without which messages cannot be made,
-and the type that describes a node.
+by copy. Of the engines this file alone touches private parts of Flower: a task's identity, without which messages
+cannot be made, and the type that describes a node.
 """
 
 import copy

@@ -1,7 +1,7 @@
 """Tune the local and the server's optimizer of each method: one grid for all, on a cut of the training data.
 
-``python -m simulations tune`` runs what is not yet in results/tuning.jsonl, one line a cell, and prints the
-winners. The test set is not read: each cell is judged on 1,000 sentences cut off the training data, by the mean
+``python -m simulations tune`` runs what is not yet in results/tuning.jsonl, one line per cell, and prints
+the winners. The test set is not read: each cell is judged on 1,000 sentences cut off the training data, by the mean
 accuracy of its last three rounds.
 """
 

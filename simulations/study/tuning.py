@@ -70,7 +70,7 @@ def tune_rates(
 
 
 def grid_points(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return one line a method and grid point: ``score``, the mean over tasks, and ``tasks``, each one's score."""
+    """Return one line per method and grid point: ``score``, the mean over tasks, and ``tasks``, each one's score."""
     points: dict[str, dict[str, Any]] = {}
     for line in lines:
         cell = {key: value for key, value in line["cell"].items() if key != "task"}

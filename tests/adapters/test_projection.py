@@ -1,4 +1,4 @@
-"""A is a pure function of (seed, layer name, kind, r, d_in): its bits, its law, its errors."""
+"""A is a pure function of (seed, layer name, kind, d_in) and a row's number: its bits, its law, its errors."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""A study: many methods over tasks, splits and seeds, one result line a finished cell, made into tables and a page.
+"""A study: many methods over tasks, splits and seeds, one result line per finished cell, made into tables and a page.
 
 Everything here reads plain mappings (JSON lines); nothing trains, and no method is looked up by name.
 """

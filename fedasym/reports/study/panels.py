@@ -1,4 +1,4 @@
-"""Small multiples: one panel a task and split, one curve a method with its band over the seeds, one legend for all."""
+"""Small multiples: one panel per task and split, one curve per method with its band, one legend for all."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

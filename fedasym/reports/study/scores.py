@@ -27,7 +27,7 @@ MAIN, PERSONAL, OTHER = (
 
 
 def score_sheets(lines: Sequence[Line]) -> list[Sheet]:
-    """Return the means over tasks, one column a split, then one table a split with one column a task.
+    """Return the means over tasks, one column per split, then one table per split with one column per task.
 
     Args:
         lines: result lines as `fedasym.reports.study.result_lines.in_order` returns them.

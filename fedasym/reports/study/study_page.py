@@ -126,7 +126,7 @@ def _title(lines: Sequence[Line]) -> str:
 
 
 def _commands(lines: Sequence[Line]) -> str:
-    """Return one command a federated method; settings are resolved, so they are named where no default says them."""
+    """Return one command per federated method; settings are resolved, so they are named where no default says them."""
     defaults = {field.name.replace("_", "-"): field.default for field in dataclasses.fields(Settings)}
     found = []
     for method, label in result_lines.labels(lines).items():

@@ -1,4 +1,4 @@
-"""The table of a tuning grid: one raw line a cell, best first for each method, the winner marked with a star."""
+"""The table of a tuning grid: one raw line per cell, best first for each method, the winner marked with a star."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
