@@ -36,10 +36,12 @@ def _reply(kind: str, message: Message, context: Context) -> Message:
         from clients.worker.call import ask_worker
 
         return Message(ask_worker(worker, kind, message.content, config, run_id), reply_to=message)
-    from clients.node import place_of
+    from clients.node import node_context_of
     from fedasym.ops.paused_gc import uncollected
 
     with uncollected():
         from clients.handle import answer  # here, not above: it imports torch
 
-    return Message(answer(kind, message.content, config, run_id, place_of(context.node_config)), reply_to=message)
+    return Message(
+        answer(kind, message.content, config, run_id, node_context_of(context.node_config)), reply_to=message
+    )

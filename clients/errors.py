@@ -7,7 +7,7 @@ import traceback
 
 from flwr.app import ConfigRecord, RecordDict
 
-from clients.node import Place
+from clients.node import NodeContext
 
 QUERY, WARM, TRAIN = "query", "query.warm", "train"
 
@@ -17,14 +17,14 @@ def refused(reason: str, *, behind: bool = False) -> RecordDict:
     return RecordDict({"refusal": ConfigRecord({"reason": reason, "behind": behind})})
 
 
-def hidden(error: Exception, place: Place) -> str:
+def hidden(error: Exception, place: NodeContext) -> str:
     """Write an error with its traceback to the site's log and return what may be told: a code to find it by."""
     code = os.urandom(4).hex()
     note(f"error {code}\n{''.join(traceback.format_exception(error))}", place)
     return f"error {code} at site {place.site}; the log of the site says which"
 
 
-def note(text: str, place: Place) -> None:
+def note(text: str, place: NodeContext) -> None:
     """Add a dated line to the site's log, or say it on standard error if the node keeps none."""
     line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text.rstrip()}\n"
     if place.log:

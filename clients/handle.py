@@ -12,8 +12,8 @@ from pathlib import Path
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
 from clients.errors import QUERY, TRAIN, WARM, hidden, refused
-from clients.node import Place
-from clients.session import forget_site, holding_of, site_of
+from clients.node import NodeContext
+from clients.session import forget_session, holding_of, session_of
 from clients.train_round import Behind, Refusal, Spoiled, handshake, require_fit, require_pin, train_round
 from fedasym.fields import Value
 from fedasym.models.device import DeviceMemoryError
@@ -23,7 +23,9 @@ from fedasym.wire import records
 from fedasym.wire.contract import as_stated
 
 
-def answer(kind: str, content: RecordDict, run_config: Mapping[str, Value], run_id: int, place: Place) -> RecordDict:
+def answer(
+    kind: str, content: RecordDict, run_config: Mapping[str, Value], run_id: int, place: NodeContext
+) -> RecordDict:
     """Work on one message.
 
     Args:
@@ -48,10 +50,10 @@ def answer(kind: str, content: RecordDict, run_config: Mapping[str, Value], run_
         return _ANSWERS[kind](content, settings, run_id, place)
     except Refusal as error:
         if isinstance(error, Spoiled):
-            forget_site()
+            forget_session()
         return refused(f"{type(error).__name__}: {error}", behind=isinstance(error, Behind))
     except DeviceMemoryError as error:  # its text holds nothing of the data
-        forget_site()
+        forget_session()
         return refused(f"{type(error).__name__}: {error}")
     except Exception as error:
         if place.private:
@@ -61,11 +63,11 @@ def answer(kind: str, content: RecordDict, run_config: Mapping[str, Value], run_
         raise
 
 
-def _query(content: RecordDict, settings: Settings, run_id: int, place: Place) -> RecordDict:
+def _query(content: RecordDict, settings: Settings, run_id: int, place: NodeContext) -> RecordDict:
     """Compare the server's contract with our own and say which data we hold."""
-    site = site_of(settings)
-    about = handshake(site, content, place)
-    holding_of(site, place)  # data that cannot be used are found before the first round
+    session = session_of(settings)
+    about = handshake(session, content, place)
+    holding_of(session, place)  # data that cannot be used are found before the first round
     if place.share >= 0:
         about |= {"partition-id": place.share, "num-partitions": place.shares}
     if place.site:
@@ -73,25 +75,25 @@ def _query(content: RecordDict, settings: Settings, run_id: int, place: Place) -
     return RecordDict({"about": ConfigRecord({**about})})
 
 
-def _warm(content: RecordDict, settings: Settings, run_id: int, place: Place) -> RecordDict:
+def _warm(content: RecordDict, settings: Settings, run_id: int, place: NodeContext) -> RecordDict:
     """Load the model ahead of the handshake, while the server loads its own; what fails is said there."""
     with suppress(ValueError, OSError):
-        site_of(settings)
+        session_of(settings)
     return RecordDict()
 
 
-def _train(content: RecordDict, settings: Settings, run_id: int, place: Place) -> RecordDict:
+def _train(content: RecordDict, settings: Settings, run_id: int, place: NodeContext) -> RecordDict:
     """Load the broadcast matrices, train them on the client's data, reply with them."""
-    site = site_of(settings)
-    require_pin(site, place)
+    session = session_of(settings)
+    require_pin(session, place)
     run = None if place.private or place.state else run_folder(settings, run_id)  # a site's steps are its own affair
     keep = _folder(settings, run_id, place)
-    reply, metrics = train_round(site, holding_of(site, place), content, keep, run)
+    reply, metrics = train_round(session, holding_of(session, place), content, keep, run)
     reply["metrics"] = MetricRecord({**metrics})
     return reply
 
 
-def _folder(settings: Settings, run_id: int, place: Place) -> Path:
+def _folder(settings: Settings, run_id: int, place: NodeContext) -> Path:
     """Return where this node keeps what never leaves it."""
     return Path(place.state) if place.state else run_folder(settings, run_id) / "clients"
 

@@ -8,7 +8,7 @@ LENT = ("text-columns", "label-column", "labels", "train-split")  # what of its 
 
 
 @dataclass(frozen=True)
-class Place:
+class NodeContext:
     """What a node says of itself; a node of a simulation says nothing but its partition.
 
     Attributes:
@@ -38,7 +38,7 @@ class Place:
         return bool(self.data)
 
 
-def place_of(node_config: Mapping[str, Any]) -> Place:
+def node_context_of(node_config: Mapping[str, Any]) -> NodeContext:
     """Read what a node says of itself from Flower's node config.
 
     Keys: ``site``, ``data-dir``, ``state-dir``, ``log-file``, ``contract``, ``device``, those of `LENT`,
@@ -57,4 +57,4 @@ def place_of(node_config: Mapping[str, Any]) -> Place:
         )
     share, shares = node_config.get("partition-id", -1), node_config.get("num-partitions", 0)
     lends = {key: str(node_config[key]) for key in LENT if key in node_config}
-    return Place(**texts, lends=lends, share=int(share), shares=int(shares))
+    return NodeContext(**texts, lends=lends, share=int(share), shares=int(shares))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.node import Place
+from clients.node import NodeContext
 from fedasym.adapters import lora
 from fedasym.data.examples import Examples, load_examples, load_own_examples
 from fedasym.data.partition import partition
@@ -37,7 +37,7 @@ class Holding:
     Attributes:
         examples: of all its clients.
         indices: by client, the places of its examples in them.
-        tokens: by client, of its examples in that order; made when they are first wanted (`Site.tokens_of`).
+        tokens: by client, of its examples in that order; made when they are first wanted (`Session.tokens_of`).
     """
 
     examples: Examples
@@ -46,7 +46,7 @@ class Holding:
 
 
 @dataclass(frozen=True)
-class Site:
+class Session:
     """A session: everything that a client's process keeps and that does not change from message to message."""
 
     settings: Settings
@@ -73,40 +73,40 @@ class Site:
         return np.sort(order[kept:]), np.sort(order[:kept])
 
 
-def site_of(settings: Settings) -> Site:
+def session_of(settings: Settings) -> Session:
     """Return this thread's session for resolved settings, building it at the first call or when they change."""
     device.prepare(device.choose_device(settings.device), settings.threads, settings.deterministic)
-    if getattr(_kept, "site", None) is None or _kept.site.settings != settings:
-        forget_site()  # first, so that there are never two models at once
+    if getattr(_kept, "session", None) is None or _kept.session.settings != settings:
+        forget_session()  # first, so that there are never two models at once
         with uncollected():
-            _kept.site = _build_site(settings)
-    site: Site = _kept.site
-    return site
+            _kept.session = _build_session(settings)
+    session: Session = _kept.session
+    return session
 
 
-def forget_site() -> None:
+def forget_session() -> None:
     """Drop this thread's session and free its memory; the next message builds it anew."""
-    _kept.site = None
+    _kept.session = None
     device.free()
 
 
-def holding_of(site: Site, place: Place) -> Holding:
+def holding_of(session: Session, place: NodeContext) -> Holding:
     """Return what a node holds, reading a site's own data at the first call.
 
     Raises:
         ValueError: data that cannot be used.
         FileNotFoundError: a folder without the wanted file.
     """
-    if place.data not in site.holdings:
-        examples = load_own_examples(site.settings, Path(place.data))
-        client = site.settings.site_names.index(place.site)
+    if place.data not in session.holdings:
+        examples = load_own_examples(session.settings, Path(place.data))
+        client = session.settings.site_names.index(place.site)
         holding = Holding(examples, {client: np.arange(len(examples))})
-        site.tokens_of(holding, client)  # what is wrong with them is found before the first round
-        site.holdings[place.data] = holding
-    return site.holdings[place.data]
+        session.tokens_of(holding, client)  # what is wrong with them is found before the first round
+        session.holdings[place.data] = holding
+    return session.holdings[place.data]
 
 
-def _build_site(settings: Settings) -> Site:
+def _build_session(settings: Settings) -> Session:
     task = task_of(settings)
     holdings = {}
     if settings.sites:
@@ -123,4 +123,4 @@ def _build_site(settings: Settings) -> Site:
     shared = METHODS[settings.method].common(moved)
     private = lora.read(lora.local_only(built.model)) | {n: m for n, m in moved.items() if n not in shared}
     initial = {name: matrix for name, matrix in moved.items() if name in shared}
-    return Site(settings, built, task, contract, initial, private, holdings)
+    return Session(settings, built, task, contract, initial, private, holdings)

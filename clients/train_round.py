@@ -7,8 +7,8 @@ from typing import Any
 
 from flwr.app import RecordDict
 
-from clients.node import Place
-from clients.session import Holding, Site
+from clients.node import NodeContext
+from clients.session import Holding, Session
 from clients.state import read_codec, read_held, read_local, write_codec, write_held, write_local
 from fedasym.adapters import lora
 from fedasym.data.tokens import Tokens
@@ -42,7 +42,7 @@ class Spoiled(Refusal):
     """What is frozen has changed while training: neither the reply nor the model may be used."""
 
 
-def require_fit(settings: Settings, place: Place) -> None:
+def require_fit(settings: Settings, place: NodeContext) -> None:
     """Require a run that a node can take part in; called before anything that the run names is built or read.
 
     Args:
@@ -65,7 +65,7 @@ def require_fit(settings: Settings, place: Place) -> None:
         )
 
 
-def handshake(site: Site, content: RecordDict, place: Place) -> records.About:
+def handshake(session: Session, content: RecordDict, place: NodeContext) -> records.About:
     """Check the server's contract and logits against our own, and our contract against the pinned one.
 
     Returns:
@@ -79,35 +79,35 @@ def handshake(site: Site, content: RecordDict, place: Place) -> records.About:
     stated, logits = str(about.get("contract", "")), about.get("logits", [])
     if not stated:
         raise Refusal("the query carries no contract; server and client must run the same version of fedasym")
-    reason = site.contract.refusal(stated) or logits_refusal(logits, site.built.logits, site.settings.dtype)
+    reason = session.contract.refusal(stated) or logits_refusal(logits, session.built.logits, session.settings.dtype)
     if reason:
         raise Refusal(reason)
-    require_pin(site, place)
-    settings, where = site.settings, device.device_of(site.built.model)
+    require_pin(session, place)
+    settings, where = session.settings, device.device_of(session.built.model)
     return {
-        "contract": site.contract.hash,
-        "logits-gap": logits_gap(logits, site.built.logits),
+        "contract": session.contract.hash,
+        "logits-gap": logits_gap(logits, session.built.logits),
         "versions": [f"{name}={version}" for name, version in versions().items() if name != "machine"],
         "notes": [device.describe(where, settings.dtype)],
         "warnings": [slow] if (slow := device.slow_choice(where, settings.dtype)) else [],
     }
 
 
-def require_pin(site: Site, place: Place) -> None:
+def require_pin(session: Session, place: NodeContext) -> None:
     """Require the contract that the node is pinned to, if it is; called before any data are read.
 
     Raises:
         Refusal: another contract.
     """
-    if place.contract not in ("", site.contract.hash):
+    if place.contract not in ("", session.contract.hash):
         raise Refusal(
             f"site {place.site!r} works under the contract {place.contract} alone, and this run's is "
-            f"{site.contract.hash}; agree on it with the site, which pins it anew"
+            f"{session.contract.hash}; agree on it with the site, which pins it anew"
         )
 
 
 def train_round(
-    site: Site, holding: Holding, content: RecordDict, keep: Path, run: Path | None = None
+    session: Session, holding: Holding, content: RecordDict, keep: Path, run: Path | None = None
 ) -> tuple[RecordDict, dict[str, int | float]]:
     """Train one client for one round.
 
@@ -115,7 +115,7 @@ def train_round(
     of the matrices as read back after loading, of A and of W after training.
 
     Args:
-        site: model and contract.
+        session: model and contract.
         holding: the examples of this node.
         content: the server's message.
         keep: folder of this node for what its clients keep: what never leaves them, and what they were sent.
@@ -133,28 +133,28 @@ def train_round(
         FloatingPointError: the loss is not finite, or the trained model's logits.
     """
     about = records.about(content)
-    if about.get("contract") != site.contract.hash:
+    if about.get("contract") != session.contract.hash:
         raise Refusal(
             f"round {about.get('round')}: the contract's hash is {about.get('contract')}, ours is "
-            f"{site.contract.hash}; run the handshake (query) to see the difference"
+            f"{session.contract.hash}; run the handshake (query) to see the difference"
         )
     client, number = int(about["client"]), int(about["round"])
     if client not in holding.indices:
         raise Refusal(f"client {client} is not here; this place holds the data of clients {_span(holding.indices)}")
-    settings, model, method = site.settings, site.built.model, METHODS[site.settings.method]
+    settings, model, method = session.settings, session.built.model, METHODS[session.settings.method]
     own = _own_folder(keep, str(about.get("run")), client)
-    held = _receive(site, content, about, own)
+    held = _receive(session, content, about, own)
     everything = {**lora.common(model), **lora.local_only(model)}
-    private = {name: everything[name] for name in site.private}
+    private = {name: everything[name] for name in session.private}
     kept = read_local(own, number)
-    lora.load(everything, {**held, **(kept or site.private)})
+    lora.load(everything, {**held, **(kept or session.private)})
     loaded = records.digest(lora.read({name: everything[name] for name in held}))
     parameters = lora.trainable(model) | lora.local_only(model)
     moving = {n: p for n, p in parameters.items() if letter_of(n) in {*method.trains(number), ""}}
-    train_set, kept_out = site.shares(holding, client)
-    tokens = site.tokens_of(holding, client)
+    train_set, kept_out = session.shares(holding, client)
+    tokens = session.tokens_of(holding, client)
     metrics: dict[str, int | float] = {"num-examples": len(train_set)}
-    metrics.update(_evaluate(site, tokens.take(kept_out), "before"))
+    metrics.update(_evaluate(session, tokens.take(kept_out), "before"))
     batches = draw_batches(
         tokens.lengths[train_set],
         settings.batch_size,
@@ -164,10 +164,10 @@ def train_round(
     )
     places = [train_set[batch] for batch in batches]
     tell = client_tell(run, number, client) if run else to_nobody
-    trained = train_steps(model, moving, site.built.tokenizer, tokens, places, site.task, settings, tell)
-    frozen = _frozen(site)
-    metrics.update(_evaluate(site, tokens.take(kept_out), "after"))
-    schema = select(site.contract.schema, method.up(number))
+    trained = train_steps(model, moving, session.built.tokenizer, tokens, places, session.task, settings, tell)
+    frozen = _frozen(session)
+    metrics.update(_evaluate(session, tokens.take(kept_out), "after"))
+    schema = select(session.contract.schema, method.up(number))
     after = lora.read({name: parameters[name] for name, _ in schema})
     if reason := idle(method, pick(held, schema), after):
         raise Refusal(f"round {number}, client {client}: its {reason}")
@@ -178,7 +178,7 @@ def train_round(
     if private:
         write_local(own, number, lora.read(private))
     particulars: records.About = {
-        "contract": site.contract.hash,
+        "contract": session.contract.hash,
         "round": number,
         "client": client,
         "loaded": loaded,
@@ -193,25 +193,25 @@ def train_round(
     return reply, metrics
 
 
-def _frozen(site: Site) -> dict[str, str]:
+def _frozen(session: Session) -> dict[str, str]:
     """Return the fingerprints of W and, where it never moves, of A as they are now.
 
     Raises:
         Spoiled: one is not the contract's.
     """
-    contract, model = site.contract, site.built.model
+    contract, model = session.contract, session.built.model
     found = {"base": lora.fingerprint_base(model)}
     if contract.factors in ("A", "B"):
-        found["A"] = lora.fingerprint_A(model, site.settings.kind)
+        found["A"] = lora.fingerprint_A(model, session.settings.kind)
     if reason := thawed(contract, found):
         raise Spoiled(reason)
     return found
 
 
-def _receive(site: Site, content: RecordDict, about: dict[str, Any], own: Path) -> dict[str, records.Float32]:
+def _receive(session: Session, content: RecordDict, about: dict[str, Any], own: Path) -> dict[str, records.Float32]:
     """Return what this client holds now: as sent, or what it held in the round before moved by what was sent."""
-    method, number, schema = METHODS[site.settings.method], int(about["round"]), site.contract.schema
-    codec = codec_of(site.contract.codec)
+    method, number, schema = METHODS[session.settings.method], int(about["round"]), session.contract.schema
+    codec = codec_of(session.contract.codec)
     if about.get("whole"):
         held = records.unpack(content, method.held_schema(schema), codec)
     else:
@@ -222,12 +222,12 @@ def _receive(site: Site, content: RecordDict, about: dict[str, Any], own: Path) 
                 "client, and nothing else has any"
             )
         sent = records.unpack(content, method.sent_schema(schema, number, len(weights)), codec)
-        before = site.initial
+        before = session.initial
         if method.remembers and number > 1:
             before = read_held(own, number - 1) or {}
             if not before:
                 raise Behind(f"round {number} builds on round {number - 1}, which this client was not sent")
-        held = method.receive(before, sent, weights, number, frame_of(site.settings))
+        held = method.receive(before, sent, weights, number, frame_of(session.settings))
     if method.remembers:
         write_held(own, number, held)
     return held
@@ -244,9 +244,9 @@ def _span(clients: Iterable[int]) -> str:
     return f"{min(clients)} to {max(clients)}"
 
 
-def _evaluate(site: Site, kept_out: Tokens, when: str) -> dict[str, float]:
+def _evaluate(session: Session, kept_out: Tokens, when: str) -> dict[str, float]:
     """Evaluate on the client's kept-out examples, if it keeps any: ``accuracy-before`` and the like."""
     if not len(kept_out):
         return {}
-    scores = evaluate(site.built.model, site.built.tokenizer, kept_out, site.task, site.settings.eval_batch)
+    scores = evaluate(session.built.model, session.built.tokenizer, kept_out, session.task, session.settings.eval_batch)
     return {"kept-out": len(kept_out), **{f"{name}-{when}": value for name, value in scores.items()}}

@@ -19,9 +19,10 @@ from fedasym.ops.paused_gc import uncollected
 
 with uncollected():  # PyTorch is among them
     from fedasym.adapters import lora
+    from fedasym.aggregation.base import aggregator_of
     from fedasym.fields import difference
     from fedasym.methods import METHODS
-    from fedasym.methods.base import Matrices, pick
+    from fedasym.methods.base import Matrices, pick, values
     from fedasym.models import device
     from fedasym.ops import extras
     from fedasym.ops.processes import cores, held_alone
@@ -36,7 +37,7 @@ with uncollected():  # PyTorch is among them
     from server.round.finish import conclude
     from server.round.roster import Roster, warm
     from server.round.run import FederationError, Opening, Round, name_of, run_round
-    from server.session import Bench, prepare
+    from server.session import Session, prepare
 
 app = ServerApp()
 log = logging.getLogger("fedasym")
@@ -79,10 +80,10 @@ def federate(grid: Grid, settings: Settings, folder: Path, reporter: Reporter) -
     Raises:
         FederationError: the folder belongs to another run, the handshake fails, or a round has too few valid replies.
     """
-    bench, state = train(grid, settings, folder, reporter)
+    session, state = train(grid, settings, folder, reporter)
     reporter.begin("writing the adapter and the report")
-    _load(bench, state.matrices)
-    write_adapter(folder / "adapter", bench.built, settings)
+    _load(session, state.matrices)
+    write_adapter(folder / "adapter", session.built, settings)
     if settings.head == "local" or METHODS[settings.method].personal:
         log.info("what is in adapter/ of private matrices is as first drawn: the trained ones stay with their clients")
     write_report([folder], folder / "report.html")
@@ -99,31 +100,34 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
     log.info("report %s", out)
 
 
-def train(grid: Grid, settings: Settings, folder: Path, reporter: Reporter) -> tuple[Bench, checkpoint.State]:
+def train(grid: Grid, settings: Settings, folder: Path, reporter: Reporter) -> tuple[Session, checkpoint.State]:
     """Train from the folder's checkpoint, or from round 1, to ``num-rounds``; leave config, rounds and summary.
 
     Raises:
         FederationError: as `federate`.
     """
     with uncollected():
-        bench = prepare(for_this_machine(settings, folder))
-    state = _resume(folder, bench)
-    record.write_json(folder / "config.json", bench.config)
-    log.info("run folder %s, contract %s", folder, bench.contract.hash[:12])
+        session = prepare(for_this_machine(settings, folder))
+    state = _resume(folder, session)
+    record.write_json(folder / "config.json", session.config)
+    log.info("run folder %s, contract %s", folder, session.contract.hash[:12])
+    if aggregator_of(settings.aggregation).single_replies:
+        size = settings.asked_of(settings.num_clients) * 4 * values(session.contract.schema)
+        log.info("aggregation=%r holds all replies of a round: up to %d MB", settings.aggregation, size // 10**6)
     if state.round < settings.num_rounds:
-        roster = Roster(grid, bench.contract, bench.built.logits, settings, record.read_rounds(folder))
+        roster = Roster(grid, session.contract, session.built.logits, settings, record.read_rounds(folder))
         while state.round < settings.num_rounds:
-            state = _next_round(grid, roster, bench, state, folder, reporter)
+            state = _next_round(grid, roster, session, state, folder, reporter)
     else:
         log.info("all %d rounds are done already", state.round)
-    record.write_json(folder / "summary.json", record.summarise(bench.config, record.read_rounds(folder)))
-    return bench, state
+    record.write_json(folder / "summary.json", record.summarise(session.config, record.read_rounds(folder)))
+    return session, state
 
 
 def _next_round(
-    grid: Grid, roster: Roster, bench: Bench, state: checkpoint.State, folder: Path, reporter: Reporter
+    grid: Grid, roster: Roster, session: Session, state: checkpoint.State, folder: Path, reporter: Reporter
 ) -> checkpoint.State:
-    settings = bench.settings
+    settings = session.settings
     whom = ("waiting for sites", "sites are here") if settings.sites else ("handshake", "nodes agreed")
     reporter.begin(*whom, round=state.round + 1)
     nodes = roster.gather(state.round + 1, reporter.tell)
@@ -131,7 +135,7 @@ def _next_round(
     started = time.perf_counter()
     opening = Opening(state.round + 1, state.run, state.matrices, state.stack, state.weights)
     reporter.begin("training", "clients", settings.asked_of(len(nodes)), steps_each=settings.local_steps)
-    result = run_round(grid, nodes, bench.contract, opening, settings, reporter.tell)
+    result = run_round(grid, nodes, session.contract, opening, settings, reporter.tell)
     reporter.begin("averaging")
     roster.note(result)
     result.warnings += roster.late_replies()
@@ -140,16 +144,16 @@ def _next_round(
     for warning in result.warnings:
         log.warning("round %d: %s", result.number, warning)
     result.warnings[:0] = news
-    outcome = conclude(bench.contract, state, result, bench.frozen, settings)
+    outcome = conclude(session.contract, state, result, session.frozen, settings)
     state = replace(outcome.state, round=result.number)
-    row = _row(result, bench, state.matrices, outcome.mismatch, reporter)
+    row = _row(result, session, state.matrices, outcome.mismatch, reporter)
     row["seconds"] = round(time.perf_counter() - started, 3)
     state = replace(state, record_bytes=record.append_round(folder, row))
     checkpoint.save(folder, state)
-    metric = row["metrics"][bench.task.metric]
+    metric = row["metrics"][session.task.metric]
     log.info(
         "round %d/%d  %s %s  loss %.4f  clients %d/%d  up %d B  down %d B  %.1f s",
-        result.number, settings.num_rounds, bench.task.metric, "–" if metric is None else f"{metric:.4f}",
+        result.number, settings.num_rounds, session.task.metric, "–" if metric is None else f"{metric:.4f}",
         row["train_loss"], row["clients_valid"], row["clients_asked"], row["payload_up"], row["payload_down"],
         row["seconds"],
     )  # fmt: skip
@@ -157,16 +161,18 @@ def _next_round(
     return state
 
 
-def _load(bench: Bench, matrices: Matrices) -> None:
+def _load(session: Session, matrices: Matrices) -> None:
     """Load what all parties hold into the server's model; what is private to clients stays as drawn."""
-    tensors = lora.common(bench.built.model)
+    tensors = lora.common(session.built.model)
     lora.load({name: tensors[name] for name in matrices}, matrices)
 
 
-def _row(result: Round, bench: Bench, matrices: Matrices, mismatch: float | None, reporter: Reporter) -> dict[str, Any]:
+def _row(
+    result: Round, session: Session, matrices: Matrices, mismatch: float | None, reporter: Reporter
+) -> dict[str, Any]:
     """Make the round's line: evaluate, centrally or, where there is no common model, as the clients did."""
-    settings = bench.settings
-    names = (*bench.task.metrics, "loss")
+    settings = session.settings
+    names = (*session.task.metrics, "loss")
     clients = {
         f"{name}_{when}": result.weighted(f"{name}-{when}", "kept-out")
         for when in ("before", "after")
@@ -184,14 +190,19 @@ def _row(result: Round, bench: Bench, matrices: Matrices, mismatch: float | None
     elif result.number % settings.eval_every and result.number != settings.num_rounds:
         metrics = dict.fromkeys(names)
     else:
-        _load(bench, matrices)
-        device.prepare(device.device_of(bench.built.model), cores(), settings.deterministic)
+        _load(session, matrices)
+        device.prepare(device.device_of(session.built.model), cores(), settings.deterministic)
         metrics = {}
-        for suffix, tokens in bench.held_out.items():
+        for suffix, tokens in session.held_out.items():
             reporter.begin("evaluating", "examples", len(tokens))
             try:
                 found = evaluate(
-                    bench.built.model, bench.built.tokenizer, tokens, bench.task, settings.eval_batch, reporter.tell
+                    session.built.model,
+                    session.built.tokenizer,
+                    tokens,
+                    session.task,
+                    settings.eval_batch,
+                    reporter.tell,
                 )
             except (FloatingPointError, device.DeviceMemoryError) as error:
                 raise FederationError(f"round {result.number}: {error}") from error
@@ -220,26 +231,26 @@ def _row(result: Round, bench: Bench, matrices: Matrices, mismatch: float | None
     }
 
 
-def _resume(folder: Path, bench: Bench) -> checkpoint.State:
+def _resume(folder: Path, session: Session) -> checkpoint.State:
     """Return the folder's state if it belongs to this run, or the initial one."""
-    settings = bench.settings.run_config()
+    settings = session.settings.run_config()
     state = checkpoint.load(folder)
     if state is None:
         if record.cut_rounds(folder, 0):
             log.info("%s holds a first round that was not finished; it is done again", folder)
-        moved = lora.read(lora.common(bench.built.model))
-        shared = METHODS[bench.settings.method].common(moved)
+        moved = lora.read(lora.common(session.built.model))
+        shared = METHODS[session.settings.method].common(moved)
         matrices = {name: matrix for name, matrix in moved.items() if name in shared}
-        opens = METHODS[bench.settings.method].sent_schema(bench.contract.schema, 1, 0)
-        matrices |= records.heard(pick(matrices, opens), opens, codec_of(bench.contract.codec))
-        return checkpoint.State(uuid.uuid4().hex, 0, matrices, {}, 0, bench.contract.to_json(), settings)
+        opens = METHODS[session.settings.method].sent_schema(session.contract.schema, 1, 0)
+        matrices |= records.heard(pick(matrices, opens), opens, codec_of(session.contract.codec))
+        return checkpoint.State(uuid.uuid4().hex, 0, matrices, {}, 0, session.contract.to_json(), settings)
     kept = {key: value for key, value in state.settings.items() if key not in _FREE}
     here = {key: value for key, value in settings.items() if key not in _FREE}
-    reasons = difference(kept, here)
-    if not reasons and (difference_ := bench.contract.refusal(state.contract, "checkpoint there, run here")):
+    reasons = [other] if (other := session.contract.other_stream(state.contract)) else difference(kept, here)
+    if not reasons and (difference_ := session.contract.refusal(state.contract, "checkpoint there, run here")):
         reasons = [difference_]
-    if bench.settings.num_rounds < state.round:
-        reasons.append(f"num-rounds: {state.round} are done there, {bench.settings.num_rounds} wanted here")
+    if session.settings.num_rounds < state.round:
+        reasons.append(f"num-rounds: {state.round} are done there, {session.settings.num_rounds} wanted here")
     if reasons:
         raise FederationError(
             f"{folder} holds another run, round {state.round}: {'; '.join(reasons)}. Choose another out or remove it"

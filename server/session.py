@@ -19,7 +19,7 @@ from fedasym.wire.contract import SITES, Contract, contract_of
 
 
 @dataclass(frozen=True)
-class Bench:
+class Session:
     """What the server holds all along."""
 
     settings: Settings
@@ -31,7 +31,7 @@ class Bench:
     config: dict[str, Any]  # of config.json
 
 
-def prepare(settings: Settings) -> Bench:
+def prepare(settings: Settings) -> Session:
     """Build model, held-out tokens and contract from resolved settings, whose dtype may still be ``auto``."""
     where = device.choose_device(settings.device)
     device.prepare(where, cores(), settings.deterministic)
@@ -56,7 +56,7 @@ def prepare(settings: Settings) -> Bench:
         for suffix, examples in data.held_out.items()
     }
     frozen = lora.read(lora.frozen_factors(built.model))
-    return Bench(settings, built, task, held_out, contract, frozen, config)
+    return Session(settings, built, task, held_out, contract, frozen, config)
 
 
 @dataclass(frozen=True)

@@ -194,16 +194,16 @@ def _compare(options: argparse.Namespace, console: "Console") -> None:
 
 
 def _bytes(options: argparse.Namespace, console: "Console") -> None:
-    from simulations.cost.model_bytes import as_json, footprints, print_footprints
+    from simulations.cost.model_bytes import as_json, communication_costs, print_costs
 
     if "central" in options.methods:
         raise ValueError("central has all data in one place, so nothing travels; leave it out")
     asked = {key: getattr(options, key) for key in ("model", "rank", "targets", "head", "pooling", "clients", "labels")}
-    found = footprints(methods=options.methods, **asked)
+    found = communication_costs(methods=options.methods, **asked)
     if options.json:
         print(json.dumps(as_json(found, **asked), indent=1))
     else:
-        print_footprints(found, options.model, options.clients, options.labels, console)
+        print_costs(found, options.model, options.clients, options.labels, console)
 
 
 _COMMANDS = {

@@ -115,10 +115,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def frames() -> dict[str, pd.DataFrame]:
     """Texts of 2 to 11 words; the first says the class, by name in ``label``, by number in ``score``."""
-    chance, made = np.random.default_rng(5), {}
+    rng, made = np.random.default_rng(5), {}
     for split, size in {"train": 60, "test": 24}.items():
         ids = np.arange(size) % len(CLASSES)
-        rests = [" ".join(chance.choice(WORDS[3:], chance.integers(1, 11))) for _ in range(size)]
+        rests = [" ".join(rng.choice(WORDS[3:], rng.integers(1, 11))) for _ in range(size)]
         made[split] = pd.DataFrame(
             {
                 "text": [f"{CLASSES[i]} {rest}" for i, rest in zip(ids, rests, strict=True)],

@@ -32,19 +32,19 @@ def make_line(method="asymmetric", task="sst2", split="iid", seed=0, **changed):
     metric, level, classes = TASKS[task]
     personal = method in PERSONAL
     key = [list(METHODS).index(method), list(TASKS).index(task), list(SPLITS).index(split), seed]
-    chance = np.random.default_rng(key)
+    rng = np.random.default_rng(key)
     common = np.random.default_rng([*key[1:], 99])  # what a seed does to all methods
     end = level + gain - SPLITS[split] * (0.2 if personal else 1 + 5 * (method == "lora")) + common.normal(0, 0.006)
     rounds = np.arange(1, ROUNDS + 1)
-    curve = end - 0.3 * np.exp(-rounds / (2.5 + (method == "lora"))) + chance.normal(0, 0.003, ROUNDS)
-    curve[-1] = end + chance.normal(0, 0.002)
+    curve = end - 0.3 * np.exp(-rounds / (2.5 + (method == "lora"))) + rng.normal(0, 0.003, ROUNDS)
+    curve[-1] = end + rng.normal(0, 0.002)
     values = [round(float(v), 4) if (i + 1) % 2 == 0 or i == ROUNDS - 1 else None for i, v in enumerate(curve)]
     known = [value for value in values if value is not None]
     sends = method not in ("central", "local")
     up_bytes, down_bytes = (float(4 * count + HEAD) if sends else 0.0 for count in (up, down))
     counts = common.integers(5, 120, (CLIENTS, classes or 1)).tolist()
     at_clients = [None if v is None else round(v + 0.03, 4) for v in values] if method == "asymmetric" else []
-    loss = 0.2 + 0.5 * np.exp(-rounds / 4) + chance.random(ROUNDS) / 50
+    loss = 0.2 + 0.5 * np.exp(-rounds / 4) + rng.random(ROUNDS) / 50
     return {
         "task": task, "split": split, "method": method, "label": label, "seed": seed, "model": "org/small-model",
         "rounds": ROUNDS, "metric": metric, "final": known[-1], "best": max(known), "metric_by_round": values,

@@ -19,7 +19,7 @@ ROOMS = (
     "training", "wire", "settings", "runs", "reports",
 )  # fmt: skip
 SIMULATIONS = (
-    "stopping", "versions", "cli", "engines", "run", "folders", "cost", "study", "demo", "federation", "__main__"
+    "stopping", "cli", "engines", "run", "folders", "cost", "study", "demo", "federation", "versions", "__main__"
 )  # fmt: skip
 # Which room knows which of the heavy libraries, lazily (inside a function) too; all others none.
 HEAVY = {"torch", "transformers", "datasets", "flwr_datasets", "flwr", "ray", "peft"}
@@ -74,6 +74,16 @@ def test_imports_among_the_rooms_of_the_package_run_one_way() -> None:
         f"{name_of(path)} imports {room}"
         for path, here, room in crossings("fedasym")
         if here != "__init__" and room in ROOMS and ROOMS.index(room) >= ROOMS.index(here)
+    ]
+    assert not wrong
+
+
+def test_imports_among_the_folders_of_simulations_run_one_way() -> None:
+    assert {room_of(path) for path in (ROOT / "simulations").rglob("*.py")} - {"__init__"} == set(SIMULATIONS)
+    wrong = [
+        f"{name_of(path)} imports {room}"
+        for path, here, room in crossings("simulations")
+        if SIMULATIONS.index(room) >= SIMULATIONS.index(here)
     ]
     assert not wrong
 

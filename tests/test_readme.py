@@ -132,8 +132,8 @@ def test_an_in_process_command_of_the_readme_completes(command: str, shell: dict
 
 def test_the_library_example_runs_and_moves_only_B(places: dict[str, str]) -> None:
     (code,) = blocks("python")
-    chance = torch.Generator().manual_seed(1)
-    clients = [torch.randint(0, 50, (n, 12), generator=chance) for n in (16, 24)]
+    rng = torch.Generator().manual_seed(1)
+    clients = [torch.randint(0, 50, (n, 12), generator=rng) for n in (16, 24)]
     names: dict[str, object] = {"clients": clients}
     exec(filled(code, places), names)
     from fedasym.adapters import lora

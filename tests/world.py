@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from clients.app import app as honest
-from fedasym.runs.communication import Footprint
+from fedasym.runs.communication import CommunicationCost
 from fedasym.runs.record import read_json, read_rounds
 from fedasym.settings import Settings, from_run_config
 from fedasym.wire import records
@@ -55,14 +55,14 @@ def make_model(folder: Path, seed: int = 0) -> Path:
 def make_data(folder: Path, train: int = 160, test: int = 60) -> Path:
     """Write train.jsonl and test.jsonl: sentences of 3 to 8 words whose good or bad words decide the label."""
     folder.mkdir(parents=True, exist_ok=True)
-    chance = np.random.default_rng(5)
+    rng = np.random.default_rng(5)
     for name, count in (("train", train), ("test", test)):
         rows = []
         for i in range(count):
             label = i % 2
-            telling = chance.choice(GOOD if label else BAD, chance.integers(1, 3))
-            text = [*chance.choice(PLAIN, chance.integers(2, 6)), *telling]
-            chance.shuffle(text)
+            telling = rng.choice(GOOD if label else BAD, rng.integers(1, 3))
+            text = [*rng.choice(PLAIN, rng.integers(2, 6)), *telling]
+            rng.shuffle(text)
             rows.append(json.dumps({"text": " ".join(text), "label": ("bad", "good")[label]}))
         (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
     return folder
@@ -186,7 +186,7 @@ def _packed(content: RecordDict) -> np.ndarray:
     return arrays["matrices"][PACKED].numpy().copy() if "matrices" in arrays else np.zeros(0, np.float32)
 
 
-def assert_moved(folder: Path, computed: Footprint, asked: int) -> None:
+def assert_moved(folder: Path, computed: CommunicationCost, asked: int) -> None:
     """Require that in each round of a run exactly the computed bytes travelled."""
     for row in read_rounds(folder):
         number = row["round"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clients.deploy.kit import Kit, read_kit
-from clients.node import LENT, Place
+from clients.node import LENT, NodeContext
 from clients.worker.child_supervisor import Limits
 from clients.worker.private_folder import LONGEST_SOCKET, SOCKET
 from fedasym.fields import Value
@@ -63,7 +63,7 @@ class Plan:
     """
 
     kit: Kit
-    place: Place
+    place: NodeContext
     limits: Limits | None
     state: Path
     pinned: str
@@ -111,7 +111,7 @@ def plan_of(options: Options) -> Plan:
     if options.worker and len(os.fsencode(socket)) > LONGEST_SOCKET:
         raise ValueError(f"{socket} is longer than the {LONGEST_SOCKET} bytes of a socket's path; shorten --state")
     settings = _settings(options, kit.name)
-    place = Place(
+    place = NodeContext(
         site=kit.name, data=str(data), state=str(state / "clients"), log=str(state / "site.log"),
         contract=options.pin_contract, device=options.device, lends=task_of(settings).reads,
     )  # fmt: skip
@@ -189,7 +189,7 @@ def _environment(options: Options, state: Path) -> dict[str, str]:
     return found | {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": str(_POLL_SECONDS)}
 
 
-def _node_config(options: Options, place: Place, socket: Path) -> str:
+def _node_config(options: Options, place: NodeContext, socket: Path) -> str:
     if options.worker:
         ours = {"worker": str(socket)}
     else:

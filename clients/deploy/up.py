@@ -46,9 +46,9 @@ def up(plan: Plan) -> None:
         _write_scripts(plan)
         _write_secret(plan)
         if plan.limits and not stop.is_set():
-            keeper = stack.enter_context(worker(state, plan.place, plan.limits))
+            supervisor = stack.enter_context(worker(state, plan.place, plan.limits))
             patience = time.monotonic() + _WORKER_SECONDS
-            while not stop.is_set() and not keeper.await_ready(_LOOK_SECONDS):
+            while not stop.is_set() and not supervisor.await_ready(_LOOK_SECONDS):
                 if time.monotonic() > patience:
                     log = state / "worker.log"
                     raise SiteError(f"the worker did not come up within {_WORKER_SECONDS:g} s; {log}:\n{tail(log)}")

@@ -1,8 +1,8 @@
 """The process that holds model, A and tokens: one message after another, until its supervisor closes the socket.
 
-``python -m clients.worker.child FD PLACE``: FD is an open socket to the worker supervisor, PLACE a `Place` as JSON.
-Standard input is a pipe that nobody writes to; it closes when the supervisor's process ends, however it ends, and then
-so do we.
+``python -m clients.worker.child FD PLACE``: FD is an open socket to the worker supervisor, PLACE a `NodeContext` as
+JSON. Standard input is a pipe that nobody writes to; it closes when the supervisor's process ends, however it ends, and
+then so do we.
 """
 
 import importlib
@@ -13,7 +13,7 @@ import sys
 import threading
 
 from clients.errors import hidden, refused
-from clients.node import Place
+from clients.node import NodeContext
 from clients.worker import pipe
 from clients.worker.frames import pack_reply, read_request
 
@@ -22,7 +22,7 @@ READY = b"ready"
 _WARM = ("torch", "pandas", "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto")
 
 
-def serve(channel: socket.socket, place: Place) -> None:
+def serve(channel: socket.socket, place: NodeContext) -> None:
     """Import what the work needs, say so, and answer messages until the supervisor is gone."""
     for name in _WARM:
         importlib.import_module(name)
@@ -52,4 +52,4 @@ def _end_with_the_keeper() -> None:
 if __name__ == "__main__":
     threading.Thread(target=_end_with_the_keeper, daemon=True).start()
     with socket.socket(fileno=int(sys.argv[1])) as inherited:
-        serve(inherited, Place(**json.loads(sys.argv[2])))
+        serve(inherited, NodeContext(**json.loads(sys.argv[2])))

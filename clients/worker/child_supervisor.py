@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 
 from clients.errors import note
-from clients.node import Place
+from clients.node import NodeContext
 from clients.worker import pipe
 from clients.worker.child import READY
 from fedasym.ops.processes import QUIET
@@ -54,7 +54,7 @@ class Limits:
     threads: int = 0
 
 
-class Keeper:
+class ChildSupervisor:
     """A child and its life; a context manager.
 
     Args:
@@ -64,7 +64,7 @@ class Keeper:
         tell: called with whether the child can take a message, at each change.
     """
 
-    def __init__(self, place: Place, limits: Limits, output: Path, tell: Callable[[bool], None]) -> None:
+    def __init__(self, place: NodeContext, limits: Limits, output: Path, tell: Callable[[bool], None]) -> None:
         self._place, self._limits, self._output, self._tell = place, limits, output, tell
         self._change = threading.Condition()
         self._turns: deque[object] = deque()
@@ -74,7 +74,7 @@ class Keeper:
         self.busy = False  # whether the child has a message
         self._thread = threading.Thread(target=self._keep, name="keeper")
 
-    def __enter__(self) -> "Keeper":
+    def __enter__(self) -> "ChildSupervisor":
         self._thread.start()
         return self
 

@@ -16,9 +16,9 @@ from flwr.app import RecordDict
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from clients.errors import refused
-from clients.node import Place
+from clients.node import NodeContext
 from clients.worker.call import METHOD, OPTIONS, SERVICE, address_of
-from clients.worker.child_supervisor import Abandoned, Failed, Keeper, Limits
+from clients.worker.child_supervisor import Abandoned, ChildSupervisor, Failed, Limits
 from clients.worker.frames import FrameError, Request, pack_reply, read_request
 from clients.worker.private_folder import socket_in
 
@@ -27,7 +27,7 @@ _GRACE_SECONDS = 1.0
 
 
 @contextmanager
-def worker(folder: Path, place: Place, limits: Limits | None = None) -> Iterator[Keeper]:
+def worker(folder: Path, place: NodeContext, limits: Limits | None = None) -> Iterator[ChildSupervisor]:
     """Serve a site's messages on the socket in a private folder; end the service and the child at the end.
 
     Args:
@@ -48,18 +48,18 @@ def worker(folder: Path, place: Place, limits: Limits | None = None) -> Iterator
         pool = stack.enter_context(ThreadPoolExecutor(_CALLERS, "worker"))
         states = health.HealthServicer(experimental_non_blocking=True)
         _tell(states, False)
-        keeper = Keeper(place, limits, folder / "worker.log", lambda ready: _tell(states, ready))
+        supervisor = ChildSupervisor(place, limits, folder / "worker.log", lambda ready: _tell(states, ready))
         server = grpc.server(pool, options=OPTIONS)
         health_pb2_grpc.add_HealthServicer_to_server(states, server)
-        server.add_generic_rpc_handlers((_handler(keeper, limits, place),))
+        server.add_generic_rpc_handlers((_handler(supervisor, limits, place),))
         try:
             server.add_insecure_port(address)
         except RuntimeError as error:
             raise OSError(f"the socket {address} cannot be bound; remove it, or choose another --state") from error
-        stack.enter_context(keeper)
+        stack.enter_context(supervisor)
         server.start()
         stack.callback(lambda: server.stop(_GRACE_SECONDS).wait())
-        yield keeper
+        yield supervisor
 
 
 def _tell(states: Any, ready: bool) -> None:
@@ -68,7 +68,7 @@ def _tell(states: Any, ready: bool) -> None:
         states.set(name, state)
 
 
-def _handler(keeper: Keeper, limits: Limits, place: Place) -> Any:
+def _handler(supervisor: ChildSupervisor, limits: Limits, place: NodeContext) -> Any:
     def answer(frame: bytes, context: Any) -> bytes:
         try:
             request = read_request(frame)
@@ -77,7 +77,7 @@ def _handler(keeper: Keeper, limits: Limits, place: Place) -> Any:
         if reason := _too_many_threads(request, limits, place):
             return pack_reply(refused(reason))
         try:
-            return keeper.ask(frame, request.seconds, context.is_active)
+            return supervisor.ask(frame, request.seconds, context.is_active)
         except Failed as failure:
             return pack_reply(refused(str(failure)))
         except Abandoned:
@@ -87,7 +87,7 @@ def _handler(keeper: Keeper, limits: Limits, place: Place) -> Any:
     return grpc.method_handlers_generic_handler(SERVICE, {METHOD: method})
 
 
-def _too_many_threads(request: Request, limits: Limits, place: Place) -> str:
+def _too_many_threads(request: Request, limits: Limits, place: NodeContext) -> str:
     threads = request.run_config.get("threads", 1)
     if limits.threads and isinstance(threads, int) and threads > limits.threads:
         return f"the run has threads={threads}, and site {place.site} allows {limits.threads}; lower threads"

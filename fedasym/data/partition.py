@@ -162,8 +162,8 @@ def _partitioner(examples: Examples, settings: DataSettings) -> Any:
         if name == "shard":
             return library.ShardPartitioner(clients, "label", num_shards_per_partition=int(parameter), seed=seed)
         if name == "quantity":
-            chance = generator(settings.seed, "quantity")
-            sizes = draw_sizes(len(examples), clients, float(parameter), settings.min_examples, chance)
+            rng = generator(settings.seed, "quantity")
+            sizes = draw_sizes(len(examples), clients, float(parameter), settings.min_examples, rng)
             return library.SizePartitioner(sizes)
         if name in _SIZE_SKEWS and not parameter:
             return getattr(library, _SIZE_SKEWS[name])(clients)

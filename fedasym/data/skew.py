@@ -64,7 +64,7 @@ def deal(labels: NDArray[np.int64], proportions: NDArray[np.float64]) -> list[ND
     return [np.concatenate(share) for share in shares]
 
 
-def draw_sizes(n: int, clients: int, alpha: float, least: int, chance: np.random.Generator) -> list[int]:
+def draw_sizes(n: int, clients: int, alpha: float, least: int, rng: np.random.Generator) -> list[int]:
     """Draw the clients' sizes, of sum n, from a symmetric Dirichlet law; draw again while one is below ``least``.
 
     Args:
@@ -72,7 +72,7 @@ def draw_sizes(n: int, clients: int, alpha: float, least: int, chance: np.random
         clients: number of sizes.
         alpha: concentration; the smaller, the more unequal.
         least: examples that every client must have.
-        chance: the stream to draw from.
+        rng: the stream to draw from.
 
     Raises:
         ValueError: alpha is not positive, or no draw gave every client enough.
@@ -80,7 +80,7 @@ def draw_sizes(n: int, clients: int, alpha: float, least: int, chance: np.random
     if not 0.0 < alpha < np.inf:
         raise ValueError(f"{alpha} is not a positive number")
     for _ in range(_DRAWS):
-        ends = np.rint(np.cumsum(chance.dirichlet(np.full(clients, alpha)))[:-1] * n).astype(np.int64)
+        ends = np.rint(np.cumsum(rng.dirichlet(np.full(clients, alpha)))[:-1] * n).astype(np.int64)
         sizes = np.diff(ends, prepend=0, append=n)
         if sizes.min() >= least:
             return [int(size) for size in sizes]

@@ -87,7 +87,7 @@ class Traffic:
 
 
 @dataclass(frozen=True)
-class Footprint:
+class CommunicationCost:
     """What one method would hold and send.
 
     Attributes:
@@ -117,7 +117,7 @@ class Footprint:
         """The rounds that repeat."""
         return self.rounds[1:]
 
-    def saving(self, reference: "Footprint") -> float:
+    def saving(self, reference: "CommunicationCost") -> float:
         """Return ``1 − bytes / bytes of the reference``, up and down, in the rounds that repeat.
 
         Raises:
@@ -125,7 +125,7 @@ class Footprint:
         """
         return 1.0 - _mean([t.both for t in self.later]) / _mean([t.both for t in reference.later])
 
-    def saving_adapter(self, reference: "Footprint") -> float | None:
+    def saving_adapter(self, reference: "CommunicationCost") -> float | None:
         """Return `saving` of the adapters' factors alone; None where there is no adapter."""
         if not self.layers:
             return None
@@ -158,7 +158,7 @@ def config_of(model: str, revision: str = "main") -> Any:
         ) from error
 
 
-def footprint(settings: Settings, config: Any, num_labels: int) -> Footprint:
+def communication_cost(settings: Settings, config: Any, num_labels: int) -> CommunicationCost:
     """Return what a federation would hold and send.
 
     Args:
@@ -182,7 +182,7 @@ def footprint(settings: Settings, config: Any, num_labels: int) -> Footprint:
         down = method.sent_schema(schema, number, stacked if number > 1 else 0)
         sizes = [_bytes(part, codec) for part in (up, down, _factors(up), _factors(down))]
         rounds.append(Traffic(number, *sizes))
-    return Footprint(
+    return CommunicationCost(
         settings.method,
         settings.head,
         output,

@@ -35,7 +35,7 @@ class Trained:
 
 
 def draw_batches(
-    lengths: NDArray[np.int64], batch_size: int, steps: int, epochs: int, chance: np.random.Generator
+    lengths: NDArray[np.int64], batch_size: int, steps: int, epochs: int, rng: np.random.Generator
 ) -> list[NDArray[np.int64]]:
     """Draw a round's batches: shuffled passes over the data, each grouped by length.
 
@@ -48,7 +48,7 @@ def draw_batches(
         batch_size: examples of a batch.
         steps: number of batches; 0 means ``epochs`` full passes instead.
         epochs: full passes if steps is 0.
-        chance: the stream to draw from.
+        rng: the stream to draw from.
 
     Returns:
         Places into the client's data, one array a batch.
@@ -57,10 +57,10 @@ def draw_batches(
     wanted = steps or epochs * math.ceil(n / batch_size)
     batches: list[NDArray[np.int64]] = []
     while len(batches) < wanted:
-        drawn = chance.permutation(n)[: (wanted - len(batches)) * batch_size]
+        drawn = rng.permutation(n)[: (wanted - len(batches)) * batch_size]
         drawn = drawn[np.argsort(lengths[drawn], kind="stable")]
         cut = [drawn[start : start + batch_size] for start in range(0, len(drawn), batch_size)]
-        batches += [cut[i] for i in chance.permutation(len(cut))]
+        batches += [cut[i] for i in rng.permutation(len(cut))]
     return batches
 
 

@@ -77,16 +77,24 @@ class Contract:
         """Return the canonical JSON text."""
         return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
 
+    def other_stream(self, stated: str, sides: str = "checkpoint there, run here") -> str:
+        """Say that a stated contract's A is drawn otherwise than ours, or return ""."""
+        theirs = json.loads(stated)
+        stream = theirs.get("A_stream", 1) if isinstance(theirs, dict) else self.A_stream
+        if stream == self.A_stream:
+            return ""
+        return (
+            f"equal seeds give another A ({sides}): A_stream: {stream!r} there, {self.A_stream} here; use one version "
+            "of fedasym, and start anew what another version began"
+        )
+
     def refusal(self, stated: str, sides: str = "server there, client here") -> str:
         """Compare with the JSON of a stated contract; name every difference, or return "" if there is none."""
         if stated == self.to_json():
             return ""
+        if other := self.other_stream(stated, sides):
+            return other
         theirs, ours = json.loads(stated), json.loads(self.to_json())
-        if isinstance(theirs, dict) and (stream := theirs.get("A_stream", 1)) != self.A_stream:
-            return (
-                f"equal seeds give another A ({sides}): A_stream: {stream!r} there, {self.A_stream} here; use one "
-                "version of fedasym, and start anew what another version began"
-            )
         if strange := _strange(theirs, ours):
             return f"the contract is of another version of fedasym ({sides}): {strange}; use one version"
         lines = difference(_flat(theirs), _flat(ours))

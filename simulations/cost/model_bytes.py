@@ -10,16 +10,16 @@ from rich.table import Table
 
 from fedasym.methods import METHODS
 from fedasym.reports.comparison import human_bytes, percent
-from fedasym.runs.communication import Footprint, Traffic, config_of, footprint
+from fedasym.runs.communication import CommunicationCost, Traffic, communication_cost, config_of
 from fedasym.settings import Settings
 
 VALUE_BYTES = 4  # of a float32
 _OWN_HEAD = ("full", "local")  # head policies that are part of what a method is
 
 
-def footprints(
+def communication_costs(
     model: str, methods: Sequence[str], rank: int, targets: str, head: str, pooling: str, clients: int, labels: int
-) -> list[Footprint]:
+) -> list[CommunicationCost]:
     """Return what each method would hold and send.
 
     Args:
@@ -53,12 +53,12 @@ def footprints(
             num_clients=1 if name == "central" else clients,
             client_holdout=0.2,  # what personal methods must have; it moves no byte
         ).resolved()
-        found.append(footprint(settings, config, labels))
+        found.append(communication_cost(settings, config, labels))
     return found
 
 
-def as_json(found: Sequence[Footprint], **asked: Any) -> dict[str, Any]:
-    """Return footprints as plain data: what was asked, and per method values, bytes by round and savings."""
+def as_json(found: Sequence[CommunicationCost], **asked: Any) -> dict[str, Any]:
+    """Return communication_costs as plain data: what was asked, and per method values, bytes by round and savings."""
     lora = _reference(found)
     methods = [
         {
@@ -74,7 +74,7 @@ def as_json(found: Sequence[Footprint], **asked: Any) -> dict[str, Any]:
     return {**asked, "methods": methods}
 
 
-def print_footprints(found: Sequence[Footprint], model: str, clients: int, labels: int, console: Console) -> None:
+def print_costs(found: Sequence[CommunicationCost], model: str, clients: int, labels: int, console: Console) -> None:
     """Print what the model holds and a table of what each method sends."""
     lora = _reference(found)
     of = next((each for each in found if each.layers), found[0])
@@ -106,7 +106,7 @@ def print_footprints(found: Sequence[Footprint], model: str, clients: int, label
     console.print(table)
 
 
-def _cells(each: Footprint, traffic: Traffic, lora: Footprint | None) -> list[str]:
+def _cells(each: CommunicationCost, traffic: Traffic, lora: CommunicationCost | None) -> list[str]:
     counts = [human_bytes(count) for count in (traffic.up, traffic.down)]
     if each.layers:
         counts += [human_bytes(count) for count in (traffic.up_adapter, traffic.down_adapter)]
@@ -119,7 +119,7 @@ def _cells(each: Footprint, traffic: Traffic, lora: Footprint | None) -> list[st
     return [*counts, percent(1.0 - traffic.both / whole), percent(alone)]
 
 
-def _rows(each: Footprint) -> list[tuple[str, Traffic]]:
+def _rows(each: CommunicationCost) -> list[tuple[str, Traffic]]:
     """Return one row for rounds that are alike, with the words for when they are."""
     first, later, cycle = each.rounds[0], each.later, len(each.later)
     same = [dataclasses.replace(traffic, number=1) == first for traffic in later]
@@ -130,5 +130,5 @@ def _rows(each: Footprint) -> list[tuple[str, Traffic]]:
     return [("1", first)] + [(f"{t.number}, {t.number + cycle}, …", t) for t in later]
 
 
-def _reference(found: Sequence[Footprint]) -> Footprint | None:
+def _reference(found: Sequence[CommunicationCost]) -> CommunicationCost | None:
     return next((each for each in found if each.method == "lora"), None)

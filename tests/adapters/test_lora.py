@@ -31,11 +31,11 @@ def fill_B(model) -> None:
 
 
 def train(model, seed, steps) -> None:
-    chance = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(lora.trainable(model).values(), lr=0.05, weight_decay=0.1)
     for _ in range(steps):
         optimizer.zero_grad()
-        model(torch.randn(8, 12, generator=chance)).square().mean().backward()
+        model(torch.randn(8, 12, generator=rng)).square().mean().backward()
         optimizer.step()
 
 
@@ -204,9 +204,9 @@ def test_a_merged_copy_is_plain_answers_alike_and_leaves_model_and_chance_alone(
     lora.adapt(net.to(dtype), ["query", "value"], rank=4, alpha=1.0)
     lora.place(net, "head", lora.TrainedLinear(net.head, travels=True))
     fill_B(net)
-    before, chance = fingerprint(lora.read(net.state_dict()), ""), torch.get_rng_state()
+    before, rng = fingerprint(lora.read(net.state_dict()), ""), torch.get_rng_state()
     merged = lora.merged_copy(net)
-    assert torch.equal(torch.get_rng_state(), chance)
+    assert torch.equal(torch.get_rng_state(), rng)
     assert fingerprint(lora.read(net.state_dict()), "") == before
     assert not any(isinstance(m, (lora.AdaptedLinear, lora.TrainedLinear)) for m in merged.modules())
     x = torch.randn(6, 12, dtype=dtype)

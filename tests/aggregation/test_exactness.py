@@ -19,10 +19,10 @@ def mismatch_factors(mean, replies, layers):
 
 
 def draw(seed: int, scale: float = 1.0) -> dict[str, np.ndarray]:
-    chance, made = np.random.default_rng(seed), {}
+    rng, made = np.random.default_rng(seed), {}
     for layer, (d_out, r, d_in) in SHAPES.items():
-        made[f"{layer}.A"] = chance.standard_normal((r, d_in), np.float32)
-        made[f"{layer}.B"] = (scale * chance.standard_normal((d_out, r))).astype(np.float32)
+        made[f"{layer}.A"] = rng.standard_normal((r, d_in), np.float32)
+        made[f"{layer}.B"] = (scale * rng.standard_normal((d_out, r))).astype(np.float32)
     return made
 
 

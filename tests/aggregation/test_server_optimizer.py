@@ -12,8 +12,8 @@ SHAPES = {"a.B": (4, 3), "head.bias": (2,)}
 
 
 def draw(seed: int, scale: float = 1.0) -> dict[str, np.ndarray]:
-    chance = np.random.default_rng(seed)
-    return {name: (scale * chance.standard_normal(shape)).astype(np.float32) for name, shape in SHAPES.items()}
+    rng = np.random.default_rng(seed)
+    return {name: (scale * rng.standard_normal(shape)).astype(np.float32) for name, shape in SHAPES.items()}
 
 
 def bits(matrices):

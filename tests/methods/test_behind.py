@@ -8,7 +8,7 @@ from flwr.app import MessageType
 from safetensors.numpy import load_file
 from world import Seen, tiny_settings, watched_run
 
-from clients.session import site_of
+from clients.session import session_of
 from clients.train_round import Refusal, train_round
 from fedasym.runs import checkpoint
 from fedasym.runs.record import read_rounds
@@ -151,7 +151,7 @@ def test_a_method_that_remembers_nothing_leaves_nothing_on_the_clients_disks(wor
     ("method", "number", "weights"), [("asymmetric", 2, [1]), ("fedex", 2, []), ("fedex", 2, [3, 0]), ("flora", 1, [1])]
 )
 def test_weights_that_do_not_fit_the_method_are_refused(tmp_path: Path, method, number, weights) -> None:
-    site = site_of(tiny_settings(tmp_path, method=method).resolved())
+    site = session_of(tiny_settings(tmp_path, method=method).resolved())
     about = {"contract": site.contract.hash, "round": number, "client": 0, "run": "0" * 32, "weights": weights}
     content = records.pack({}, (), about)
     with pytest.raises(Refusal, match=rf"round {number} of {method} came with the weights \{weights}"):

@@ -40,7 +40,7 @@ class Federation:
 
     method: str
     shapes: dict[str, tuple[int, int]]  # (d_out, d_in) by layer
-    chance: np.random.Generator
+    rng: np.random.Generator
     weights: tuple[int, ...]
 
     def __post_init__(self) -> None:
@@ -64,7 +64,7 @@ class Federation:
         self.settings = Settings(method=self.method, rank=RANK, alpha=10.0, seed=3, kind=kind, **more)
 
     def draw(self, shape: tuple[int, ...]) -> np.ndarray:
-        return self.chance.standard_normal(shape, np.float32)
+        return self.rng.standard_normal(shape, np.float32)
 
     def step(self, spread: float = 1.0) -> tuple[Matrices, list[Matrices], Matrices, float | None]:
         """Do one round; return what was held before, what each client then had, what is held after, the meter."""
@@ -276,14 +276,14 @@ def test_a_personal_method_holds_nothing_private_and_has_no_mismatch(method, com
 
 
 def test_full_fine_tuning_holds_the_mean_of_every_parameter() -> None:
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     shapes = {"embeddings.weight": (5, 3), "norm.bias": (3,), "output.weight": (2, 3)}
     names = tuple(sorted(shapes.items()))
     contract = contract_with("full", names, "orthonormal")
-    held = {name: chance.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    held = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
     mean, weights, replies = ExactMean(), (5, 2, 9), []
     for weight in weights:
-        replies.append({name: m + chance.standard_normal(m.shape, np.float32) for name, m in held.items()})
+        replies.append({name: m + rng.standard_normal(m.shape, np.float32) for name, m in held.items()})
         mean.add(weight, replies[-1])
     result = Round(1, [0, 1, 2], mean=mean.mean(), mean64=mean.mean64())
     outcome = conclude(contract, State("", 0, held, {}, 0, "", {}), result, {}, Settings(method="full").resolved())

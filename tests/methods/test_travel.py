@@ -12,7 +12,7 @@ from world import Seen, assert_moved, split_values, tiny_settings, watched_run
 from fedasym.adapters.projection import frozen_A
 from fedasym.methods import METHODS
 from fedasym.models.build import build
-from fedasym.runs.communication import config_of, footprint
+from fedasym.runs.communication import communication_cost, config_of
 from fedasym.runs.record import read_json, read_rounds
 
 CLIENTS, ROUNDS, SCALE = 3, 3, 4.0  # s = alpha / r = 16 / 4
@@ -104,7 +104,7 @@ def test_the_bytes_of_every_round_are_those_counted_by_hand(run, method) -> None
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_moves_the_bytes_computed_from_its_configuration_alone(run, method) -> None:
     settings, folder, _ = run(method)
-    assert_moved(folder, footprint(settings, config_of(settings.model), 2), settings.num_clients)
+    assert_moved(folder, communication_cost(settings, config_of(settings.model), 2), settings.num_clients)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from clients.session import forget_site, site_of
+from clients.session import forget_session, session_of
 from fedasym.adapters import lora
 from fedasym.data.examples import load_examples
 from fedasym.data.tokens import tokenize
@@ -118,7 +118,7 @@ def test_the_old_model_is_gone_before_a_new_one_is_built(tiny, monkeypatch) -> N
 
     import clients.session
 
-    old = weakref.ref(site_of(tiny).built.model)
+    old = weakref.ref(session_of(tiny).built.model)
     alive = []
 
     def watched(settings, num_labels):
@@ -126,8 +126,8 @@ def test_the_old_model_is_gone_before_a_new_one_is_built(tiny, monkeypatch) -> N
         return build(settings, num_labels)
 
     monkeypatch.setattr(clients.session, "build", watched)
-    site_of(dataclasses.replace(tiny, seed=1))
-    forget_site()
+    session_of(dataclasses.replace(tiny, seed=1))
+    forget_session()
     assert alive == [False]
 
 

@@ -27,8 +27,8 @@ for k in itertools.count(1):
 
 @pytest.fixture
 def state() -> State:
-    chance = np.random.default_rng(0)
-    matrices = {f"{n}.B": chance.standard_normal((5, 3), np.float32) for n in ("a", "b/c", "d")}
+    rng = np.random.default_rng(0)
+    matrices = {f"{n}.B": rng.standard_normal((5, 3), np.float32) for n in ("a", "b/c", "d")}
     matrices["a.B"][0] = [-0.0, 1e-45, 3e38]
     settings = {"num-rounds": 3, "lr": 0.1, "method": "asymmetric", "é": "ü\n"}
     return State("0" * 32, 7, matrices, {"first/a.B": matrices["a.B"] * 0}, 1234, '{"rank": 3}', settings)

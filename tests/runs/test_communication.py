@@ -12,10 +12,10 @@ import torch
 from transformers import AutoConfig, LlamaConfig, ViTConfig
 from world import assert_moved, simulate, tiny_settings
 
-from fedasym.runs.communication import PRESETS, config_of, footprint, skeleton
+from fedasym.runs.communication import PRESETS, communication_cost, config_of, skeleton
 from fedasym.settings import Settings
 from simulations.__main__ import main
-from simulations.cost.model_bytes import footprints
+from simulations.cost.model_bytes import communication_costs
 
 ROUNDS = 3  # round 1 and, of the longest cycle, one whole turn
 
@@ -40,18 +40,18 @@ def test_every_family_and_head_moves_the_computed_bytes(
         tiny, model=str(models[family]), method=method, head=head, out=str(tmp_path), client_holdout=0.2,
         num_rounds=ROUNDS, local_steps=1, kind="kaiming", targets=targets,
     )  # fmt: skip
-    found = footprint(settings.resolved(), config_of(settings.model), 3)
+    found = communication_cost(settings.resolved(), config_of(settings.model), 3)
     assert_moved(simulate(settings), found, settings.num_clients)
 
 
 def test_a_sampled_stack_has_the_factors_of_the_clients_of_a_round(tmp_path: Path) -> None:
     settings = tiny_settings(tmp_path, method="fedex", clients_per_round=2).resolved()
-    found = footprint(settings, config_of(settings.model), 2)
+    found = communication_cost(settings, config_of(settings.model), 2)
     assert found.later[0].down_adapter == 2 * found.later[0].up_adapter
 
 
 def test_roberta_base_has_the_numbers_that_follow_from_its_shapes() -> None:
-    asymmetric, lora = footprints(
+    asymmetric, lora = communication_costs(
         "roberta-base", ["asymmetric", "lora"], 8, "query,value", "full", "auto", clients=10, labels=2
     )
     assert asymmetric.A == asymmetric.B == 12 * 2 * 8 * 768 == 147_456  # 12 layers, q and v, r times 768
@@ -69,10 +69,10 @@ def test_grouped_queries_make_B_smaller_than_A() -> None:
         hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32, num_key_value_heads=4
     )
     settings = Settings(method="asymmetric", model="-", targets="q_proj,v_proj", head="frozen").resolved()
-    found = footprint(settings, config, 2)
+    found = communication_cost(settings, config, 2)
     assert found.A == 22 * 2 * 8 * 2048
     assert found.B == 22 * 8 * (2048 + 256)
-    lora = footprint(dataclasses.replace(settings, method="lora"), config, 2)
+    lora = communication_cost(dataclasses.replace(settings, method="lora"), config, 2)
     assert found.saving(lora) == pytest.approx(0.64)  # d_in / (d_in + d_out) over q and v: 4096 / 6400
 
 
@@ -90,10 +90,10 @@ def test_a_preset_has_as_many_parameters_as_the_published_model_and_no_weights(m
     settings = Settings(model=model).resolved()
     bare, _ = skeleton(config_of(model), settings, 2)
     assert {tensor.device.type for tensor in [*bare.parameters(), *bare.buffers()]} == {"meta"}
-    found = footprint(settings, config_of(model), 2)
+    found = communication_cost(settings, config_of(model), 2)
     assert found.parameters == parameters
     assert found.layers > 0 and found.A > 0
-    full = footprint(Settings(model=model, method="full").resolved(), config_of(model), 2)
+    full = communication_cost(Settings(model=model, method="full").resolved(), config_of(model), 2)
     assert full.rounds[0].up == 4 * parameters
 
 
@@ -103,7 +103,7 @@ def test_all_presets_are_tested() -> None:
 
 def test_counting_asks_nothing_of_the_global_generator() -> None:
     before = torch.get_rng_state()
-    footprint(Settings(model="roberta-base").resolved(), config_of("roberta-base"), 2)
+    communication_cost(Settings(model="roberta-base").resolved(), config_of("roberta-base"), 2)
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -111,13 +111,13 @@ def test_a_folder_with_a_configuration_and_no_weights_is_enough(tmp_path: Path) 
     ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48).save_pretrained(
         tmp_path
     )
-    found = footprint(Settings(model=str(tmp_path)).resolved(), config_of(str(tmp_path)), 5)
+    found = communication_cost(Settings(model=str(tmp_path)).resolved(), config_of(str(tmp_path)), 5)
     assert found.output == "classifier" and found.head_values == 5 * 32 + 5
     assert found.B == 8 * (4 * 32 + 48 + 32)  # q, k, v, o; up and down of the feed-forward part
 
 
 def test_the_packaged_model_needs_no_network() -> None:
-    found = footprint(Settings().resolved(), config_of("demo"), 2)
+    found = communication_cost(Settings().resolved(), config_of("demo"), 2)
     assert found.rounds[0].up == 666_632  # as the demo measures
 
 
@@ -129,9 +129,9 @@ def test_a_model_that_cannot_be_had_is_named_with_what_can() -> None:
 def test_a_model_without_a_classifier_and_a_rank_that_no_A_has_are_refused() -> None:
     whisper = AutoConfig.for_model("wav2vec2")
     with pytest.raises(ValueError, match="no text classifier for a Wav2Vec2Config"):
-        footprint(Settings(model="-").resolved(), whisper, 2)
+        communication_cost(Settings(model="-").resolved(), whisper, 2)
     with pytest.raises(ValueError, match="rank 800 exceeds d_in 768"):
-        footprint(Settings(model="-", rank=800).resolved(), config_of("roberta-base"), 2)
+        communication_cost(Settings(model="-", rank=800).resolved(), config_of("roberta-base"), 2)
 
 
 def test_the_command_prints_the_same_numbers_as_a_table_and_as_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,10 +30,10 @@ def case(models, tiny):
     def make(family: str, num_labels: int = 3, **more):
         settings = dataclasses.replace(tiny, model=str(models[family]), **more)
         built = build(settings, num_labels)
-        chance = np.random.default_rng(1)
+        rng = np.random.default_rng(1)
         moving = {**lora.common(built.model), **lora.local_only(built.model)}
         start = lora.read(moving) if settings.method == "full" else {n: np.float32(0) for n in moving}
-        drawn = {n: chance.standard_normal(tuple(p.shape), np.float32) for n, p in moving.items()}
+        drawn = {n: rng.standard_normal(tuple(p.shape), np.float32) for n, p in moving.items()}
         lora.load(moving, {n: start[n] + m * np.float32(0.3) for n, m in drawn.items()})
         examples, _ = load_examples(settings)
         tokens = tokenize(built.tokenizer, examples, 16, settings.pooling)

@@ -17,7 +17,7 @@ from flwr.clientapp import ClientApp
 from world import federate, no_report, tiny_settings
 
 from clients.app import app as honest
-from clients.session import site_of
+from clients.session import session_of
 from fedasym.aggregation.exact import ExactMean
 from fedasym.methods.base import Matrices
 from fedasym.runs.record import read_json, read_rounds
@@ -71,7 +71,7 @@ class Exchange:
 @pytest.fixture(scope="module")
 def exchange(tmp_path_factory: pytest.TempPathFactory) -> Exchange:
     settings = tiny_settings(tmp_path_factory.mktemp("exchange"))
-    site = site_of(settings.resolved())
+    site = session_of(settings.resolved())
     about: records.About = {
         "contract": site.contract.hash, "round": 1, "run": "0" * 32, "whole": False, "client": BAD_CLIENT,
     }  # fmt: skip
@@ -250,7 +250,7 @@ def test_the_global_B_moves_by_the_valid_replies_alone(tmp_path: Path) -> None:
         if client == BAD_CLIENT:
             nan_reply(message, reply)
         else:
-            schema = site_of(from_run_config(context.run_config).resolved()).contract.schema
+            schema = session_of(from_run_config(context.run_config).resolved()).contract.schema
             weight = int(reply.content.metric_records["metrics"]["num-examples"])
             seen[client] = (weight, records.unpack(reply.content, schema))
         return reply

@@ -8,7 +8,7 @@ from flwr.app import ConfigRecord, RecordDict
 from world import make_sites, simulate, site_settings, tiny_settings, tiny_values
 
 from clients.handle import QUERY, TRAIN, WARM, answer
-from clients.node import LENT, Place, place_of
+from clients.node import LENT, NodeContext, node_context_of
 from clients.train_round import Refusal, require_fit
 from fedasym.data.examples import load_own_examples
 from fedasym.runs.record import read_json, read_rounds
@@ -109,19 +109,19 @@ def test_another_contract_is_refused_before_any_data_are_read(world: Path) -> No
     settings = site_settings(world).resolved()
     stated, config = query_of(settings), settings.run_config()
     absent = str(world / "absent")
-    pinned = Place(site="north", data=absent, contract="0" * 64)
+    pinned = NodeContext(site="north", data=absent, contract="0" * 64)
     for kind in (QUERY, TRAIN):
         reason = answer(kind, stated, config, 1, pinned)["refusal"]["reason"]
         assert "works under the contract 0000" in str(reason) and prepare(settings).contract.hash in str(reason)
-    other = answer(QUERY, stated, {**config, "rank": 2}, 1, Place(site="north", data=absent))["refusal"]["reason"]
+    other = answer(QUERY, stated, {**config, "rank": 2}, 1, NodeContext(site="north", data=absent))["refusal"]["reason"]
     assert "rank: 4 there, 2 here" in str(other)
-    fits = Place(site="north", data=absent, contract=prepare(settings).contract.hash)
+    fits = NodeContext(site="north", data=absent, contract=prepare(settings).contract.hash)
     assert "error " in str(answer(QUERY, stated, config, 1, fits)["refusal"]["reason"])  # now it looked
 
 
 def test_a_site_takes_part_under_its_own_name_alone(world: Path) -> None:
     settings = site_settings(world).resolved()
-    stranger = Place(site="west", data=str(world / "sites/north"))
+    stranger = NodeContext(site="west", data=str(world / "sites/north"))
     reason = answer(QUERY, query_of(settings), settings.run_config(), 1, stranger)["refusal"]["reason"]
     assert "site 'west' is none of the run's sites='north,south,east'" in str(reason)
 
@@ -133,7 +133,7 @@ def test_a_run_that_names_no_sites_reads_nothing_of_a_site(world: Path, kind: st
     (folder / "train.jsonl").write_text(json.dumps({"text": SECRET, "label": "bad"}) + "\n")
     values = {"data": str(folder), "validation-cut": 1, "text-columns": "label", "label-column": "text"}
     config = tiny_settings(world).run_config() | values
-    own = Place(site="north", data=str(folder), contract="0" * 64, log=str(world / "log"))
+    own = NodeContext(site="north", data=str(folder), contract="0" * 64, log=str(world / "log"))
     said = answer(kind, query_of(tiny_settings(world).resolved()), config, 1, own)["refusal"]["reason"]
     assert "site 'north' has data of its own, and the run's sites=''" in str(said)
     assert SECRET not in str(said) and not (world / "log").exists()
@@ -146,7 +146,7 @@ def test_a_run_that_names_no_sites_reads_nothing_of_a_site(world: Path, kind: st
 def test_a_site_lends_its_data_as_it_says_and_not_otherwise(world: Path, kind: str, otherwise: dict) -> None:
     settings = site_settings(world).resolved()
     config = settings.run_config()
-    own = Place(site="north", data=str(world / "sites/north"), lends=task_of(settings).reads)
+    own = NodeContext(site="north", data=str(world / "sites/north"), lends=task_of(settings).reads)
     assert "refusal" not in answer(QUERY, query_of(settings), config, 1, own)
     said = answer(kind, query_of(settings), config | otherwise, 1, own)["refusal"]["reason"]
     (key, value), *_ = otherwise.items()
@@ -155,7 +155,7 @@ def test_a_site_lends_its_data_as_it_says_and_not_otherwise(world: Path, kind: s
 
 def test_what_a_site_lends_is_what_is_read_whatever_the_task_is_called(world: Path) -> None:
     lends = {"text-columns": "text", "label-column": "label", "labels": "0,1", "train-split": "train"}
-    place = Place(site="north", data=str(world / "absent"), lends=lends)
+    place = NodeContext(site="north", data=str(world / "absent"), lends=lends)
     require_fit(Settings(sites="north", labels="0,1", num_clients=1), place)  # reviews
     require_fit(Settings(sites="north", labels="0,1", num_clients=1, task="classification"), place)
     with pytest.raises(Refusal, match="text-columns: 'text' there, 'sentence' here"):
@@ -164,11 +164,11 @@ def test_what_a_site_lends_is_what_is_read_whatever_the_task_is_called(world: Pa
 
 
 def test_a_place_is_a_site_with_data_or_neither() -> None:
-    assert place_of({"partition-id": 2, "num-partitions": 5}) == Place(share=2, shares=5)
-    assert place_of({"site": "north", "data-dir": "/data"}).private
-    assert place_of({"site": "north", "data-dir": "/data", "labels": "a,b"}).lends == {"labels": "a,b"}
+    assert node_context_of({"partition-id": 2, "num-partitions": 5}) == NodeContext(share=2, shares=5)
+    assert node_context_of({"site": "north", "data-dir": "/data"}).private
+    assert node_context_of({"site": "north", "data-dir": "/data", "labels": "a,b"}).lends == {"labels": "a,b"}
     with pytest.raises(ValueError, match=r"site='north' and data-dir=''"):
-        place_of({"site": "north"})
+        node_context_of({"site": "north"})
 
 
 @pytest.mark.parametrize(

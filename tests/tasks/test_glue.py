@@ -238,14 +238,14 @@ def test_caps_hold_for_any_data_and_move_the_partitions_digest(tiny) -> None:
 
 @pytest.mark.parametrize("kind", ["random", "right", "constant"])
 def test_the_official_metrics_are_those_of_scikit_learn_and_scipy(kind) -> None:
-    chance = np.random.default_rng(4)
-    labels = chance.integers(0, 2, 50)
-    ids = {"random": chance.integers(0, 2, 50), "right": labels, "constant": np.zeros(50, np.int64)}[kind]
+    rng = np.random.default_rng(4)
+    labels = rng.integers(0, 2, 50)
+    ids = {"random": rng.integers(0, 2, 50), "right": labels, "constant": np.zeros(50, np.int64)}[kind]
     assert score("binary_f1", ids, labels) == f1_score(labels, ids, zero_division=0.0)
     assert score("matthews", ids, labels) == pytest.approx(matthews_corrcoef(labels, ids), abs=1e-12)
     right, wrong = ((ids == labels) & (labels == 1)).sum(), (ids != labels).sum()  # F1 = 2 TP / (2 TP + FP + FN)
     assert score("binary_f1", ids, labels) == pytest.approx(2 * right / (2 * right + wrong))
-    scores, truth = ids + 0.1 * labels, labels + chance.random(50)
+    scores, truth = ids + 0.1 * labels, labels + rng.random(50)
     if kind != "constant":
         assert score("pearson", scores, truth) == stats.pearsonr(scores, truth).statistic
         assert score("spearman", scores, truth) == stats.spearmanr(scores, truth).statistic

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from world import federate
 
 from clients.app import app as honest
-from clients.session import Site, site_of
+from clients.session import Session, session_of
 from fedasym.adapters import lora
 from fedasym.methods import METHODS
 from fedasym.runs.record import read_rounds
@@ -59,8 +59,8 @@ def spoiling(part: str) -> ClientApp:
     return app
 
 
-def site(context: Context) -> Site:
-    return site_of(from_run_config(context.run_config).resolved())
+def site(context: Context) -> Session:
+    return session_of(from_run_config(context.run_config).resolved())
 
 
 @pytest.mark.parametrize(("part", "named"), [("W", "its base model W changed"), ("A", "its A changed")])

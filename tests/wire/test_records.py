@@ -30,8 +30,8 @@ def packages(draw):
 
 @pytest.fixture
 def matrices():
-    chance = np.random.default_rng(0)
-    return {name: chance.standard_normal(shape, np.float32) for name, shape in SCHEMA}
+    rng = np.random.default_rng(0)
+    return {name: rng.standard_normal(shape, np.float32) for name, shape in SCHEMA}
 
 
 def record(**arrays) -> RecordDict:

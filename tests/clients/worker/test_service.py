@@ -23,10 +23,10 @@ from world import tiny_settings
 
 from clients.errors import QUERY, TRAIN
 from clients.handle import answer
-from clients.node import Place
-from clients.session import site_of
+from clients.node import NodeContext
+from clients.session import session_of
 from clients.worker.call import SERVICE, address_of, ask_worker
-from clients.worker.child_supervisor import Keeper, Limits, resident_gigabytes
+from clients.worker.child_supervisor import ChildSupervisor, Limits, resident_gigabytes
 from clients.worker.private_folder import make_private
 from clients.worker.service import worker
 from fedasym.settings import Settings
@@ -37,10 +37,10 @@ ENDLESS = 10**7  # local steps: no test waits for their end
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-def place_in(root: Path, **more: str) -> Place:
+def place_in(root: Path, **more: str) -> NodeContext:
     state = make_private(root / "state")
     values = {"site": "north", "data": str(root / "data"), "state": str(state / "clients")}
-    return Place(**{**values, "log": str(state / "site.log"), **more})
+    return NodeContext(**{**values, "log": str(state / "site.log"), **more})
 
 
 def site_settings(root: Path, **more: object) -> Settings:
@@ -49,13 +49,13 @@ def site_settings(root: Path, **more: object) -> Settings:
 
 
 def query(settings: Settings) -> RecordDict:
-    site = site_of(settings.resolved())
+    site = session_of(settings.resolved())
     return RecordDict({"about": ConfigRecord({"contract": site.contract.to_json(), "logits": [*site.built.logits]})})
 
 
 def order(settings: Settings) -> RecordDict:
     """The message of round 1 to the first client, as the server sends it."""
-    site = site_of(settings.resolved())
+    site = session_of(settings.resolved())
     about: records.About = {"contract": site.contract.hash, "round": 1, "run": "0" * 32, "whole": True, "client": 0}
     return records.pack(site.initial, [(n, s) for n, s in site.contract.schema if n in site.initial], about)
 
@@ -74,7 +74,7 @@ class Running:
     """A worker on a tiny site."""
 
     root: Path
-    keeper: Keeper
+    supervisor: ChildSupervisor
 
     @property
     def socket(self) -> str:
@@ -95,8 +95,8 @@ class Running:
 
     def await_work(self, seconds: float = 0.5) -> int:
         """Wait until the child has worked on its message for some seconds of processor time; return its id."""
-        wait_for(lambda: self.keeper.busy)
-        pid, before = self.keeper.pid, processor_seconds(self.keeper.pid)
+        wait_for(lambda: self.supervisor.busy)
+        pid, before = self.supervisor.pid, processor_seconds(self.supervisor.pid)
         wait_for(lambda: processor_seconds(pid) > before + seconds)
         return pid
 
@@ -111,9 +111,9 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """One worker for all the tests that leave it usable."""
     root = tmp_path_factory.mktemp("site")
     site_settings(root)
-    with worker(make_private(root / "state"), place_in(root), Limits(seconds=300.0)) as keeper:
-        assert keeper.await_ready(300)
-        yield Running(root, keeper)
+    with worker(make_private(root / "state"), place_in(root), Limits(seconds=300.0)) as supervisor:
+        assert supervisor.await_ready(300)
+        yield Running(root, supervisor)
 
 
 def test_a_round_through_the_worker_has_the_bits_of_a_round_in_process(running: Running, tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ print(json.dumps([sorted(heavy), sorted(reply.content["about"]), time.perf_count
 
 def test_a_child_that_hangs_is_killed_at_the_deadline_and_the_next_message_is_answered(running: Running) -> None:
     assert running.answers()
-    hung = running.keeper.pid
+    hung = running.supervisor.pid
     settings = site_settings(running.root, round_timeout=1.0)
     content = query(settings)
     content["large"] = ArrayRecord({"zeros": Array(np.zeros(1 << 20))})  # more than a socket holds unread
@@ -165,7 +165,7 @@ def test_a_child_that_hangs_is_killed_at_the_deadline_and_the_next_message_is_an
     told = reason(running.ask(QUERY, settings, content))
     assert re.fullmatch(r"the worker of site north did not finish within \S+ s and was restarted; raise --d.*", told)
     assert running.answers()
-    assert running.keeper.pid not in (0, hung)
+    assert running.supervisor.pid not in (0, hung)
     assert told in log_of(running.root)
 
 
@@ -206,7 +206,7 @@ print(ask_worker(sys.argv[1], "train", content, config, 1))
         caller.kill()
         caller.wait()
     assert running.answers()
-    assert running.keeper.pid != worked
+    assert running.supervisor.pid != worked
     assert "whoever asked is gone" in log_of(running.root)
 
 
@@ -218,7 +218,7 @@ def test_messages_at_the_same_time_are_all_answered_one_after_another(running: R
 def test_health_says_whether_the_child_can_take_a_message(running: Running) -> None:
     assert running.answers()
     assert running.state() == SERVING
-    os.kill(running.keeper.pid, signal.SIGKILL)
+    os.kill(running.supervisor.pid, signal.SIGKILL)
     wait_for(lambda: running.state() == NOT_SERVING)
     wait_for(lambda: running.state() == SERVING)
     assert running.answers()
@@ -243,13 +243,13 @@ def test_what_is_no_frame_is_refused_and_the_worker_goes_on(running: Running) ->
 def test_another_contract_than_the_pinned_one_is_refused_before_any_data_are_read(tmp_path: Path) -> None:
     settings = site_settings(tmp_path)
     pinned = place_in(tmp_path, data=str(tmp_path / "not there"), contract="f" * 64)
-    with worker(tmp_path / "state", pinned, Limits(threads=1)) as keeper:
-        site = Running(tmp_path, keeper)
+    with worker(tmp_path / "state", pinned, Limits(threads=1)) as supervisor:
+        site = Running(tmp_path, supervisor)
         told = [reason(site.ask(QUERY, settings, query(settings))), reason(site.ask(TRAIN, settings, order(settings)))]
         assert all("works under the contract ffff" in each and "not there" not in each for each in told)
         greedy = replace(settings, threads=2)
         assert "threads=2, and site north allows 1" in reason(site.ask(QUERY, greedy, RecordDict()))
-        child = keeper.pid
+        child = supervisor.pid
         assert child
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
@@ -257,12 +257,12 @@ def test_another_contract_than_the_pinned_one_is_refused_before_any_data_are_rea
 
 def test_a_child_over_its_memory_is_named_and_started_again(tmp_path: Path) -> None:
     settings = site_settings(tmp_path)
-    with worker(make_private(tmp_path / "state"), place_in(tmp_path), Limits(gigabytes=0.01)) as keeper:
-        assert keeper.await_ready(300)
-        child = keeper.pid
-        told = reason(Running(tmp_path, keeper).ask(QUERY, settings, query(settings)))
+    with worker(make_private(tmp_path / "state"), place_in(tmp_path), Limits(gigabytes=0.01)) as supervisor:
+        assert supervisor.await_ready(300)
+        child = supervisor.pid
+        told = reason(Running(tmp_path, supervisor).ask(QUERY, settings, query(settings)))
         assert re.fullmatch(r"the worker of site north holds \S+ GB of memory, more than 0.01 GB, and was .*", told)
-        assert keeper.pid != child
+        assert supervisor.pid != child
 
 
 def test_the_memory_of_a_process_is_that_of_its_pages() -> None:
@@ -279,7 +279,7 @@ def test_a_worker_that_is_not_there_is_said_so_in_time(tmp_path: Path) -> None:
 
 
 def test_a_worker_is_for_a_site_with_data_of_its_own(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="give its place site and data"), worker(tmp_path, Place()):
+    with pytest.raises(ValueError, match="give its place site and data"), worker(tmp_path, NodeContext()):
         pass
 
 
