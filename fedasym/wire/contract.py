@@ -60,7 +60,7 @@ class Contract:
     labels: tuple[str, ...]
     data: str
     local: str
-    codec: str
+    codec: str = "identity"
     A_stream: int = STREAM
 
     @property
