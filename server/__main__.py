@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
             _say(print_words(home, options.listen, proxy=options.proxy))
         else:
             return up(home, options.listen, _say, proxy=options.proxy)
-    except (ValueError, OSError, FlowerError, ProxyError, ServiceError) as error:
+    except (ValueError, OSError, ModuleNotFoundError, FlowerError, ProxyError, ServiceError) as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
     return 0

@@ -94,6 +94,8 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
     try:
         from fedasym.reports import run_report
     except ModuleNotFoundError as error:
+        if not extras.is_extra(error):
+            raise
         log.info("no report: %s", extras.in_words(error))
         return
     run_report.write_report(folders, out)

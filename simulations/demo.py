@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from fedasym.ops import extras
 from fedasym.ops.processes import held_alone
 from fedasym.reports.comparison import comparison_rows, comparison_table
 from simulations.cli.waiting import waiting
@@ -30,7 +31,9 @@ def demo(out: Path, engine: str, workers: int, rounds: int, console: Console) ->
     Raises:
         FileExistsError: a folder of that name holds something else; then neither is touched.
         BlockingIOError: another process holds the folder.
+        ModuleNotFoundError: matplotlib, for the report of both, is not installed.
     """
+    extras.require("matplotlib")  # now, not after both runs
     out = out.absolute()
     folders = {method: out / method for method in ("asymmetric", "lora")}
     for folder in folders.values():

@@ -16,7 +16,7 @@ def look(config: str, folder: str) -> str:
     """Read a site's training data and say how many rows and of which classes they are.
 
     Raises:
-        ValueError, FileNotFoundError: as `fedasym.data.examples.load_own_examples`.
+        ValueError, FileNotFoundError, ModuleNotFoundError: as `fedasym.data.examples.load_own_examples`.
     """
     settings = from_run_config(json.loads(config))
     examples = load_own_examples(settings, Path(folder))
@@ -30,5 +30,5 @@ def look(config: str, folder: str) -> str:
 if __name__ == "__main__":
     try:
         print(look(sys.argv[1], sys.argv[2]))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         sys.exit(str(error))

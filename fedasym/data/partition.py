@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from fedasym.data.examples import Examples
 from fedasym.data.settings import DataSettings
 from fedasym.data.skew import deal, draw_sizes, label_proportions, score_bins
+from fedasym.ops import extras
 from fedasym.rng import generator
 
 _SIZE_SKEWS = {"linear": "LinearPartitioner", "square": "SquarePartitioner", "exponential": "ExponentialPartitioner"}
@@ -104,7 +105,8 @@ def _library_shares(
     examples: Examples, labels: NDArray[np.int64], order: NDArray[np.int64], settings: DataSettings
 ) -> list[NDArray[np.int64]]:
     """Let flwr-datasets split the shuffled examples; return each client's sorted places."""
-    import datasets
+    with extras.named():
+        import datasets
 
     partitioner = _partitioner(examples, settings)
     columns = {"index": order.tolist(), "label": labels[order].tolist()}
@@ -136,7 +138,8 @@ def _library() -> Any:
 
 
 def _partitioner(examples: Examples, settings: DataSettings) -> Any:
-    library = _library()
+    with extras.named():
+        library = _library()
     name, _, parameter = settings.split.partition(":")
     clients, seed = settings.num_clients, settings.seed % 2**32
     if name == "column" and examples.groups is not None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fedasym.ops import extras
 from fedasym.rng import generator
 from fedasym.tasks import glue
 from fedasym.tasks.base import Task
@@ -31,9 +32,10 @@ def read_split(task: Task, split: str) -> Any:
         ValueError: files of which the split could be one or another, or a split that the demo does not have.
         FileNotFoundError: no such folder, a folder without the wanted file, or a shard is missing.
         ConnectionError: the hub cannot be reached.
-        ModuleNotFoundError: the demo's packages are not installed.
+        ModuleNotFoundError: the demo's packages or the data's libraries are not installed; the text names the extra.
     """
-    import pandas as pd
+    with extras.named():
+        import pandas as pd
 
     if task.data == "demo":
         return _demo_frame(split)
@@ -90,7 +92,8 @@ def _names_in(folder: Path) -> str:
 
 
 def _hub_frame(task: Task, split: str) -> Any:
-    import datasets
+    with extras.named():
+        import datasets
 
     try:
         return datasets.load_dataset(task.data, task.data_config or None, split=split).to_pandas()

@@ -3,6 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from fedasym.ops import extras
+
 
 def score(name: str, predictions: NDArray[np.generic], labels: NDArray[np.generic]) -> float:
     """Compute one metric over all examples.
@@ -19,17 +21,20 @@ def score(name: str, predictions: NDArray[np.generic], labels: NDArray[np.generi
 
     Raises:
         ValueError: unknown metric.
+        ModuleNotFoundError: its library is not installed; the text names the extra.
     """
     if name == "accuracy":
         return float(np.mean(predictions == labels))
     if name in ("f1", "binary_f1"):
-        from sklearn.metrics import f1_score
+        with extras.named():
+            from sklearn.metrics import f1_score
 
         average = "macro" if name == "f1" else "binary"
         return float(f1_score(labels, predictions, average=average, zero_division=0.0))
     if name in ("matthews", "pearson", "spearman"):
-        from scipy import stats
-        from sklearn.metrics import matthews_corrcoef
+        with extras.named():
+            from scipy import stats
+            from sklearn.metrics import matthews_corrcoef
 
         if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
             return 0.0

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+from fedasym.ops import extras
 from fedasym.ops.processes import cores
 from fedasym.ops.progress import begin
 from fedasym.settings import Settings
@@ -23,8 +24,10 @@ def run_flower(settings: Settings, workers: int, data: Path | None = None, link:
 
     Raises:
         ValueError: sites with data of their own.
+        ModuleNotFoundError: Ray is not installed.
         FlowerError: the run ended otherwise than ``finished:completed``.
     """
+    extras.require("ray")  # Flower's processes say so in a log alone
     if settings.sites or data is not None:
         raise ValueError("Flower's simulated nodes cannot have data of their own; use --engine local, or deploy")
     # Ray starts as many actors as fit: num-cpus of each into num-cpus of all, and the same for GPUs.
