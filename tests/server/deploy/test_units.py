@@ -147,8 +147,12 @@ def test_the_image_holds_what_it_copies_and_the_packages_of_the_default_settings
     assert {"fedasym", "server", "clients", "pyproject.toml"} <= {*copied}
     assert all((context / name).exists() for name in copied)
     install = next(line for line in build["dockerfile_inline"].splitlines() if " pip install " in line)
-    assert shlex.split(install)[-1] == ".[demo]"
-    assert "demo" in tomllib.loads((context / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert shlex.split(install)[-1] == ".[$${EXTRAS}]"  # one dollar of the two is Compose's
+    known = tomllib.loads((context / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for name in ("server", "site"):
+        chosen = compose()["services"][name]["build"]
+        assert chosen == {**build, "args": {"EXTRAS": f"{name},demo"}}
+        assert {name, "demo"} <= known.keys()
 
 
 @pytest.mark.parametrize("file", [COMPOSE, UNITS / "fedasym-server.service"], ids=lambda file: file.stem)
