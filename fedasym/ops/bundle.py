@@ -15,6 +15,8 @@ PROJECT = Path(__file__).resolve().parents[2]
 def stage(folder: Path, project: Path = PROJECT) -> Path:
     """Copy what the app bundle is made of, so that Flower does not walk through a virtual environment to find it.
 
+    What pyproject.toml excludes is copied too: Flower refuses an exclusion that matches nothing.
+
     Args:
         folder: a new one; Flower wants letters, digits and hyphens in its name, 32 at most.
         project: a checkout of this project.
