@@ -232,7 +232,7 @@ def _orthonormal_rows(rows: Float64) -> Float64:
 
 
 def _signed_permuted_block(raw: np.random.Philox, rank: int, d_in: int) -> Float32:
-    """NodeContext one ±1 in every column, rows used equally often, at places and signs drawn from bits."""
+    """Place one ±1 in every column, rows used equally often, at places and signs drawn from bits."""
     order = np.argsort(raw.random_raw(d_in), kind="stable")  # compares integers: no rounding
     signs = np.where(raw.random_raw(d_in) >> np.uint64(63), np.float32(1), np.float32(-1))
     A = np.zeros((rank, d_in), np.float32)

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 
 from scipy.stats import t as student
 
-from fedasym.reports.study.result_lines import Cell, Line, NodeContext, cell_of
+from fedasym.reports.study.result_lines import Cell, Line, Place, cell_of
 
 CONFIDENCE = 0.95
 
@@ -86,7 +86,7 @@ def spread(numbers: Collection[float]) -> Spread:
     return Spread(statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else None, len(numbers))
 
 
-def mean_over(cells: Mapping[Cell, float], wanted: Sequence[NodeContext]) -> dict[int, float]:
+def mean_over(cells: Mapping[Cell, float], wanted: Sequence[Place]) -> dict[int, float]:
     """Return by seed the mean over places; a seed that lacks a place is left out, so that all means are over the same.
 
     >>> mean_over({("a", "iid", 0): 1.0, ("b", "iid", 0): 3.0, ("a", "iid", 1): 5.0}, [("a", "iid"), ("b", "iid")])

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 Line = Mapping[str, Any]
-NodeContext = tuple[str, str]
+Place = tuple[str, str]
 Cell = tuple[str, str, int]
 
 REFERENCES = ("central", "local")  # without a federation: never ranked beside federated methods
@@ -77,7 +77,7 @@ def splits(lines: Iterable[Line]) -> list[str]:
     return sorted({line["split"] for line in lines}, key=_split_key)
 
 
-def places(lines: Iterable[Line], split: str | None = None) -> list[NodeContext]:
+def places(lines: Iterable[Line], split: str | None = None) -> list[Place]:
     """Return the places that hold a line of a federated method, of one split or of all."""
     found = {(line["task"], line["split"]) for line in lines if line["method"] not in REFERENCES}
     return sorted((p for p in found if split in (None, p[1])), key=lambda p: (_split_key(p[1]), p[0]))

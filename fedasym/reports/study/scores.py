@@ -14,7 +14,7 @@ from fedasym.reports.study.estimates import (
     standing,
     values,
 )
-from fedasym.reports.study.result_lines import Line, NodeContext
+from fedasym.reports.study.result_lines import Line, Place
 from fedasym.reports.study.table import Entry, Sheet
 
 DASH = Entry("–")
@@ -61,7 +61,7 @@ def clients_sheet(lines: Sequence[Line]) -> Sheet | None:
     return _score_sheet("At the clients, after local training", measured, columns, final_at_clients, ranked=False)
 
 
-def non_iid(lines: Sequence[Line]) -> list[NodeContext]:
+def non_iid(lines: Sequence[Line]) -> list[Place]:
     """Return the places whose split is not iid."""
     return [place for place in result_lines.places(lines) if place[1] != "iid"]
 
@@ -138,7 +138,7 @@ def spread_text(found: Spread) -> str:
 def _score_sheet(
     title: str,
     lines: Sequence[Line],
-    columns: Mapping[str, Sequence[NodeContext]],
+    columns: Mapping[str, Sequence[Place]],
     value: Callable[[Line], float | None],
     ranked: bool,
 ) -> Sheet:

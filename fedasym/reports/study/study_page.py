@@ -1,4 +1,4 @@
-"""Result lines in, one page out: conclusion, tables, figures, settings, and how to run it again.
+"""Result lines in, one page out: what is missing, tables, figures, settings, and how to run it again.
 
 The page holds its figures; they lie beside it as PNG too. The same lines in any order give the same bytes.
 """
@@ -15,10 +15,10 @@ from fedasym.reports.run_page import command_with
 from fedasym.reports.study import result_lines
 from fedasym.reports.study.costs import cost_sheet, reach_sheet
 from fedasym.reports.study.figures import figures
+from fedasym.reports.study.gaps import gaps
 from fedasym.reports.study.result_lines import Line
 from fedasym.reports.study.scores import clients_sheet, difference_sheet, score_sheets
 from fedasym.reports.study.shared_settings import settings_sheets, versions_sheet
-from fedasym.reports.study.summary import conclusion, gaps
 from fedasym.reports.study.table import Sheet, to_html, to_markdown
 from fedasym.reports.study.tuning_table import tuning_sheet
 from fedasym.settings import Settings
@@ -40,7 +40,7 @@ def write_comparison(
     Args:
         lines: one a finished cell, in any order; cells may be missing, and the page says which.
         out: the HTML file; its figures are written to ``plots/`` beside it too.
-        ours: the method that the differences and the conclusion are about.
+        ours: the method that the differences are about.
         reference: the method that savings and bytes to reach are measured against.
         tuning: raw lines of the tuning grid, for a table of it.
         command: what runs the whole comparison again.
@@ -101,8 +101,7 @@ def _page(
     grid = f"<h2>How it was tuned</h2>\n{to_html(tuning_sheet(tuning)._replace(title=''))}\n" if tuning else ""
     seeds = ", ".join(str(seed) for seed in sorted({line["seed"] for line in lines}))
     whole = f"<p>All of it:</p>\n<pre>{escape(command)}</pre>\n" if command else ""
-    body = f"""<p class="lead">{escape(conclusion(lines, ours, reference))}</p>
-{warning}
+    body = f"""{warning}
 <h2>What was reached, and at what cost</h2>
 {tables}
 <h2>Curves</h2>
