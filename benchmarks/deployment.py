@@ -19,7 +19,7 @@ from typing import Any
 
 from fedasym.runs.record import read_rounds
 from simulations.cost.counting_proxy import counting_proxy
-from simulations.cost.socket_bytes import Watch
+from simulations.cost.measured_bytes import Watch
 from simulations.engines.in_process import run_local
 from simulations.engines.superlink import run_app
 from simulations.federation import CONFIG, await_sites, server_up, site_up, write_site_data

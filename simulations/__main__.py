@@ -90,7 +90,7 @@ def _federation(options: argparse.Namespace, console: "Console") -> None:
 
 
 def _sockets(options: argparse.Namespace, console: "Console") -> None:
-    from simulations.cost.socket_bytes import measure
+    from simulations.cost.measured_bytes import measure
     from simulations.run import read_settings
 
     STOPPING.words = f"{options.out} has what was measured; remove {options.work}, then this starts anew: {typed()}"
@@ -194,7 +194,7 @@ def _compare(options: argparse.Namespace, console: "Console") -> None:
 
 
 def _bytes(options: argparse.Namespace, console: "Console") -> None:
-    from simulations.cost.model_bytes import as_json, communication_costs, print_costs
+    from simulations.cost.computed_bytes import as_json, communication_costs, print_costs
 
     if "central" in options.methods:
         raise ValueError("central has all data in one place, so nothing travels; leave it out")

@@ -6,6 +6,7 @@
 from fedasym.methods.a_only import a_only
 from fedasym.methods.asymmetric import asymmetric
 from fedasym.methods.base import Method
+from fedasym.methods.baselines import central, local
 from fedasym.methods.fedex import fedex
 from fedasym.methods.fedsa import fedsa
 from fedasym.methods.fedsvd import fedsvd
@@ -13,7 +14,6 @@ from fedasym.methods.ffa import ffa
 from fedasym.methods.flexlora import flexlora
 from fedasym.methods.flora import flora
 from fedasym.methods.full import full
-from fedasym.methods.references import central, local
 from fedasym.methods.rolora import rolora
 from fedasym.methods.standard_lora import lora
 

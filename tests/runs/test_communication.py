@@ -15,7 +15,7 @@ from world import assert_moved, simulate, tiny_settings
 from fedasym.runs.communication import PRESETS, communication_cost, config_of, skeleton
 from fedasym.settings import Settings
 from simulations.__main__ import main
-from simulations.cost.model_bytes import communication_costs
+from simulations.cost.computed_bytes import communication_costs
 
 ROUNDS = 3  # round 1 and, of the longest cycle, one whole turn
 

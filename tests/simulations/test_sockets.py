@@ -14,7 +14,7 @@ from world import simulate, tiny_settings
 
 from fedasym.runs.record import read_rounds
 from simulations.cost.counting_proxy import CountingProxy, Passed, counting_proxy
-from simulations.cost.socket_bytes import measure
+from simulations.cost.measured_bytes import measure
 from simulations.study.results import RESULTS, read_lines
 
 
