@@ -31,12 +31,12 @@ from transformers import AutoModel
 from fedasym.adapters import lora
 from fedasym.adapters.projection import fingerprint, frozen_A
 from fedasym.data.examples import load_examples
-from fedasym.data.tokens import collate, tokenize
 from fedasym.models import device
 from fedasym.models.build import build, source_of
 from fedasym.models.pooling import pooled
 from fedasym.runs.record import read_json, read_rounds, versions
 from fedasym.settings import Settings
+from fedasym.tasks import task_of
 from simulations.run import read_settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,11 +89,12 @@ def steps_per_second(model: nn.Module, parameters: Mapping[str, nn.Parameter], b
 def ours(settings: Settings) -> tuple[nn.Module, dict[str, nn.Parameter], Any]:
     """Return B only on the setting's device, what trains of it, and a batch there."""
     examples, _ = load_examples(settings)
-    built = build(settings, len(examples.class_names))
-    tokens = tokenize(built.tokenizer, examples, LENGTH)
-    inputs, labels = collate(built.tokenizer, tokens, np.argsort(-tokens.lengths)[:16].tolist())
+    inputs = task_of(settings).inputs
+    built = build(settings, len(examples.class_names), inputs)
+    encoded = inputs.encode(built.processor, examples, LENGTH)
+    batch, labels = inputs.collate(built.processor, encoded, np.argsort(-encoded.lengths)[:16].tolist())
     where = device.device_of(built.model)
-    placed = device.place({**inputs, "labels": labels}, where)
+    placed = device.place({**batch, "labels": labels}, where)
     labels = placed.pop("labels")
     return built.model, lora.trainable(built.model), (placed, labels)
 

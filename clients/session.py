@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from clients.node import NodeContext
 from fedasym.adapters import lora
-from fedasym.data.examples import Examples, load_examples, load_own_examples
+from fedasym.data.examples import load_examples, load_own_examples
 from fedasym.data.partition import partition
-from fedasym.data.tokens import Tokens, tokenize
 from fedasym.methods import METHODS
 from fedasym.models import device
 from fedasym.models.build import Built, build
@@ -24,7 +23,7 @@ from fedasym.ops.paused_gc import uncollected
 from fedasym.rng import generator
 from fedasym.settings import Settings
 from fedasym.tasks import task_of
-from fedasym.tasks.base import Task
+from fedasym.tasks.base import Encoded, Examples, Task
 from fedasym.wire.contract import SITES, Contract, contract_of
 
 _kept = threading.local()
@@ -37,12 +36,12 @@ class Holding:
     Attributes:
         examples: of all its clients.
         indices: by client, the places of its examples in them.
-        tokens: by client, of its examples in that order; made when they are first wanted (`Session.tokens_of`).
+        encoded: by client, its examples in that order; made when they are first wanted (`Session.encoded`).
     """
 
     examples: Examples
     indices: Mapping[int, NDArray[np.int64]]
-    tokens: dict[int, Tokens] = field(default_factory=dict)
+    encoded: dict[int, Encoded] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,12 +56,14 @@ class Session:
     private: dict[str, NDArray[np.float32]]  # what stays with a client, as drawn from the seed
     holdings: dict[str, Holding]  # by folder of the site; "" is the split that all nodes share
 
-    def tokens_of(self, holding: Holding, client: int) -> Tokens:
-        """Return a client's examples as tokens; those of a node's other clients may never be wanted there."""
-        if client not in holding.tokens:
+    def encoded(self, holding: Holding, client: int) -> Encoded:
+        """Return a client's examples as the model reads them; those of a node's other clients may never be wanted."""
+        if client not in holding.encoded:
             own, settings = holding.examples.take(holding.indices[client]), self.settings
-            holding.tokens[client] = tokenize(self.built.tokenizer, own, settings.max_length, settings.pooling)
-        return holding.tokens[client]
+            holding.encoded[client] = self.task.inputs.encode(
+                self.built.processor, own, settings.max_length, settings.pooling
+            )
+        return holding.encoded[client]
 
     def shares(self, holding: Holding, client: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return which of a client's examples it trains on and which it keeps out (disjoint; drawn from the seed)."""
@@ -101,7 +102,7 @@ def holding_of(session: Session, place: NodeContext) -> Holding:
         examples = load_own_examples(session.settings, Path(place.data))
         client = session.settings.site_names.index(place.site)
         holding = Holding(examples, {client: np.arange(len(examples))})
-        session.tokens_of(holding, client)  # what is wrong with them is found before the first round
+        session.encoded(holding, client)  # what is wrong with them is found before the first round
         session.holdings[place.data] = holding
     return session.holdings[place.data]
 
@@ -110,13 +111,13 @@ def _build_session(settings: Settings) -> Session:
     task = task_of(settings)
     holdings = {}
     if settings.sites:
-        names, data = task.label_names, SITES
-        built = build(settings, max(1, len(names)))
+        names, data = task.class_names, SITES
+        built = build(settings, task.outputs(names), task.inputs)
     else:
         train, _ = load_examples(settings)
         split = partition(train, settings)
         names, data = train.class_names, split.digest
-        built = build(settings, max(1, len(names)))
+        built = build(settings, task.outputs(names), task.inputs)
         holdings[""] = Holding(train, dict(enumerate(split.indices)))
     contract = contract_of(settings, built, names, data)
     moved = lora.read(lora.common(built.model))

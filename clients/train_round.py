@@ -11,7 +11,6 @@ from clients.node import NodeContext
 from clients.session import Holding, Session
 from clients.state import read_codec, read_held, read_local, write_codec, write_held, write_local
 from fedasym.adapters import lora
-from fedasym.data.tokens import Tokens
 from fedasym.fields import difference
 from fedasym.methods import METHODS
 from fedasym.methods.base import letter_of, pick, select
@@ -22,6 +21,7 @@ from fedasym.rng import generator
 from fedasym.runs.record import versions
 from fedasym.settings import Settings
 from fedasym.tasks import task_of
+from fedasym.tasks.base import Encoded
 from fedasym.training.loop import draw_batches, evaluate, train_steps
 from fedasym.training.transforms import Change, transformed, transforms_of
 from fedasym.wire import records
@@ -152,11 +152,11 @@ def train_round(
     parameters = lora.trainable(model) | lora.local_only(model)
     moving = {n: p for n, p in parameters.items() if letter_of(n) in {*method.trains(number), ""}}
     train_set, kept_out = session.shares(holding, client)
-    tokens = session.tokens_of(holding, client)
+    encoded = session.encoded(holding, client)
     metrics: dict[str, int | float] = {"num-examples": len(train_set)}
-    metrics.update(_evaluate(session, tokens.take(kept_out), "before"))
+    metrics.update(_evaluate(session, encoded.take(kept_out), "before"))
     batches = draw_batches(
-        tokens.lengths[train_set],
+        encoded.lengths[train_set],
         settings.batch_size,
         settings.local_steps,
         settings.local_epochs,
@@ -164,9 +164,9 @@ def train_round(
     )
     places = [train_set[batch] for batch in batches]
     tell = client_tell(run, number, client) if run else to_nobody
-    trained = train_steps(model, moving, session.built.tokenizer, tokens, places, session.task, settings, tell)
+    trained = train_steps(model, moving, session.built.processor, encoded, places, session.task, settings, tell)
     frozen = _frozen(session)
-    metrics.update(_evaluate(session, tokens.take(kept_out), "after"))
+    metrics.update(_evaluate(session, encoded.take(kept_out), "after"))
     schema = select(session.contract.schema, method.up(number))
     after = lora.read({name: parameters[name] for name, _ in schema})
     if reason := idle(method, pick(held, schema), after):
@@ -244,9 +244,9 @@ def _span(clients: Iterable[int]) -> str:
     return f"{min(clients)} to {max(clients)}"
 
 
-def _evaluate(session: Session, kept_out: Tokens, when: str) -> dict[str, float]:
+def _evaluate(session: Session, kept_out: Encoded, when: str) -> dict[str, float]:
     """Evaluate on the client's kept-out examples, if it keeps any: ``accuracy-before`` and the like."""
     if not len(kept_out):
         return {}
-    scores = evaluate(session.built.model, session.built.tokenizer, kept_out, session.task, session.settings.eval_batch)
+    scores = evaluate(session.built.model, session.built.processor, kept_out, session.task, session.settings.eval_batch)
     return {"kept-out": len(kept_out), **{f"{name}-{when}": value for name, value in scores.items()}}

@@ -17,7 +17,7 @@ from fedasym.aggregation.settings import AggregationSettings
 from fedasym.data.settings import DataSettings
 from fedasym.fields import Checked, Value, names_in, setting
 from fedasym.methods import METHODS
-from fedasym.tasks import glue
+from fedasym.tasks import task_of
 from fedasym.wire.settings import AgreedSettings
 
 RESOLVED = ("kind", "head", "optimizer", "lr", "head_lr", "pooling")  # what `Settings.resolved` fills in
@@ -119,7 +119,8 @@ class Settings(AggregationSettings, AgreedSettings, DataSettings, FederationSett
             value, usual = getattr(self, name), default[name].default
             if value != usual:
                 raise ValueError(f"{name.replace('_', '-')}={value!r} does nothing with sites; leave it at {usual!r}")
-        if self.task not in ("regression", *glue.TABLE) and len(self.label_names) < 2:
+        task = task_of(self)
+        if task.target.classified and len(task.class_names) < 2:
             raise ValueError(
                 f"labels={self.labels!r}: sites cannot see one another's labels; name the classes in the order of "
                 "their ids, as they stand in the label column, e.g. labels='no,yes'"
@@ -138,18 +139,21 @@ class Settings(AggregationSettings, AgreedSettings, DataSettings, FederationSett
         return dataclasses.replace(
             self,
             kind=method.kind if self.kind == "auto" else self.kind,
-            head=method.head if self.head == "auto" else self.head,
+            head=self.head if self.head != "auto" else self._own_head(),
             optimizer=method.optimizer if self.optimizer == "auto" else self.optimizer,
             lr=self.lr or method.lr,
             head_lr=self.head_lr or method.head_lr,
-            pooling=self._auto_pooling() if self.pooling == "auto" else self.pooling,
+            pooling=self.pooling if self.pooling != "auto" else self._own_pooling(),
         )
 
-    def _auto_pooling(self) -> str:
-        if self.model != "demo":
-            return "model"
-        columns = glue.TABLE[self.task].text_columns if self.task in glue.TABLE else self.text_column_names
-        return "pair" if len(columns) == 2 else "mean"
+    def _own_head(self) -> str:
+        """Return what of the head trains: what the method says, if the task has one."""
+        method = METHODS[self.method]
+        return method.head if task_of(self).target.has_head or method.factors == "W" else "frozen"
+
+    def _own_pooling(self) -> str:
+        """Return how the model is pooled: the demo's is an encoder without a head, all others have their own."""
+        return task_of(self).inputs.pooling if self.model == "demo" else "model"
 
     def run_config(self) -> dict[str, Value]:
         """Return the flat run config that `from_run_config` reads."""

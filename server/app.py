@@ -200,7 +200,7 @@ def _row(
             try:
                 found = evaluate(
                     session.built.model,
-                    session.built.tokenizer,
+                    session.built.processor,
                     tokens,
                     session.task,
                     settings.eval_batch,

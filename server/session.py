@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedasym.adapters import lora
-from fedasym.data.examples import Examples, load_examples, load_extra_examples, load_held_out
+from fedasym.data.examples import load_examples, load_extra_examples, load_held_out
 from fedasym.data.partition import partition
-from fedasym.data.tokens import Tokens, tokenize
 from fedasym.methods.base import Matrices, select, values
 from fedasym.models import device
 from fedasym.models.build import Built, build
@@ -14,7 +13,7 @@ from fedasym.ops.processes import cores
 from fedasym.runs import record
 from fedasym.settings import Settings
 from fedasym.tasks import task_of
-from fedasym.tasks.base import Task
+from fedasym.tasks.base import Encoded, Examples, Task
 from fedasym.wire.contract import SITES, Contract, contract_of
 
 
@@ -25,20 +24,20 @@ class Session:
     settings: Settings
     built: Built
     task: Task
-    held_out: dict[str, Tokens]  # held-out sets by the suffix of their metrics; "" is the one that judges
+    held_out: dict[str, Encoded]  # held-out sets by the suffix of their metrics; "" is the one that judges
     contract: Contract
     frozen: Matrices  # the factor of every layer that never moves, by name
     config: dict[str, Any]  # of config.json
 
 
 def prepare(settings: Settings) -> Session:
-    """Build model, held-out tokens and contract from resolved settings, whose dtype may still be ``auto``."""
+    """Build model, held-out examples and contract from resolved settings, whose dtype may still be ``auto``."""
     where = device.choose_device(settings.device)
     device.prepare(where, cores(), settings.deterministic)
     settings = device.resolved(settings, where)
     task = task_of(settings)
     data = _load_data(settings, task)
-    built = build(settings, max(1, len(data.names)))
+    built = build(settings, task.outputs(data.names), task.inputs)
     contract = contract_of(settings, built, data.names, data.digest)
     config = {
         "settings": {key.replace("-", "_"): value for key, value in settings.run_config().items()},
@@ -52,7 +51,7 @@ def prepare(settings: Settings) -> Session:
         "versions": record.versions(),
     }
     held_out = {
-        suffix: tokenize(built.tokenizer, examples, settings.max_length, settings.pooling)
+        suffix: task.inputs.encode(built.processor, examples, settings.max_length, settings.pooling)
         for suffix, examples in data.held_out.items()
     }
     frozen = lora.read(lora.frozen_factors(built.model))
@@ -77,6 +76,6 @@ def _load_data(settings: Settings, task: Task) -> _Data:
         return _Data(train.class_names, split.digest, split.report(train.class_names), held)
     held = {}
     if settings.data != "none":
-        held = {"": load_held_out(settings, task.label_names), **load_extra_examples(settings)}
+        held = {"": load_held_out(settings, task.class_names), **load_extra_examples(settings)}
     # What the sites hold is theirs; a round's line says how many examples each trained on.
-    return _Data(task.label_names, SITES, {"sites": list(settings.site_names), "digest": SITES}, held)
+    return _Data(task.class_names, SITES, {"sites": list(settings.site_names), "digest": SITES}, held)

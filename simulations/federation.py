@@ -96,7 +96,7 @@ def write_site_data(folder: Path, settings: Settings) -> Path:
     for name, places in zip(settings.site_names, partition(train, whole).indices, strict=True):
         (folder / name).mkdir(parents=True)
         share = train.take(places)
-        frame = pd.DataFrame({"text": share.texts[0], "label": [train.class_names[i] for i in share.labels]})
+        frame = pd.DataFrame({"text": share.inputs[0], "label": [train.class_names[i] for i in share.labels]})
         _WRITERS[name](frame, folder / name)
     return folder
 

@@ -25,7 +25,7 @@ SIMULATIONS = (
 HEAVY = {"torch", "transformers", "datasets", "flwr_datasets", "flwr", "ray", "peft"}
 KNOWS = {
     "adapters": {"torch"},
-    "data": {"torch", "datasets"},  # and flwr-datasets' partitioners, by their name
+    "data": {"datasets"},  # and flwr-datasets' partitioners, by their name
     "models": {"torch", "transformers"},
     "tasks": {"torch"},
     "training": {"torch"},

@@ -28,15 +28,26 @@ from fedasym.wire.records import heard
 ROOT = Path(__file__).resolve().parents[1]
 TOYS = {
     "fedasym/tasks/toy.py": '''
-"""Classification by the squared hinge loss of one class against the other."""
+"""Classification of the words of a text in reverse, by the squared hinge loss of one class against the other."""
 from dataclasses import replace
-from fedasym.tasks.text import classification
+from fedasym.tasks.targets import Classes
+from fedasym.tasks.text import Texts, classification
 
-def hinge(logits, labels):
-    gap = (logits[:, 1] - logits[:, 0]).float() * (2.0 * labels - 1.0)
-    return (1.0 - gap).clamp(min=0.0).square().mean()
+class Reversed(Texts):
+    def read(self, frame, split):
+        return tuple([" ".join(text.split()[::-1]) for text in column] for column in super().read(frame, split))
 
-TASKS = {"hinge": lambda settings: replace(classification(settings), loss=hinge, metrics=("accuracy",))}
+class Margin(Classes):
+    def loss(self, logits, labels):
+        gap = (logits[:, 1] - logits[:, 0]).float() * (2.0 * labels - 1.0)
+        return (1.0 - gap).clamp(min=0.0).square().mean()
+
+def hinge(settings):
+    task = classification(settings)
+    target = Margin(task.target.column, task.target.values)
+    return replace(task, inputs=Reversed(task.inputs.columns), target=target, metrics=("accuracy",))
+
+TASKS = {"hinge": hinge}
 ''',
     "fedasym/wire/codecs/half.py": '''
 """Every value in half precision; what is lost is added to the sender's next message."""

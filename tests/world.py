@@ -18,12 +18,14 @@ from clients.app import app as honest
 from fedasym.runs.communication import CommunicationCost
 from fedasym.runs.record import read_json, read_rounds
 from fedasym.settings import Settings, from_run_config
+from fedasym.tasks.text import Texts
 from fedasym.wire import records
 from fedasym.wire.codecs.identity import PACKED
 from server.app import app as server_app
 from simulations.engines.grid import RUN_ID, SERVER_NODE, InProcessGrid
 from simulations.engines.in_process import run_local
 
+TEXTS = Texts(("text",))  # how the tiny world's models read
 GOOD, BAD = ("fine", "warm", "clever", "bright"), ("dull", "cold", "stale", "grey")
 PLAIN = ("film", "story", "scene", "actor", "plot", "music", "the", "a", "and", "very")
 

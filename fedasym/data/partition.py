@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedasym.data.examples import Examples
 from fedasym.data.settings import DataSettings
-from fedasym.data.skew import deal, draw_sizes, label_proportions, score_bins
+from fedasym.data.skew import deal, draw_sizes, label_proportions
 from fedasym.ops import extras
 from fedasym.rng import generator
+from fedasym.tasks import task_of
+from fedasym.tasks.base import Examples
 
 _SIZE_SKEWS = {"linear": "LinearPartitioner", "square": "SquarePartitioner", "exponential": "ExponentialPartitioner"}
 _BINS = {"dirichlet": 5, "pathological": 5, "shard": 5, "mild": 2, "severe": 2}  # of a regression's scores
@@ -90,15 +91,12 @@ def partition(examples: Examples, settings: DataSettings) -> Partition:
 
 def _labels(examples: Examples, settings: DataSettings) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Return what a split by label goes by: class ids, or bins of scores and their names, or zeros."""
-    bins = _BINS.get(settings.split.partition(":")[0])
-    if examples.class_names:
-        return examples.labels, ()
-    if bins is None:
-        return np.zeros(len(examples), np.int64), ()
     try:
-        return score_bins(examples.labels, bins)
+        return task_of(settings).target.split_by(examples, _BINS.get(settings.split.partition(":")[0], 0))
     except ValueError as error:
-        raise ValueError(f"split={settings.split!r} goes by bins of scores: {error}; use iid or a size skew") from error
+        raise ValueError(
+            f"split={settings.split!r} goes by labels, or bins of scores: {error}; use iid, a size skew or column:NAME"
+        ) from error
 
 
 def _library_shares(
@@ -179,9 +177,9 @@ def _digest(examples: Examples, shares: list[NDArray[np.int64]]) -> str:
     digest = hashlib.sha256()
     for share in shares:
         digest.update(len(share).to_bytes(8, "little") + share.astype("<i8").tobytes())
-    for column in examples.texts:
-        for text in column:
-            raw = text.encode()
+    for column in examples.inputs:
+        for cell in column:
+            raw = cell.encode()
             digest.update(len(raw).to_bytes(4, "little") + raw)
     digest.update(repr(examples.class_names).encode())
     digest.update(np.ascontiguousarray(examples.labels).tobytes())

@@ -1,9 +1,7 @@
-"""The arithmetic of the splits that flwr-datasets does not have: label proportions, drawn sizes, bins of scores.
+"""The arithmetic of the splits that flwr-datasets does not have: label proportions and drawn sizes.
 
 ``mild`` and ``severe`` are the label skews of the FFA-LoRA experiments (Sun et al. 2024, arXiv 2403.12313).
 """
-
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,27 +86,3 @@ def draw_sizes(n: int, clients: int, alpha: float, least: int, rng: np.random.Ge
         f"none of {_DRAWS} draws gave every client {least} examples; use a larger ALPHA, fewer clients or a lower "
         "min-examples"
     )
-
-
-def score_bins(scores: NDArray[np.float32], bins: int) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Cut scores into quantile bins.
-
-    The inner edges are the scores at the quantiles 1/bins, 2/bins, ... (a score that occurs, no interpolation); a bin
-    holds its lower edge. Where many scores are equal, edges fall together and there are fewer bins.
-
-    Returns:
-        The bin of each score ``(n,)``, and the bins' names.
-
-    Raises:
-        ValueError: all scores are equal.
-
-    >>> score_bins(np.array([0, 1, 2, 3], np.float32), 2)
-    (array([0, 0, 1, 1]), ('score < 2', 'score >= 2'))
-    """
-    edges = np.quantile(scores, np.arange(1, bins) / bins, method="higher")
-    edges = np.unique(edges[edges > scores.min()])
-    if not len(edges):
-        raise ValueError(f"the scores make no two bins: most of them are {scores.min():g}")
-    at = [f"{edge:g}" for edge in edges]
-    inner = [f"{low} <= score < {high}" for low, high in pairwise(at)]
-    return np.searchsorted(edges, scores, side="right"), (f"score < {at[0]}", *inner, f"score >= {at[-1]}")

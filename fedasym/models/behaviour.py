@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedasym.data.examples import Examples
-from fedasym.data.tokens import collate, tokenize
 from fedasym.models.device import device_of, place
 from fedasym.models.settings import ModelSettings
+from fedasym.tasks.base import Examples, Inputs
+from fedasym.tasks.next_tokens import IGNORED
 
 # Of a config.json: who wrote it (names with "_" and these), in which dtype (the setting `dtype` says it), and names of
 # classes (the contract's `labels`). All else may change what the model computes, and is compared.
@@ -45,7 +45,6 @@ _HARD = (
 _SHORT = 8  # tokens: the hard texts are cut there too, as long texts are in training
 _TOGETHER = 64  # tokens of the vocabulary in one text: a call costs more than its words
 _MARKS = str.maketrans({"Ġ": " ", "▁": " "})  # how tokenizers write a space inside a token
-_ROWS = (1, 2, 4)  # words of the fixed input's rows, so that two of them are padded
 _LONGEST = 8  # tokens of a row: enough to pass every part of the model, and some hundredths of a local training
 # Largest difference of two logits, relative to the largest logit. Rounding alone: a unit u (2^-24, 2^-8) for each of
 # the about 10 L results that a token's row is rounded to in L layers, which add up like a random walk, and in float32
@@ -102,30 +101,28 @@ def _update(state: Any, columns: Mapping[str, list[list[int]]]) -> None:
                 state.update(f"{key} {len(row)} ".encode() + np.asarray(row, "<i8").tobytes())
 
 
-def initial_logits(model: nn.Module, tokenizer: Any, settings: ModelSettings) -> tuple[float, ...]:
-    """Return what a model that is not yet trained says to a fixed input: some rows of words of its own vocabulary.
+def initial_logits(model: nn.Module, processor: Any, inputs: Inputs, settings: ModelSettings) -> tuple[float, ...]:
+    """Return what a model that is not yet trained says to a fixed input.
 
-    Tokens, padding and mask are made as in training; nothing of the model changes.
+    Tokens, padding and mask are made of it as in training; nothing of the model changes.
 
     Args:
         model: in evaluation mode, on its device.
-        tokenizer: its own.
+        processor: its own.
+        inputs: how it reads what it is given; has the fixed input.
         settings: ``max_length`` and ``pooling``.
 
     Raises:
         ValueError: a logit is not finite.
     """
-    vocabulary, special = tokenizer.get_vocab(), {*tokenizer.all_special_ids}
-    words = sorted((word for word, i in vocabulary.items() if i not in special), key=vocabulary.__getitem__)
-    spread = [words[place * (len(words) - 1) // sum(_ROWS)] for place in range(sum(_ROWS))]
-    ends = np.cumsum(_ROWS)
-    column = [" ".join(spread[end - size : end]) for end, size in zip(ends, _ROWS, strict=True)]
-    columns = (column, [*column[1:], column[0]]) if settings.pooling == "pair" else (column,)
-    examples = Examples(columns, np.zeros(len(column), np.int64), ())
-    tokens = tokenize(tokenizer, examples, min(settings.max_length, _LONGEST), settings.pooling)
-    inputs, _ = collate(tokenizer, tokens, range(len(tokens)))
+    columns = inputs.probe(processor)
+    examples = Examples(columns, np.zeros(len(columns[0]), np.int64), ())
+    encoded = inputs.encode(processor, examples, min(settings.max_length, _LONGEST), settings.pooling)
+    batch, labels = inputs.collate(processor, encoded, range(len(encoded)))
     with torch.no_grad():
-        logits = model(**place(inputs, device_of(model))).logits.float().cpu()
+        logits = model(**place(batch, device_of(model))).logits.float().cpu()
+    if logits.ndim == 3:  # of every token, for the whole vocabulary
+        logits = logits[labels != IGNORED][:, :: max(1, logits.shape[-1] // _LONGEST)]
     if not torch.isfinite(logits).all():
         raise ValueError(
             f"model {settings.model!r} in {settings.dtype} gives logits that are not finite before any training; take "

@@ -31,6 +31,7 @@ from fedasym.models import device
 from fedasym.models.behaviour import described, digest_tokenizer, initial_logits
 from fedasym.models.pooling import pooled
 from fedasym.models.settings import ModelSettings
+from fedasym.tasks.base import Inputs
 
 loading = threading.Lock()  # transformers sets process-wide state (default dtype, generator) while it loads
 _SMALLER = "use a GPU with more memory that is free, dtype='bfloat16' where it is native, or a smaller model"
@@ -44,10 +45,10 @@ class Built:
 
     Attributes:
         model: takes input_ids and attention_mask, returns an object with ``logits`` ``(n, num_labels)``.
-        tokenizer: the model's own.
+        processor: the model's own: what reads its inputs.
         layers: paths of the adapted layers.
         seeded: paths of parameters that were drawn from the seed because the checkpoint lacks them.
-        output: path of the output layer.
+        output: path of the output layer; "" where the model's own head stays as it is.
         base: fingerprint of all that is frozen.
         config: what the model's ``config.json`` says of it, as `behaviour.described`.
         ids: digest of how text becomes ids, as `behaviour.digest_tokenizer`.
@@ -56,7 +57,7 @@ class Built:
     """
 
     model: nn.Module
-    tokenizer: Any
+    processor: Any
     layers: tuple[str, ...]
     seeded: tuple[str, ...]
     output: str
@@ -108,12 +109,13 @@ def source_of(model: str) -> str:
     return str(folder)
 
 
-def build(settings: ModelSettings, num_labels: int) -> Built:
+def build(settings: ModelSettings, num_labels: int, inputs: Inputs) -> Built:
     """Load the base model onto its device, give it a head and adapters.
 
     Args:
         settings: resolved settings; what is still ``auto`` of device and dtype is chosen for this machine.
-        num_labels: outputs of the output layer; 1 for a regression.
+        num_labels: outputs of the output layer, 1 for a regression; 0: there is none, the model's own head stays.
+        inputs: the task's; says the class of the model and of what reads its inputs.
 
     Raises:
         ValueError: no output layer with ``num_labels`` outputs, targets that match nothing, a ``max-length`` for
@@ -126,22 +128,22 @@ def build(settings: ModelSettings, num_labels: int) -> Built:
     settings = device.resolved(settings, where)
     with device.memory_named(f"loading model {settings.model!r} onto {where}", _SMALLER):
         with loading:
-            model, tokenizer, missing = _load(settings, num_labels, where)
+            model, processor, missing = _load(settings, inputs, num_labels, where)
         _require_positions(model, settings)
         _draw_missing(model, missing, settings.seed)
         layers, output = fit(model, settings, num_labels, missing)
     model.eval()
     return Built(
         model,
-        tokenizer,
+        processor,
         tuple(layers),
         tuple(sorted(missing)),
         output,
         lora.fingerprint_base(model),
         _described(settings),
-        digest_tokenizer(tokenizer),
+        digest_tokenizer(processor),
         lora.fingerprint_A(model, settings.kind),
-        initial_logits(model, tokenizer, settings),
+        initial_logits(model, processor, inputs, settings),
     )
 
 
@@ -151,19 +153,21 @@ def fit(model: nn.Module, settings: ModelSettings, num_labels: int, missing: Col
     Args:
         model: base model and head; on torch's meta device only shapes are made.
         settings: resolved settings.
-        num_labels: outputs of the output layer.
+        num_labels: outputs of the output layer; 0: there is none.
         missing: paths of parameters that no checkpoint holds.
 
     Returns:
-        The adapted layers' paths, sorted, and the path of the output layer.
+        The adapted layers' paths, sorted, and the path of the output layer or "".
 
     Raises:
         ValueError: no output layer with ``num_labels`` outputs, or targets that match nothing.
     """
     head = _head_linears(model)
-    output = next((name for name, m in reversed(head.items()) if m.out_features == num_labels), None)
-    if output is None:
+    output = next((name for name, m in reversed(head.items()) if m.out_features == num_labels), "")
+    if num_labels and not output:
         raise ValueError(f"model {settings.model!r} has no output layer with {num_labels} outputs outside its base")
+    if not num_labels and settings.head != "frozen" and METHODS[settings.method].factors != "W":
+        raise ValueError(f"head={settings.head!r}: the task trains no head of its own; leave head at 'auto'")
     whole = {"output": [output], "local": [output], "full": list(head), "frozen": []}[settings.head]
     excluded = set(head) if settings.head == "frozen" else {output, *whole}
     targets: str | list[str] = "all-linear"
@@ -201,14 +205,14 @@ def _described(settings: ModelSettings) -> tuple[tuple[str, str], ...]:
     return described(raw)
 
 
-def _load(settings: ModelSettings, num_labels: int, where: torch.device) -> tuple[Any, Any, set[str]]:
-    """Load model and tokenizer, the model straight onto a device; return them and what the checkpoint does not hold.
+def _load(settings: ModelSettings, inputs: Inputs, num_labels: int, where: torch.device) -> tuple[Any, Any, set[str]]:
+    """Load model and processor, the model straight onto a device; return them and what the checkpoint does not hold.
 
     Raises:
         FileNotFoundError: no such local folder.
         OSError: there is no such model, or its weights are not stored as safetensors.
     """
-    from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+    import transformers
     from transformers.utils import logging
 
     source = source_of(settings.model)
@@ -227,17 +231,18 @@ def _load(settings: ModelSettings, num_labels: int, where: torch.device) -> tupl
     logging.set_verbosity(ERROR)  # its table of missing head weights: we draw and report those ourselves
     try:
         with torch.random.fork_rng(devices=[]):  # transformers initialises what is missing from the global stream
-            tokenizer = AutoTokenizer.from_pretrained(source, revision=settings.revision)
+            processor = getattr(transformers, inputs.processor_class).from_pretrained(
+                source, revision=settings.revision
+            )
             if settings.pooling in ("mean", "pair"):
-                encoder, info = AutoModel.from_pretrained(source, **options)
+                encoder, info = transformers.AutoModel.from_pretrained(source, **options)
                 model: Any = pooled(encoder, settings.pooling, num_labels)
                 model.output.to(options["dtype"])
                 model.to(where)
                 missing = {f"encoder.{name}" for name in info["missing_keys"]} | {"output.weight", "output.bias"}
             else:
-                model, info = AutoModelForSequenceClassification.from_pretrained(
-                    source, num_labels=num_labels, **options
-                )
+                own = {"num_labels": num_labels} if num_labels else {}
+                model, info = getattr(transformers, inputs.model_class).from_pretrained(source, **own, **options)
                 missing = set(info["missing_keys"])
     except OSError as error:
         if "file named model.safetensors" not in str(error):
@@ -250,11 +255,12 @@ def _load(settings: ModelSettings, num_labels: int, where: torch.device) -> tupl
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
-    return model, tokenizer, missing & model.state_dict().keys()
+    if inputs.processor_class == "AutoTokenizer":
+        if processor.pad_token is None:
+            processor.pad_token = processor.eos_token
+        if model.config.pad_token_id is None:
+            model.config.pad_token_id = processor.pad_token_id
+    return model, processor, missing & model.state_dict().keys()
 
 
 def _require_positions(model: nn.Module, settings: ModelSettings) -> None:
@@ -288,5 +294,7 @@ def _draw_missing(model: nn.Module, missing: Iterable[str], seed: int) -> None:
 
 def _head_linears(model: Any) -> dict[str, nn.Linear]:
     """Return the linear layers outside the base model, in the model's order."""
+    if model.base_model is model:  # no part of it is called the base, as in T5: its head is what gives the words
+        return {n: m for n, m in model.named_modules() if m is model.get_output_embeddings()}
     base = model.base_model_prefix + "."
     return {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and not n.startswith(base)}

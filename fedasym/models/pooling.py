@@ -16,6 +16,11 @@ class MeanPooledClassifier(nn.Module):
 
     base_model_prefix = "encoder"
 
+    @property
+    def base_model(self) -> nn.Module:
+        """The encoder, as in the models of transformers."""
+        return self.encoder
+
     def __init__(self, encoder: nn.Module, features: int, num_labels: int) -> None:
         super().__init__()
         self.encoder = encoder

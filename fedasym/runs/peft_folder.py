@@ -102,7 +102,7 @@ def _write_whole(folder: Path, built: Built) -> None:
         write_atomic(folder / "output.safetensors", to_safetensors(_whole(model, built.output)))
         model = model.encoder
     model.save_pretrained(folder)
-    built.tokenizer.save_pretrained(folder)
+    built.processor.save_pretrained(folder)
 
 
 def _whole(model: torch.nn.Module, name: str) -> dict[str, Tensor]:

@@ -1,66 +1,240 @@
-"""What a task is: where its examples are, its columns, its labels, its loss and the metrics that judge it."""
+"""What a task is: what its model reads (columns, rows to tensors, the model's class), and what is learned of it.
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+A family of tasks is one `Inputs`, or one `Target`, or both, and a function that makes a `Task` of the settings.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from fedasym.tasks.columns import require_cells
 
-Loss = Callable[["Tensor", "Tensor"], "Tensor"]
-Predict = Callable[[NDArray[np.float32]], NDArray[Any]]
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Examples as they stand in their table, checked, in file order.
+
+    Attributes:
+        inputs: one list per column that the model reads, each of n cells.
+        labels: ``(n,)``: class ids int64, or scores float32.
+        class_names: names of the classes by id; empty where the labels are none.
+        groups: ``(n,)`` int64, the id of each one's value in the column that ``split="column:NAME"`` names; ids are in
+            the order of the values. None with every other split.
+    """
+
+    inputs: tuple[list[Any], ...]
+    labels: NDArray[Any]
+    class_names: tuple[str, ...]
+    groups: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, places: NDArray[np.int64]) -> "Examples":
+        """Return the examples at the given places, in that order."""
+        inputs = tuple([column[i] for i in places] for column in self.inputs)
+        groups = None if self.groups is None else self.groups[places]
+        return Examples(inputs, self.labels[places], self.class_names, groups)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Examples as their model reads them, not yet padded.
+
+    Attributes:
+        items: each example's own inputs; what is in them is between `Inputs.encode` and `Inputs.collate`.
+        lengths: ``(n,)`` what batches are grouped by, in tokens where there are tokens.
+        labels: ``(n,)``, as in `Examples`.
+        terms: ``(n,)`` how many terms of the loss's mean are an example's: 1, or its tokens.
+    """
+
+    items: list[Any]
+    lengths: NDArray[np.int64]
+    labels: NDArray[Any]
+    terms: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, places: NDArray[np.int64]) -> "Encoded":
+        """Return the examples at the given places, in that order."""
+        return Encoded([self.items[i] for i in places], self.lengths[places], self.labels[places], self.terms[places])
+
+
+class Evaluation(Protocol):
+    """An evaluation under way: it takes batches and keeps of each no more than the scores need."""
+
+    def add(self, model: "nn.Module", inputs: Mapping[str, "Tensor"], labels: "Tensor") -> None:
+        """Judge the model on one batch; inputs and labels as `Inputs.collate` made them, on the model's device."""
+
+    def scores(self) -> dict[str, float]:
+        """Return the task's metrics, fractions, and ``loss``, the mean over all that was added.
+
+        Raises:
+            FloatingPointError: something that the model said was not finite, of which a metric would make a number.
+        """
+
+
+class Inputs(Protocol):
+    """How a family's rows become what its model reads."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that a table must have, filled."""
+
+    @property
+    def model_class(self) -> str:
+        """Which Auto class of transformers builds the model and its head."""
+
+    @property
+    def processor_class(self) -> str:
+        """Which Auto class of transformers reads the inputs."""
+
+    @property
+    def pooling(self) -> str:
+        """How an encoder without a head of its own is pooled; ``model``: it is not."""
+
+    def read(self, frame: Any, split: str) -> tuple[list[Any], ...]:
+        """Return the cells that the model reads, one list per column, of a pandas DataFrame.
+
+        Raises:
+            ValueError: a cell that cannot be read; names split, column and row.
+        """
+
+    def probe(self, processor: Any) -> tuple[list[Any], ...]:
+        """Return a fixed input, of what the processor itself knows: a few examples of different lengths."""
+
+    def encode(self, processor: Any, examples: Examples, max_length: int, pooling: str = "model") -> Encoded:
+        """Return examples as the model reads them.
+
+        Args:
+            processor: the model's own, of ``processor_class``.
+            examples: of `read` or `probe`.
+            max_length: tokens of an example at most, where there are tokens.
+            pooling: as in the setting.
+
+        Raises:
+            ValueError: an example that cannot be read so; names it.
+        """
+
+    def collate(self, processor: Any, encoded: Encoded, places: Sequence[int]) -> "tuple[dict[str, Tensor], Tensor]":
+        """Return the chosen examples as one batch: the model's inputs by name, padded, and the labels of the loss."""
+
+
+class Target(Protocol):
+    """What is to be learned of the inputs."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that a table must have, filled."""
+
+    @property
+    def classified(self) -> bool:
+        """Whether there are classes, whose names all parties must know."""
+
+    @property
+    def has_head(self) -> bool:
+        """Whether an output layer of its own is trained for it; False: the model's own head stays as it is."""
+
+    def classes(self, frame: Any) -> tuple[str, ...]:
+        """Return the class names by id that a training table holds; empty where there are none.
+
+        Raises:
+            ValueError: fewer than two.
+        """
+
+    def read(self, frame: Any, classes: tuple[str, ...], split: str) -> NDArray[Any]:
+        """Return the labels ``(n,)`` of a pandas DataFrame: class ids int64, or scores float32.
+
+        Raises:
+            ValueError: a label that is none of the classes, or no score; names split and column.
+        """
+
+    def split_by(self, examples: Examples, bins: int) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+        """Return what a split by label goes by: ``(n,)`` ids, and the names of bins where they are no classes.
+
+        Args:
+            examples: all training examples.
+            bins: how many bins the split wants where labels are scores; 0: it does not go by labels.
+
+        Raises:
+            ValueError: labels that make no such ids.
+        """
+
+    def loss(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
+        """Return the mean of a batch's terms, of what the model said, in its dtype, and of labels from `collate`."""
+
+    def evaluation(self, metrics: tuple[str, ...], processor: Any) -> Evaluation:
+        """Begin an evaluation by these metrics; the processor is the model's own, for what it generates."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A supervised task over texts.
+    """A supervised task: where its data are, and what is learned of them.
 
     Attributes:
         name: as in the setting ``task``.
-        text_columns: one column, or two for sentence pairs.
-        label_column: holds class names or ids, or a score.
-        regression: whether the label is a score.
-        loss: of logits ``(n, outputs)``, in the model's dtype, and labels ``(n,)``: the mean over the examples.
-        predict: what is judged, ``(n,)``, of logits ``(n, outputs)`` float32.
-        metrics: names from `fedasym.tasks.metrics`; the first is the task's own.
+        inputs: how rows become what the model reads.
+        target: what is to be learned.
+        metrics: what judges it; the first is the task's own.
         data: ``demo``, a dataset's hub id, or a local folder.
         data_config: the hub dataset's configuration, or a subfolder.
         train_split: name of the training split.
         test_split: name of the held-out split that judges a run.
         extra_splits: further held-out splits, by the suffix of their metrics' names.
-        label_names: the classes by id, where they are known beforehand. Empty: found in the data.
-        class_values: what stands for them in the label column, by id: GLUE's ids, or the names themselves.
+        class_names: the classes by id, where they are known beforehand. Empty: there are none, or the data say.
+        reads: what of a folder's training data the task reads, by the setting that says it.
+        advice: what to do about a table without the wanted columns.
     """
 
     name: str
-    text_columns: tuple[str, ...]
-    label_column: str
-    regression: bool
-    loss: Loss
-    predict: Predict
+    inputs: Inputs
+    target: Target
     metrics: tuple[str, ...]
     data: str
     data_config: str
     train_split: str
     test_split: str
     extra_splits: tuple[tuple[str, str], ...] = ()
-    label_names: tuple[str, ...] = ()
-    class_values: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
+    reads: Mapping[str, str] = field(default_factory=dict)
+    advice: str = "set the columns"
 
     @property
     def metric(self) -> str:
         """The metric a run is judged by."""
         return self.metrics[0]
 
-    @property
-    def reads(self) -> dict[str, str]:
-        """What of a folder's training data the task reads, by the setting that says it."""
-        return {
-            "text-columns": ",".join(self.text_columns),
-            "label-column": self.label_column,
-            "labels": ",".join(self.class_values),
-            "train-split": self.train_split,
-        }
+    def require(self, frame: Any, split: str) -> None:
+        """Require of a pandas DataFrame at least one row, and the task's columns without an empty cell.
+
+        Raises:
+            ValueError: names split, column and row.
+        """
+        require_cells(frame, (*self.inputs.columns, *self.target.columns), split, self.advice)
+
+    def classes(self, frame: Any) -> tuple[str, ...]:
+        """Return the class names by id: those known beforehand, else those of the training table.
+
+        Raises:
+            ValueError: the table holds fewer than two, and there must be some.
+        """
+        return self.class_names or self.target.classes(frame)
+
+    def outputs(self, classes: tuple[str, ...]) -> int:
+        """Return how many outputs the output layer has that is trained for it; 0: there is none."""
+        return max(1, len(classes)) if self.target.has_head else 0
+
+    def examples(self, frame: Any, classes: tuple[str, ...], split: str) -> Examples:
+        """Return the rows of a table that `require` has passed.
+
+        Raises:
+            ValueError: a cell that cannot be what it should; names split and column.
+        """
+        return Examples(self.inputs.read(frame, split), self.target.read(frame, classes, split), classes)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedasym.tasks.base import Task
-from fedasym.tasks.text import cross_entropy, most_likely, score, squared_error
+from fedasym.tasks.targets import Classes, Scores
+from fedasym.tasks.text import Texts
 
 if TYPE_CHECKING:
     from fedasym.tasks.settings import TaskSettings
@@ -78,11 +79,17 @@ def place(folder: str) -> str:
 
 def _task(settings: "TaskSettings") -> Task:
     row = TABLE[settings.task]
-    scored = not row.class_names
+    ids = tuple(map(str, range(len(row.class_names))))
+    target = Classes("label", ids, "GLUE's test splits are unlabelled") if ids else Scores("label")
+    reads = {
+        "text-columns": ",".join(row.text_columns),
+        "label-column": "label",
+        "labels": ",".join(ids),
+        "train-split": "train",
+    }
     return Task(
-        settings.task, row.text_columns, "label", scored, squared_error if scored else cross_entropy,
-        score if scored else most_likely, row.metrics, place(settings.glue_dir), settings.task, "train", row.held_out,
-        row.extra_splits, row.class_names, tuple(map(str, range(len(row.class_names)))),
+        settings.task, Texts(row.text_columns), target, row.metrics, place(settings.glue_dir), settings.task, "train",
+        row.held_out, row.extra_splits, row.class_names, reads, f"give the folder GLUE's layout, that of {HUB}",
     )  # fmt: skip
 
 

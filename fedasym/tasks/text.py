@@ -1,40 +1,93 @@
 """Classification and regression of texts over columns of one's own, and the demo's reviews."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fedasym.tasks.base import Task
+from fedasym.tasks.base import Encoded, Examples, Target, Task
+from fedasym.tasks.targets import Classes, Scores
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fedasym.tasks.settings import TaskSettings
 
-
-def cross_entropy(logits: "Tensor", labels: "Tensor") -> "Tensor":
-    """Return the mean cross-entropy of class ids, in float32."""
-    from torch.nn import functional as F
-
-    return F.cross_entropy(logits.float(), labels)
+_PROBE = (1, 2, 4)  # words of the rows of a fixed input, so that two of them are padded
+_SECOND = "second_"  # inputs of a pair's second text, where the two stand apart
 
 
-def squared_error(logits: "Tensor", labels: "Tensor") -> "Tensor":
-    """Return the mean squared error of scores, in float32."""
-    from torch.nn import functional as F
+@dataclass(frozen=True)
+class Texts:
+    """One text, or a pair of them.
 
-    return F.mse_loss(logits.float().squeeze(-1), labels)
+    Attributes:
+        columns: one, or two for pairs.
+    """
+
+    columns: tuple[str, ...]
+    model_class = "AutoModelForSequenceClassification"
+    processor_class = "AutoTokenizer"
+
+    @property
+    def pooling(self) -> str:
+        """The mean of a text's token vectors; of pairs each text's."""
+        return "pair" if len(self.columns) == 2 else "mean"
+
+    def read(self, frame: Any, split: str) -> tuple[list[str], ...]:
+        """Return the texts."""
+        return tuple(frame[column].astype(str).tolist() for column in self.columns)
+
+    def probe(self, processor: Any) -> tuple[list[str], ...]:
+        """Return some rows of words of the tokenizer's own vocabulary."""
+        vocabulary, special = processor.get_vocab(), {*processor.all_special_ids}
+        words = sorted((word for word, i in vocabulary.items() if i not in special), key=vocabulary.__getitem__)
+        spread = [words[place * (len(words) - 1) // sum(_PROBE)] for place in range(sum(_PROBE))]
+        ends = np.cumsum(_PROBE)
+        column = [" ".join(spread[end - size : end]) for end, size in zip(ends, _PROBE, strict=True)]
+        return (column, [*column[1:], column[0]])[: len(self.columns)]
+
+    def encode(self, processor: Any, examples: Examples, max_length: int, pooling: str = "model") -> Encoded:
+        """Tokenise without padding, cut at ``max_length`` tokens; pairs together, or apart for ``pooling="pair"``.
+
+        Raises:
+            ValueError: ``pooling="pair"`` for examples that are no pairs.
+        """
+        if pooling == "pair":
+            if len(examples.inputs) != 2:
+                raise ValueError(f"pooling='pair' needs two text columns; there are {len(examples.inputs)}")
+            first, second = (_tokenized(processor, [column], max_length) for column in examples.inputs)
+            items = [
+                {**one, **{f"{_SECOND}{key}": value for key, value in two.items()}}
+                for one, two in zip(first, second, strict=True)
+            ]
+        else:
+            items = _tokenized(processor, examples.inputs, max_length)
+        lengths = [len(item["input_ids"]) + len(item.get(f"{_SECOND}input_ids", ())) for item in items]
+        return Encoded(items, np.asarray(lengths, np.int64), examples.labels, np.ones(len(items), np.int64))
+
+    def collate(self, processor: Any, encoded: Encoded, places: Sequence[int]) -> "tuple[dict[str, Tensor], Tensor]":
+        """Pad the chosen examples to the longest of them; second texts that stand apart by themselves."""
+        import torch
+
+        items = [encoded.items[i] for i in places]
+        inputs = dict(processor.pad([_part(item, second=False) for item in items], return_tensors="pt"))
+        if any(key.startswith(_SECOND) for key in items[0]):
+            padded = processor.pad([_part(item, second=True) for item in items], return_tensors="pt")
+            inputs |= {f"{_SECOND}{key}": value for key, value in padded.items()}
+        return inputs, torch.from_numpy(encoded.labels[np.asarray(places)])
 
 
-def most_likely(logits: NDArray[np.float32]) -> NDArray[Any]:
-    """Return the class of the largest logit."""
-    return np.asarray(logits.argmax(-1))
+def _tokenized(tokenizer: Any, texts: Sequence[list[str]], max_length: int) -> list[dict[str, list[int]]]:
+    columns = tokenizer(*texts, truncation=True, max_length=max_length)
+    keys = list(columns.keys())
+    return [dict(zip(keys, row, strict=True)) for row in zip(*(columns[key] for key in keys), strict=True)]
 
 
-def score(logits: NDArray[np.float32]) -> NDArray[Any]:
-    """Return the one output."""
-    return logits[:, 0]
+def _part(item: Mapping[str, list[int]], *, second: bool) -> dict[str, list[int]]:
+    """Return the inputs of an example's first or second text, by the names that a tokenizer pads."""
+    return {key.removeprefix(_SECOND): value for key, value in item.items() if key.startswith(_SECOND) == second}
 
 
 def classification(settings: "TaskSettings") -> Task:
@@ -43,31 +96,35 @@ def classification(settings: "TaskSettings") -> Task:
     Raises:
         ValueError: neither one nor two text columns.
     """
-    return Task(
-        settings.task, _columns(settings), settings.label_column, False, cross_entropy, most_likely,
-        ("accuracy", "f1"), settings.data, settings.data_config, settings.train_split, settings.test_split,
-        label_names=settings.label_names, class_values=settings.label_names,
-    )  # fmt: skip
+    return _task(settings, Classes(settings.label_column, settings.label_names), ("accuracy", "f1"))
 
 
 def regression(settings: "TaskSettings") -> Task:
     """Return the regression of a score on texts.
 
     Raises:
-        ValueError: neither one nor two text columns.
+        ValueError: neither one nor two text columns, or classes.
     """
-    return Task(
-        settings.task, _columns(settings), settings.label_column, True, squared_error, score,
-        ("pearson", "spearman"), settings.data, settings.data_config, settings.train_split, settings.test_split,
-        label_names=settings.label_names, class_values=settings.label_names,
-    )  # fmt: skip
+    if settings.label_names:
+        raise ValueError(f"labels={settings.labels!r} does nothing with task='regression'; leave it out")
+    return _task(settings, Scores(settings.label_column), ("pearson", "spearman"))
 
 
-def _columns(settings: "TaskSettings") -> tuple[str, ...]:
+def _task(settings: "TaskSettings", target: Target, metrics: tuple[str, ...]) -> Task:
     columns = settings.text_column_names
     if len(columns) not in (1, 2):
         raise ValueError(f"text-columns={settings.text_columns!r} names {len(columns)} columns; name one or two")
-    return columns
+    reads = {
+        "text-columns": ",".join(columns),
+        "label-column": settings.label_column,
+        "labels": ",".join(settings.label_names),
+        "train-split": settings.train_split,
+    }
+    return Task(
+        settings.task, Texts(columns), target, metrics, settings.data, settings.data_config, settings.train_split,
+        settings.test_split, class_names=settings.label_names, reads=reads,
+        advice="set text-columns and label-column",
+    )  # fmt: skip
 
 
 TASKS = {"reviews": classification, "classification": classification, "regression": regression}

@@ -15,13 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedasym.data.tokens import Tokens, collate
 from fedasym.methods import METHODS
 from fedasym.models.device import autocast, batch_to_evaluate, device_of, memory_named, place
 from fedasym.models.gradient_checkpointing import recomputed
 from fedasym.ops.progress import Tell, to_nobody
-from fedasym.tasks.base import Task
-from fedasym.tasks.metrics import score
+from fedasym.tasks.base import Encoded, Task
 from fedasym.training.settings import TrainingSettings
 
 
@@ -67,8 +65,8 @@ def draw_batches(
 def train_steps(
     model: nn.Module,
     parameters: Mapping[str, Tensor],
-    tokenizer: Any,
-    tokens: Tokens,
+    processor: Any,
+    encoded: Encoded,
     batches: Sequence[NDArray[np.int64]],
     task: Task,
     settings: TrainingSettings,
@@ -80,12 +78,12 @@ def train_steps(
         model: returns an object with ``logits``.
         parameters: by name; adapters (``.A``, ``.B``), in full fine-tuning the base model, take the rate ``lr``, all
             others ``head_lr``.
-        tokenizer: pads the batches.
-        tokens: the client's examples.
-        batches: places into tokens.
+        processor: the model's own; makes the batches.
+        encoded: the client's examples.
+        batches: places into them.
         task: has the loss.
         settings: optimizer, rates, clipping, and how many examples are computed at a time: the gradient of a batch is
-            the sum of those of its parts, equal to that of the whole to rounding.
+            the sum of those of its parts, weighted by their terms of the loss, equal to that of the whole to rounding.
         tell: told after every step how many are done, of how many.
 
     Raises:
@@ -106,16 +104,16 @@ def train_steps(
             optimizer.zero_grad(set_to_none=True)
             mean = 0.0
             for part in (batch[start : start + size] for start in range(0, len(batch), size)):
-                inputs, labels = _on(where, collate(tokenizer, tokens, part.tolist()))
+                inputs, labels = _on(where, task.inputs.collate(processor, encoded, part.tolist()))
                 with autocast(where, settings.dtype if whole else "float32"):
                     logits = model(**inputs).logits
-                value = task.loss(logits, labels)
+                value = task.target.loss(logits, labels)
                 if not torch.isfinite(value):
                     raise FloatingPointError(
                         f"the training loss is {value.item()} at local step {step}; lower lr={settings.lr} "
                         f"or head-lr={settings.head_lr}"
                     )
-                share = len(part) / len(batch)
+                share = float(encoded.terms[part].sum() / encoded.terms[batch].sum())
                 (value if share == 1.0 else value * share).backward()  # type: ignore[no-untyped-call]
                 mean += value.item() * share
             if settings.clip:
@@ -156,8 +154,8 @@ def _optimizer(
 
 def evaluate(
     model: nn.Module,
-    tokenizer: Any,
-    tokens: Tokens,
+    processor: Any,
+    encoded: Encoded,
     task: Task,
     batch_size: int = 0,
     tell: Tell = to_nobody,
@@ -166,9 +164,9 @@ def evaluate(
 
     Args:
         model: returns an object with ``logits``.
-        tokenizer: pads the batches.
-        tokens: the examples.
-        task: has loss, predictions and metrics.
+        processor: the model's own; makes the batches.
+        encoded: the examples.
+        task: judges them.
         batch_size: examples at a time; 0: what suits the device.
         tell: told after every batch how many examples are done, of how many.
 
@@ -179,23 +177,12 @@ def evaluate(
         FloatingPointError: logits or loss are not finite, of which a metric would still make a number.
         DeviceMemoryError: the device's memory is too small for it.
     """
-    order, where = np.argsort(tokens.lengths, kind="stable"), device_of(model)
+    order, where = np.argsort(encoded.lengths, kind="stable"), device_of(model)
     batch_size = batch_size or batch_to_evaluate(where)
-    outputs, total = [], 0.0
+    evaluation = task.target.evaluation(task.metrics, processor)
     with torch.no_grad(), memory_named(f"evaluation on {where}", f"lower eval-batch={batch_size}"):
         for start in range(0, len(order), batch_size):
-            inputs, labels = _on(where, collate(tokenizer, tokens, order[start : start + batch_size].tolist()))
-            logits = model(**inputs).logits
-            total += task.loss(logits, labels).item() * len(labels)
-            outputs.append(logits.float().cpu())
+            places = order[start : start + batch_size].tolist()
+            evaluation.add(model, *_on(where, task.inputs.collate(processor, encoded, places)))
             tell(min(start + batch_size, len(order)), len(order))
-    logits = torch.cat(outputs).numpy()
-    finite = np.isfinite(logits).all(axis=1)
-    if not finite.all() or not math.isfinite(total):
-        raise FloatingPointError(
-            f"the model's logits are not finite on {np.count_nonzero(~finite)} of {len(finite)} examples, its mean "
-            f"loss is {total / len(order)}: training has diverged; lower lr, head-lr or server-lr"
-        )
-    predictions = task.predict(logits)
-    scores = {name: score(name, predictions, tokens.labels[order]) for name in task.metrics}
-    return {**scores, "loss": total / len(order)}
+    return evaluation.scores()

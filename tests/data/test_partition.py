@@ -14,10 +14,11 @@ from flwr_datasets.partitioner import DirichletPartitioner, NaturalIdPartitioner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedasym.data.examples import Examples, load_examples
+from fedasym.data.examples import load_examples
 from fedasym.data.partition import Partition, partition
-from fedasym.data.skew import score_bins
 from fedasym.settings import Settings
+from fedasym.tasks.base import Examples
+from fedasym.tasks.targets import score_bins
 
 BY_LABEL = ("dirichlet:0.5", "pathological:2", "shard:2", "mild", "severe")
 SPLITS = (*BY_LABEL, "iid", "linear", "square", "exponential", "quantity:1.0")
@@ -98,16 +99,16 @@ def test_each_split_has_the_skew_it_is_named_for(examples) -> None:
 
 def test_the_digest_moves_with_any_text_label_class_or_assignment(examples) -> None:
     base = partition(examples, settings()).digest
-    texts, labels = list(examples.texts[0]), examples.labels.copy()
+    texts, labels = list(examples.inputs[0]), examples.labels.copy()
     texts[17] += "."
     labels[17] = (labels[17] + 1) % 3
-    joined = list(examples.texts[0])
+    joined = list(examples.inputs[0])
     joined[3:5] = [joined[3] + joined[4][0], joined[4][1:]]  # the same characters, cut elsewhere
     digests = [
         base,
-        partition(dataclasses.replace(examples, texts=(texts,)), settings()).digest,
-        partition(dataclasses.replace(examples, texts=(joined,)), settings()).digest,
-        partition(dataclasses.replace(examples, texts=examples.texts * 2), settings()).digest,
+        partition(dataclasses.replace(examples, inputs=(texts,)), settings()).digest,
+        partition(dataclasses.replace(examples, inputs=(joined,)), settings()).digest,
+        partition(dataclasses.replace(examples, inputs=examples.inputs * 2), settings()).digest,
         partition(dataclasses.replace(examples, labels=labels), settings()).digest,
         partition(dataclasses.replace(examples, class_names=("a", "c", "b")), settings()).digest,
         partition(examples, settings(seed=1)).digest,
@@ -153,7 +154,7 @@ def test_a_split_that_cannot_be_made_is_refused_with_the_reason(examples, split,
 @pytest.mark.parametrize("split", BY_LABEL)
 def test_a_regression_is_split_by_bins_of_its_scores_as_if_they_were_classes(scores, split) -> None:
     bins, names = score_bins(scores.labels, 2 if split in ("mild", "severe") else 5)
-    found = partition(scores, settings(split))
+    found = partition(scores, settings(split, task="regression"))
     as_classes = partition(dataclasses.replace(scores, labels=bins, class_names=names), settings(split))
     assert bits(found) == bits(as_classes)
     assert found.report(())["classes"] == list(names)
@@ -162,12 +163,14 @@ def test_a_regression_is_split_by_bins_of_its_scores_as_if_they_were_classes(sco
 
 def test_scores_that_make_no_bins_are_refused(scores) -> None:
     constant = dataclasses.replace(scores, labels=np.ones(N, np.float32))
-    with pytest.raises(ValueError, match=r"split='mild' goes by bins of scores: .*most of them are 1; use iid"):
-        partition(constant, settings("mild"))
+    with pytest.raises(
+        ValueError, match=r"split='mild' goes by labels, or bins of scores: .*most of them are 1; use iid"
+    ):
+        partition(constant, settings("mild", task="regression"))
 
 
 def test_a_regression_is_split_by_size_and_counted_as_one_class(scores) -> None:
-    found = partition(scores, settings("linear"))
+    found = partition(scores, settings("linear", task="regression"))
     assert found.label_counts.tolist() == [[size] for size in found.sizes] and sum(found.sizes) == N
 
 
@@ -190,7 +193,8 @@ def test_every_example_has_one_client_and_the_seed_alone_decides_which(split, cl
     examples = Examples(
         ([""] * 97,), labels.astype(np.float32) if regression else labels, () if regression else CLASSES
     )
-    chosen = settings(split, num_clients=clients, seed=seed, min_examples=1)
+    task = "regression" if regression else "classification"
+    chosen = settings(split, num_clients=clients, seed=seed, min_examples=1, task=task)
     found = partition(examples, chosen)
     assert sorted(np.concatenate(found.indices).tolist()) == list(range(97))
     assert found.label_counts.sum(1).tolist() == found.sizes
@@ -238,7 +242,7 @@ def test_the_column_is_read_only_when_it_is_asked_for_and_follows_a_cut(write) -
     chosen = write([f"clinic {i % 3}" for i in range(30)], num_clients=3)
     assert load_examples(dataclasses.replace(chosen, split="iid"))[0].groups is None
     cut, held = load_examples(dataclasses.replace(chosen, validation_cut=6))
-    assert cut.groups.tolist() == [int(text.split()[1]) % 3 for text in cut.texts[0]] and held.groups is None
+    assert cut.groups.tolist() == [int(text.split()[1]) % 3 for text in cut.inputs[0]] and held.groups is None
     assert cut.take(np.array([4, 1])).groups.tolist() == [cut.groups[4], cut.groups[1]]
 
 
@@ -260,7 +264,7 @@ def test_the_demos_split_is_the_librarys_on_the_seeds_order() -> None:
 def test_a_partition_imports_no_plots_and_leaves_the_library_whole_for_others() -> None:
     code = (
         "import sys, numpy as np\n"
-        "from fedasym.data.examples import Examples\n"
+        "from fedasym.tasks.base import Examples\n"
         "from fedasym.data.partition import partition\n"
         "from fedasym.settings import Settings\n"
         "examples = Examples((['text'] * 40,), np.arange(40) % 2, ('a', 'b'))\n"

@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedasym.data.examples import Examples
 from fedasym.data.partition import partition
-from fedasym.data.skew import deal, draw_sizes, label_proportions, score_bins
+from fedasym.data.skew import deal, draw_sizes, label_proportions
 from fedasym.settings import Settings
+from fedasym.tasks.base import Examples
+from fedasym.tasks.targets import score_bins
 
 
 def test_bins_of_scores_are_named_hold_their_lower_edge_and_fall_together_where_scores_are_equal() -> None:

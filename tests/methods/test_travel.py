@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from world import Seen, assert_moved, split_values, tiny_settings, watched_run
+from world import TEXTS, Seen, assert_moved, split_values, tiny_settings, watched_run
 
 from fedasym.adapters.projection import frozen_A
 from fedasym.methods import METHODS
@@ -169,7 +169,7 @@ def test_FFA_draws_a_gaussian_A_and_freezes_the_head(run) -> None:
         assert np.array_equal(found, frozen_A(settings.seed, layer, 4, d_in, "gaussian"))
         assert found.std() == pytest.approx(1 / 4, rel=0.2)  # 128 values with standard deviation 1 / r
     output = load_file(folder / "adapter" / "output.safetensors")
-    assert np.array_equal(output["weight"], build(settings, 2).model.output.weight.detach().numpy())
+    assert np.array_equal(output["weight"], build(settings, 2, TEXTS).model.output.weight.detach().numpy())
 
 
 def test_FedSA_keeps_a_B_of_its_own_at_each_client(run) -> None:
@@ -192,7 +192,7 @@ def test_without_federation_every_client_keeps_its_B_and_head_to_itself(run) -> 
 
 def test_full_fine_tuning_moves_every_parameter_to_the_mean_of_the_clients(run) -> None:
     settings, _, seen = run("full")
-    shapes = {name: tuple(p.shape) for name, p in build(settings, 2).model.named_parameters()}
+    shapes = {name: tuple(p.shape) for name, p in build(settings, 2, TEXTS).model.named_parameters()}
     opened = [split_values(of_round(seen, number)[0].down, shapes) for number in (1, 2, 3)]
     for number, (start, after) in enumerate(pairwise(opened), start=1):
         replies = of_round(seen, number)

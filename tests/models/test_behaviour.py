@@ -11,7 +11,7 @@ import torch
 from conftest import FAMILIES
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
-from world import tiny_settings
+from world import TEXTS, tiny_settings
 
 from fedasym.methods import METHODS
 from fedasym.models.behaviour import TOLERANCES, digest_tokenizer, initial_logits, logits_gap, logits_refusal
@@ -74,8 +74,8 @@ def test_the_side_of_padding_and_another_special_token_change_the_digest() -> No
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_two_builds_and_other_kernels_agree_within_the_tolerance(tiny, models, family, attention) -> None:
     settings = dataclasses.replace(tiny, model=str(models[family]))
-    one = build(settings, 3).logits
-    two = build(dataclasses.replace(settings, attention=attention), 3).logits
+    one = build(settings, 3, TEXTS).logits
+    two = build(dataclasses.replace(settings, attention=attention), 3, TEXTS).logits
     assert len(one) == 9 and np.abs(one).max() > 0
     assert logits_gap(one, two) <= (TOLERANCES["float32"] / 10 if attention != settings.attention else 0)
     assert logits_refusal(one, two, "float32") == ""
@@ -85,14 +85,16 @@ def test_two_builds_and_other_kernels_agree_within_the_tolerance(tiny, models, f
 def test_every_method_starts_from_the_logits_of_the_base_model(tiny, method) -> None:
     one = {"num_clients": 1} if method == "central" else {}
     settings = dataclasses.replace(tiny, method=method, kind="auto", head="auto", client_holdout=0.2, **one).resolved()
-    assert build(settings, 3).logits == build(tiny, 3).logits  # s B A x with a zero factor adds exact zeros
+    assert (
+        build(settings, 3, TEXTS).logits == build(tiny, 3, TEXTS).logits
+    )  # s B A x with a zero factor adds exact zeros
 
 
 def test_the_fixed_input_leaves_the_model_as_it_is_and_sees_the_mask(tiny) -> None:
-    built = build(tiny, 3)
+    built = build(tiny, 3, TEXTS)
     before = {name: (tensor.clone(), tensor.requires_grad) for name, tensor in built.model.named_parameters()}
     threads = torch.get_num_threads()
-    assert initial_logits(built.model, built.tokenizer, tiny) == built.logits
+    assert initial_logits(built.model, built.processor, TEXTS, tiny) == built.logits
     for name, tensor in built.model.named_parameters():
         assert torch.equal(tensor, before[name][0]) and tensor.requires_grad == before[name][1] and tensor.grad is None
     assert not built.model.training and torch.get_num_threads() == threads
@@ -100,7 +102,7 @@ def test_the_fixed_input_leaves_the_model_as_it_is_and_sees_the_mask(tiny) -> No
     built.model.forward = lambda attention_mask, **inputs: real(
         attention_mask=torch.ones_like(attention_mask), **inputs
     )
-    assert logits_gap(built.logits, initial_logits(built.model, built.tokenizer, tiny)) > TOLERANCES["float32"]
+    assert logits_gap(built.logits, initial_logits(built.model, built.processor, TEXTS, tiny)) > TOLERANCES["float32"]
 
 
 @pytest.mark.parametrize("key", ["num_attention_heads", "hidden_act", "layer_norm_eps"])
@@ -109,15 +111,15 @@ def test_the_same_weights_under_another_configuration_give_other_logits(tmp_path
     path = Path(shutil.copytree(settings.model, tmp_path / "other")) / "config.json"
     changed = {"num_attention_heads": 4, "hidden_act": "relu", "layer_norm_eps": 1e-2}
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: changed[key]}))
-    one, two = build(settings, 3), build(dataclasses.replace(settings, model=str(path.parent)), 3)
+    one, two = build(settings, 3, TEXTS), build(dataclasses.replace(settings, model=str(path.parent)), 3, TEXTS)
     assert one.base == two.base and one.ids == two.ids
     assert logits_gap(one.logits, two.logits) > 10 * TOLERANCES["float32"]
     assert [name for name, _ in set(one.config) ^ set(two.config)] == [key, key]
 
 
 def test_bfloat16_is_within_its_tolerance_of_float32_on_the_tiny_model(tiny) -> None:
-    rounded = build(dataclasses.replace(tiny, dtype="bfloat16"), 3).logits
-    assert 0 < logits_gap(build(tiny, 3).logits, rounded) <= TOLERANCES["bfloat16"]
+    rounded = build(dataclasses.replace(tiny, dtype="bfloat16"), 3, TEXTS).logits
+    assert 0 < logits_gap(build(tiny, 3, TEXTS).logits, rounded) <= TOLERANCES["bfloat16"]
 
 
 def test_logits_beyond_the_tolerance_are_refused_with_both_values_and_the_tolerance() -> None:

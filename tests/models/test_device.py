@@ -6,11 +6,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from world import TEXTS
 
 from clients.session import forget_session, session_of
 from fedasym.adapters import lora
 from fedasym.data.examples import load_examples
-from fedasym.data.tokens import tokenize
 from fedasym.models import device
 from fedasym.models.build import build
 from fedasym.settings import Settings
@@ -72,7 +72,7 @@ def test_a_device_that_is_not_there_is_refused_by_name(tiny) -> None:
     there = ", ".join(map(str, device.devices()))
     setting = f"cuda:{device.gpu_count()}"  # one beyond the last
     with pytest.raises(ValueError, match=rf"device='{setting}' is not there: this process sees {there}; set it to"):
-        build(dataclasses.replace(tiny, device=setting), 3)
+        build(dataclasses.replace(tiny, device=setting), 3, TEXTS)
 
 
 @pytest.mark.parametrize("setting", ["gpu", "cuda:", "cuda:-1", "cuda:0,1", "CPU", ""])
@@ -121,9 +121,9 @@ def test_the_old_model_is_gone_before_a_new_one_is_built(tiny, monkeypatch) -> N
     old = weakref.ref(session_of(tiny).built.model)
     alive = []
 
-    def watched(settings, num_labels):
+    def watched(*arguments):
         alive.append(old() is not None)
-        return build(settings, num_labels)
+        return build(*arguments)
 
     monkeypatch.setattr(clients.session, "build", watched)
     session_of(dataclasses.replace(tiny, seed=1))
@@ -138,12 +138,12 @@ def trained(tiny):
     def run(**more: object) -> tuple[dict[str, np.ndarray], float, dict[str, float]]:
         settings = dataclasses.replace(tiny, batch_size=12, **more)
         examples, _ = load_examples(settings)
-        built, task = build(settings, len(examples.class_names)), task_of(settings)
-        tokens = tokenize(built.tokenizer, examples, settings.max_length)
+        built, task = build(settings, len(examples.class_names), TEXTS), task_of(settings)
+        tokens = TEXTS.encode(built.processor, examples, settings.max_length)
         B = lora.trainable(built.model)
         batches = draw_batches(tokens.lengths, 12, 3, 0, np.random.default_rng(0))
-        loss = train_steps(built.model, B, built.tokenizer, tokens, batches, task, settings).loss
-        return lora.read(B), loss, evaluate(built.model, built.tokenizer, tokens, task, settings.eval_batch)
+        loss = train_steps(built.model, B, built.processor, tokens, batches, task, settings).loss
+        return lora.read(B), loss, evaluate(built.model, built.processor, tokens, task, settings.eval_batch)
 
     return run
 
@@ -180,7 +180,7 @@ def test_gradient_checkpointing_keeps_less_for_the_backward_pass(tiny) -> None:
             model(input_ids=ids, attention_mask=torch.ones_like(ids))
         return sum(sizes)
 
-    model = build(tiny, 3).model
+    model = build(tiny, 3, TEXTS).model
     assert kept(recomputed(model, "tiny")) < 0.5 * kept()
 
 

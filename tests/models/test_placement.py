@@ -10,7 +10,6 @@ from far_device import FAR, FarTensor, found_far_away
 
 from fedasym.adapters import lora
 from fedasym.data.examples import load_examples
-from fedasym.data.tokens import tokenize
 from fedasym.methods import METHODS
 from fedasym.models import device
 from fedasym.models.build import Built, build
@@ -46,15 +45,16 @@ def of(tiny: Settings, **more: object) -> Settings:
 def step_and_score(settings: Settings) -> tuple[Built, dict[str, np.ndarray], float, dict[str, float]]:
     """Build, load what was read, train two steps, evaluate: all that a client and the server do with a model."""
     examples, _ = load_examples(settings)
-    built, task = build(settings, max(1, len(examples.class_names))), task_of(settings)
+    task = task_of(settings)
+    built = build(settings, task.outputs(examples.class_names), task.inputs)
     contract_of(settings, built, examples.class_names, "")
-    tokens = tokenize(built.tokenizer, examples, settings.max_length, settings.pooling).take(np.arange(12))
+    tokens = task.inputs.encode(built.processor, examples, settings.max_length, settings.pooling).take(np.arange(12))
     moved = lora.common(built.model)
     lora.load(moved, lora.read(moved))
     parameters = lora.trainable(built.model) | lora.local_only(built.model)
     batches = draw_batches(tokens.lengths, 4, 2, 0, np.random.default_rng(0))
-    trained = train_steps(built.model, parameters, built.tokenizer, tokens, batches, task, settings)
-    scores = evaluate(built.model, built.tokenizer, tokens, task, 5)
+    trained = train_steps(built.model, parameters, built.processor, tokens, batches, task, settings)
+    scores = evaluate(built.model, built.processor, tokens, task, 5)
     return built, lora.read(parameters), trained.loss, scores
 
 

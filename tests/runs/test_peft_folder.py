@@ -10,15 +10,15 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
-from world import simulate
+from world import TEXTS, simulate
 
 from fedasym.adapters import lora
 from fedasym.data.examples import load_examples
-from fedasym.data.tokens import collate, tokenize
 from fedasym.models.build import build, demo_model_folder
 from fedasym.runs import checkpoint
 from fedasym.runs.peft_folder import write_adapter
 from fedasym.settings import Settings
+from fedasym.tasks import task_of
 
 FAMILIES = ("bert", "roberta", "distilbert", "bart", "llama")
 
@@ -29,15 +29,15 @@ def case(models, tiny):
 
     def make(family: str, num_labels: int = 3, **more):
         settings = dataclasses.replace(tiny, model=str(models[family]), **more)
-        built = build(settings, num_labels)
+        built = build(settings, num_labels, task_of(settings).inputs)
         rng = np.random.default_rng(1)
         moving = {**lora.common(built.model), **lora.local_only(built.model)}
         start = lora.read(moving) if settings.method == "full" else {n: np.float32(0) for n in moving}
         drawn = {n: rng.standard_normal(tuple(p.shape), np.float32) for n, p in moving.items()}
         lora.load(moving, {n: start[n] + m * np.float32(0.3) for n, m in drawn.items()})
         examples, _ = load_examples(settings)
-        tokens = tokenize(built.tokenizer, examples, 16, settings.pooling)
-        inputs, _ = collate(built.tokenizer, tokens, [0, 1, 2, 9])
+        tokens = TEXTS.encode(built.processor, examples, 16, settings.pooling)
+        inputs, _ = TEXTS.collate(built.processor, tokens, [0, 1, 2, 9])
         return settings, built, inputs
 
     return make
@@ -134,7 +134,7 @@ def test_after_full_fine_tuning_transformers_loads_the_folder(case, tmp_path, fa
     write_adapter(tmp_path, built, settings)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     words = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    assert words("good word0")["input_ids"] == built.tokenizer("good word0")["input_ids"]
+    assert words("good word0")["input_ids"] == built.processor("good word0")["input_ids"]
     with torch.no_grad():
         close(model(**inputs).logits, built.model(**inputs).logits)
 
@@ -250,9 +250,9 @@ def test_a_run_of_the_packaged_model_exports_the_float32_model_and_one_in_bfloat
     _, examples = load_examples(settings)
     logits = {}
     for dtype in ("float32", "bfloat16"):
-        built = build(dataclasses.replace(settings, dtype=dtype), len(examples.class_names))
-        tokens = tokenize(built.tokenizer, examples, settings.max_length, settings.pooling)
-        inputs, _ = collate(built.tokenizer, tokens, range(16))
+        built = build(dataclasses.replace(settings, dtype=dtype), len(examples.class_names), TEXTS)
+        tokens = TEXTS.encode(built.processor, examples, settings.max_length, settings.pooling)
+        inputs, _ = TEXTS.collate(built.processor, tokens, range(16))
         with torch.no_grad():
             untrained = built.model(**inputs).logits
             lora.load(lora.trainable(built.model), state.matrices)

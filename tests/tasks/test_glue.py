@@ -9,11 +9,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 from sklearn.metrics import f1_score, matthews_corrcoef
-from world import simulate
+from world import TEXTS, simulate
 
 from fedasym.data.examples import load_examples, load_extra_examples
 from fedasym.data.partition import partition
-from fedasym.data.tokens import tokenize
 from fedasym.models.build import build
 from fedasym.runs.record import read_rounds
 from fedasym.settings import Settings
@@ -80,10 +79,10 @@ def test_texts_labels_and_splits_are_those_of_the_folder(task, folder) -> None:
     columns, classes, metric = TABLE[task]
     found = task_of(of(task, folder))
     held_out = "validation_matched" if task == "mnli" else "validation"
-    assert (found.text_columns, found.regression, found.metric) == (columns, classes == 0, metric)
+    assert (found.inputs.columns, found.target.classified, found.metric) == (columns, classes > 0, metric)
     for part, split, rows in zip(load_examples(of(task, folder)), ("train", held_out), (TRAIN, HELD_OUT), strict=True):
         expected = frame(task, split, rows)
-        assert part.texts == tuple(expected[column].tolist() for column in columns)
+        assert part.inputs == tuple(expected[column].tolist() for column in columns)
         assert len(part.class_names) == classes
         assert part.labels.tolist() == expected["label"].tolist()  # the hub's ids, or the scores
         assert part.labels.dtype == (np.int64 if classes else np.float32)
@@ -106,7 +105,7 @@ def test_a_class_without_a_training_example_keeps_its_id_and_its_output(folder) 
 def test_mnli_has_a_second_held_out_set_and_no_other_task_has(folder) -> None:
     extra = load_extra_examples(of("mnli", folder))
     assert list(extra) == ["mismatched"]
-    assert extra["mismatched"].texts[0] == frame("mnli", "validation_mismatched", MISMATCHED)["premise"].tolist()
+    assert extra["mismatched"].inputs[0] == frame("mnli", "validation_mismatched", MISMATCHED)["premise"].tolist()
     assert all(not load_extra_examples(of(task, folder)) for task in TABLE if task != "mnli")
     assert len(load_extra_examples(of("mnli", folder, test_cap=5))["mismatched"]) == 5
 
@@ -126,8 +125,8 @@ def test_a_run_on_mnli_reports_both_held_out_sets(folder, models, tmp_path) -> N
 def test_every_task_gives_a_model_that_is_judged_by_the_tasks_metrics(task, folder, models) -> None:
     settings = of(task, folder, model=str(models["bert"]), pooling="mean", dtype="float32", rank=2).resolved()
     train, held = load_examples(settings)
-    built = build(settings, max(1, len(train.class_names)))
-    found = evaluate(built.model, built.tokenizer, tokenize(built.tokenizer, held, 32), task_of(settings))
+    built = build(settings, max(1, len(train.class_names)), TEXTS)
+    found = evaluate(built.model, built.processor, TEXTS.encode(built.processor, held, 32), task_of(settings))
     more = {"mrpc": ["binary_f1"], "qqp": ["binary_f1"], "stsb": ["spearman"]}.get(task, [])
     assert list(found) == [TABLE[task][2], *more, "loss"] and all(np.isfinite(list(found.values())))
     assert (
@@ -173,7 +172,10 @@ def test_an_unlabelled_row_and_a_foreign_layout_are_refused(folder, tmp_path) ->
     (tmp_path / "rte").mkdir()
     frame("rte", "train", TRAIN).to_parquet(tmp_path / "rte/train.parquet")
     frame("rte", "test", 4).assign(label=-1).to_parquet(tmp_path / "rte/validation.parquet")
-    with pytest.raises(ValueError, match=r"split 'validation' holds the labels -1; those of rte are 0, 1 \(entailment"):
+    with pytest.raises(
+        ValueError,
+        match=r"split 'validation' holds the labels -1 in column 'label'; those of the task are 0, 1 ",
+    ):
         load_examples(of("rte", tmp_path))
     frame("cola", "train", 4).to_parquet(tmp_path / "rte/validation.parquet")
     with pytest.raises(ValueError, match=r"has no column sentence1, sentence2; .*GLUE's layout, that of nyu-mll/glue"):
@@ -207,26 +209,26 @@ def test_a_cap_gives_the_same_examples_for_every_seed_in_file_order(folder) -> N
     (train, held), (again, held_again) = (
         load_examples(of("sst2", folder, train_cap=20, test_cap=5, seed=s)) for s in (0, 7)
     )
-    assert train.texts == again.texts and held.texts == held_again.texts
+    assert train.inputs == again.inputs and held.inputs == held_again.inputs
     assert (len(train), len(held)) == (20, 5)
     for part, of_all in ((train, whole), (held, whole_held)):
-        places = [of_all.texts[0].index(text) for text in part.texts[0]]
+        places = [of_all.inputs[0].index(text) for text in part.inputs[0]]
         assert places == sorted(places) and part.labels.tolist() == of_all.labels[places].tolist()
         assert places != list(range(len(places)))  # drawn, not the head of the file
 
 
 def test_a_smaller_cap_is_part_of_a_larger_one_and_a_cap_beyond_all_is_no_cap(folder) -> None:
     small, large, all_, beyond = (
-        load_examples(of("sst2", folder, train_cap=cap))[0].texts[0] for cap in (10, 30, 0, 1000)
+        load_examples(of("sst2", folder, train_cap=cap))[0].inputs[0] for cap in (10, 30, 0, 1000)
     )
     assert set(small) < set(large) < set(all_) and beyond == all_
 
 
 def test_the_cap_comes_before_the_validation_cut(folder) -> None:
-    capped = set(load_examples(of("sst2", folder, train_cap=20))[0].texts[0])
+    capped = set(load_examples(of("sst2", folder, train_cap=20))[0].inputs[0])
     parts = load_examples(of("sst2", folder, train_cap=20, validation_cut=6, seed=3))
     assert [len(part) for part in parts] == [14, 6]
-    assert set(parts[0].texts[0]) | set(parts[1].texts[0]) == capped
+    assert set(parts[0].inputs[0]) | set(parts[1].inputs[0]) == capped
 
 
 def test_caps_hold_for_any_data_and_move_the_partitions_digest(tiny) -> None:

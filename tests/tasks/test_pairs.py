@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from world import make_data, make_model, tiny_settings, watched_run
+from world import TEXTS, make_data, make_model, tiny_settings, watched_run
 
 from fedasym.data.examples import load_examples
-from fedasym.data.tokens import collate, tokenize
 from fedasym.models.build import build
 from fedasym.runs.record import read_rounds
 
@@ -21,49 +20,48 @@ def paired(models, tiny):
 
 
 def test_each_text_of_a_pair_is_tokenised_as_if_it_were_alone(paired) -> None:
-    built, (examples, _) = build(paired, 3), load_examples(paired)
-    tokens = tokenize(built.tokenizer, examples, 6, "pair")
+    built, (examples, _) = build(paired, 3, TEXTS), load_examples(paired)
+    encoded = TEXTS.encode(built.processor, examples, 6, "pair")
     for i in (0, 1, 7):
-        for own, column in ((tokens.encoded, 0), (tokens.second, 1)):
-            alone = built.tokenizer(examples.texts[column][i], truncation=True, max_length=6)
-            assert own[i]["input_ids"] == alone["input_ids"] and len(own[i]["input_ids"]) <= 6
-        assert tokens.lengths[i] == len(tokens.encoded[i]["input_ids"]) + len(tokens.second[i]["input_ids"])
-    taken = tokens.take(np.array([7, 1]))
-    assert (taken.encoded, taken.second) == (
-        [tokens.encoded[7], tokens.encoded[1]],
-        [tokens.second[7], tokens.second[1]],
-    )
+        item = encoded.items[i]
+        for own, column in ((item["input_ids"], 0), (item["second_input_ids"], 1)):
+            alone = built.processor(examples.inputs[column][i], truncation=True, max_length=6)
+            assert own == alone["input_ids"] and len(own) <= 6
+        assert encoded.lengths[i] == len(item["input_ids"]) + len(item["second_input_ids"])
+    assert encoded.take(np.array([7, 1])).items == [encoded.items[7], encoded.items[1]]
 
 
 def test_each_side_of_a_batch_is_padded_by_itself(paired) -> None:
-    built, (examples, _) = build(paired, 3), load_examples(paired)
-    tokens = tokenize(built.tokenizer, examples, 16, "pair")
+    built, (examples, _) = build(paired, 3, TEXTS), load_examples(paired)
+    encoded = TEXTS.encode(built.processor, examples, 16, "pair")
     places = [3, 0, 11]
-    inputs, labels = collate(built.tokenizer, tokens, places)
-    for prefix, own in (("", tokens.encoded), ("second_", tokens.second)):
-        rows = [own[i]["input_ids"] for i in places]
+    inputs, labels = TEXTS.collate(built.processor, encoded, places)
+    for prefix in ("", "second_"):
+        rows = [encoded.items[i][f"{prefix}input_ids"] for i in places]
         assert inputs[f"{prefix}input_ids"].shape == (3, max(map(len, rows)))
         mask = inputs[f"{prefix}attention_mask"]
         found = [ids[kept == 1].tolist() for ids, kept in zip(inputs[f"{prefix}input_ids"], mask, strict=True)]
         assert found == rows
-    assert labels.tolist() == tokens.labels[places].tolist()
+    assert labels.tolist() == encoded.labels[places].tolist()
 
 
 def test_the_logits_of_a_pair_are_those_of_distance_and_product_of_the_means_of_its_tokens(paired) -> None:
-    built, (examples, _) = build(paired, 3), load_examples(paired)
+    built, (examples, _) = build(paired, 3, TEXTS), load_examples(paired)
     model, output = built.model, built.model.get_submodule(built.output)
     assert output.weight.shape == (3, 2 * 16)
     with torch.no_grad():
         output.bias.copy_(torch.tensor([0.5, -1.0, 2.0]))
-    tokens = tokenize(built.tokenizer, examples, 16, "pair")
+    encoded = TEXTS.encode(built.processor, examples, 16, "pair")
     places = [0, 5, 9, 2]
-    inputs, _ = collate(built.tokenizer, tokens, places)
+    inputs, _ = TEXTS.collate(built.processor, encoded, places)
     with torch.no_grad():
         found = model(**inputs).logits
         for row, i in zip(found, places, strict=True):
             u, v = (
-                model.encoder(input_ids=torch.tensor([side[i]["input_ids"]])).last_hidden_state[0].mean(0)
-                for side in (tokens.encoded, tokens.second)
+                model.encoder(input_ids=torch.tensor([encoded.items[i][f"{prefix}input_ids"]]))
+                .last_hidden_state[0]
+                .mean(0)
+                for prefix in ("", "second_")
             )
             logits = [
                 sum(w * x for w, x in zip(weight, [*(u - v).abs(), *(u * v)], strict=True)) + bias
@@ -79,7 +77,7 @@ def test_pairs_apart_of_one_text_column_are_refused(paired) -> None:
     single = dataclasses.replace(paired, text_columns="text")
     examples, _ = load_examples(single)
     with pytest.raises(ValueError, match="pooling='pair' needs two text columns; there are 1"):
-        tokenize(build(single, 3).tokenizer, examples, 16, "pair")
+        TEXTS.encode(build(single, 3, TEXTS).processor, examples, 16, "pair")
 
 
 def test_a_federation_on_pairs_apart_runs_and_gives_the_same_bits_with_two_workers(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from world import TEXTS
 
 from fedasym.adapters import lora
 from fedasym.data.examples import load_examples
-from fedasym.data.tokens import collate, tokenize
 from fedasym.methods import METHODS
 from fedasym.models.build import build
 from fedasym.rng import generator
@@ -30,8 +30,8 @@ def bench(tiny):
         settings = dataclasses.replace(tiny, **more)
         task = task_of(settings)
         examples, _ = load_examples(settings)
-        built = build(settings, max(1, len(examples.class_names)))
-        tokens = tokenize(built.tokenizer, examples, settings.max_length)
+        built = build(settings, max(1, len(examples.class_names)), TEXTS)
+        tokens = TEXTS.encode(built.processor, examples, settings.max_length)
         batches = draw_batches(tokens.lengths, settings.batch_size, 6, 0, generator(1, "batches"))
         return SimpleNamespace(settings=settings, task=task, built=built, tokens=tokens, batches=batches)
 
@@ -40,7 +40,7 @@ def bench(tiny):
 
 def train(b, parameters=None, batches=None):
     parameters, batches = parameters or moving(b), batches or b.batches
-    return train_steps(b.built.model, parameters, b.built.tokenizer, b.tokens, batches, b.task, b.settings)
+    return train_steps(b.built.model, parameters, b.built.processor, b.tokens, batches, b.task, b.settings)
 
 
 def moving(b):
@@ -109,9 +109,9 @@ def test_train_steps_gives_the_bits_of_a_plain_pytorch_loop(bench, more) -> None
     optimizer = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[s.optimizer](groups, **more)
     losses = []
     for batch in plain.batches:
-        inputs, labels = collate(plain.built.tokenizer, plain.tokens, batch)
+        inputs, labels = TEXTS.collate(plain.built.processor, plain.tokens, batch)
         logits = model(**inputs).logits.float()
-        loss = F.mse_loss(logits[:, 0], labels) if plain.task.regression else F.cross_entropy(logits, labels)
+        loss = F.cross_entropy(logits, labels) if plain.task.target.classified else F.mse_loss(logits[:, 0], labels)
         optimizer.zero_grad()
         loss.backward()
         if s.clip:
@@ -182,18 +182,20 @@ def test_evaluation_in_batches_equals_evaluation_one_by_one(bench, more) -> None
     b = bench(**more)
     train(b)
     before, first = bits(b), b.tokens.take(np.arange(20))
-    found = evaluate(b.built.model, b.built.tokenizer, first, b.task, batch_size=7)
+    found = evaluate(b.built.model, b.built.processor, first, b.task, batch_size=7)
     losses, predictions = [], []
     for i in range(20):
-        inputs, label = collate(b.built.tokenizer, first, [i])
+        inputs, label = TEXTS.collate(b.built.processor, first, [i])
         with torch.no_grad():
             logits = b.built.model(**inputs).logits
-        predictions.append(logits[0, 0].item() if b.task.regression else logits[0].argmax().item())
-        losses.append((F.mse_loss(logits[:, 0], label) if b.task.regression else F.cross_entropy(logits, label)).item())
+        predictions.append(logits[0].argmax().item() if b.task.target.classified else logits[0, 0].item())
+        losses.append(
+            (F.cross_entropy(logits, label) if b.task.target.classified else F.mse_loss(logits[:, 0], label)).item()
+        )
     labels = first.labels
     # Padding changes the order of float32 sums: roundings of 1e-7 on logits of size one.
     assert found["loss"] == pytest.approx(np.mean(losses), abs=1e-6)
-    if b.task.regression:
+    if not b.task.target.classified:
         # The predictions hardly differ from one another: relative to their spread those roundings are 1e-4 and more.
         assert np.std(predictions) < 1e-2
         assert found["pearson"] == pytest.approx(np.corrcoef(predictions, labels)[0, 1], abs=1e-3)

@@ -5,6 +5,7 @@ import json
 from importlib import metadata
 
 import pytest
+from world import TEXTS
 
 from fedasym.data.examples import load_examples
 from fedasym.data.partition import partition
@@ -14,7 +15,7 @@ from fedasym.wire.contract import Contract, contract_of
 
 
 def contract(settings, labels=("bad", "good", "plain"), data="d" * 64):
-    return contract_of(settings, build(settings, len(labels)), labels, data)
+    return contract_of(settings, build(settings, len(labels), TEXTS), labels, data)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +117,7 @@ def test_no_field_of_the_contract_can_differ_unnamed(base, field) -> None:
 
 
 def test_the_schema_names_what_travels_sorted_and_values_counts_it(tiny, base) -> None:
-    built = build(tiny, 3)
+    built = build(tiny, 3, TEXTS)
     assert base.schema == tuple(sorted(base.schema)) and [n for n, _ in base.schema if n.endswith(".B")] == [
         f"{name}.B" for name in built.layers
     ]

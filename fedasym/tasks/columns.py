@@ -1,0 +1,60 @@
+"""The cells of a table: which must be there, and what a label is written as."""
+
+import math
+import re
+from typing import Any
+
+import numpy as np
+
+
+def require_cells(frame: Any, columns: tuple[str, ...], split: str, advice: str) -> None:
+    """Require at least one row, and the given columns without an empty cell.
+
+    Args:
+        frame: a pandas DataFrame.
+        columns: their names.
+        split: what the table is called in errors.
+        advice: what to do where a column is missing.
+
+    Raises:
+        ValueError: names split, column and row.
+    """
+    if not len(frame):
+        raise ValueError(f"split {split!r} holds no examples")
+    missing = [name for name in columns if name not in frame.columns]
+    if missing:
+        raise ValueError(
+            f"split {split!r} has no column {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}; {advice}"
+        )
+    for column in columns:
+        empty = np.flatnonzero(frame[column].isna().to_numpy())
+        if empty.size:
+            row = frame.index[int(empty[0])]
+            raise ValueError(f"split {split!r}, row {row}: column {column!r} is empty; fill or drop it")
+
+
+def class_names_in(column: Any) -> tuple[str, ...]:
+    """Return the class names of a label column: numbers in the order of numbers, else words in the order of words.
+
+    Words they are too where one of them is read as a number without an order, such as ``nan``, or without an end.
+    """
+    names = {class_name(value) for value in column.tolist()}
+    try:
+        numbers = {name: float(name) for name in names}
+    except ValueError:
+        return tuple(sorted(names))
+    if not all(map(math.isfinite, numbers.values())):
+        return tuple(sorted(names))
+    return tuple(sorted(names, key=lambda name: (numbers[name], name)))
+
+
+def class_name(value: Any) -> str:
+    """Write a label as text: 1, 1.0 and True are one class; the words v1 and v1.0 are two.
+
+    >>> class_name(1.0), class_name(True), class_name("v1.0")
+    ('1', '1', 'v1.0')
+    """
+    if isinstance(value, bool):
+        return str(int(value))
+    text = str(value)
+    return text.partition(".")[0] if re.fullmatch(r"[+-]?[0-9]+\.0+", text) else text
