@@ -130,47 +130,56 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run(app: Path, world: Path, out: Path, *options: str, **more: object) -> Path:
-    """Run a federation with the copy's code in place of the project's."""
-    values = tiny_values(world, num_rounds=2, **more)
-    words = [f"--set={key}={value}" for key, value in values.items()]
-    command = [sys.executable, "-m", "simulations", "run", *words, "--out", str(out), *options]
+def run(app: Path, world: Path, *runs: tuple[dict[str, str], str, list[str]]) -> list[Path]:
+    """Run federations of some settings into folders, with options, by one process with the copy's code for ours."""
+    lines, folders = [], []
+    for chosen, name, options in runs:
+        values = tiny_values(world, num_rounds=2, **chosen)
+        folders.append(world / name)
+        lines.append(["run", *(f"--set={k}={v}" for k, v in values.items()), "--out", str(folders[-1]), *options])
     # The copy comes first on the path; only simulations/ is the project's.
-    script = f"import runpy, sys; sys.path[:0] = [{str(app)!r}]; sys.argv = sys.argv[1:]; " + (
-        "runpy.run_module('simulations', run_name='__main__', alter_sys=True)"
+    script = (
+        f"import sys; sys.path[:0] = [{str(app)!r}, {str(ROOT)!r}]\n"
+        f"from simulations.__main__ import main\nsys.exit(any([main(words) for words in {lines!r}]))"
     )
-    command = [sys.executable, "-c", script, "simulations", *command[3:]]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(app), str(ROOT)])}
-    done = subprocess.run(command, cwd=world, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=world, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    return out
+    return folders
 
 
 @pytest.fixture(scope="module")
-def in_process(app: Path, world: Path) -> Path:
-    return run(app, world, world / "toys", **CHOSEN)
+def in_process(app: Path, world: Path) -> list[Path]:
+    """A run with all four, and for each of them one without it."""
+    without = [({k: v for k, v in CHOSEN.items() if k != key}, f"without-{key}", []) for key in CHOSEN]
+    return run(app, world, (CHOSEN, "toys", []), *without)
 
 
-def test_new_files_alone_make_a_task_a_codec_a_rule_and_a_transform_of_a_run(in_process: Path) -> None:
-    config = read_json(in_process / "config.json")
+def test_new_files_alone_make_a_task_a_codec_a_rule_and_a_transform_of_a_run(in_process: list[Path]) -> None:
+    toys = in_process[0]
+    config = read_json(toys / "config.json")
     assert {key: config["settings"][key] for key in CHOSEN} == CHOSEN
     assert json.loads(config["contract"])["codec"] == "half"
-    for row in read_rounds(in_process):
+    for row in read_rounds(toys):
         assert row["clients_valid"] == 4
         assert row["payload_up"] == row["payload_down"] == 2 * 4 * config["trainable_values"]  # half precision
-    assert list((in_process / "clients").glob("*/*/codec-*"))  # what was lost waits for the next message
+    assert list((toys / "clients").glob("*/*/codec-*"))  # what was lost waits for the next message
 
 
-@pytest.mark.parametrize("key", CHOSEN)
-def test_each_of_them_changes_what_comes_out(app: Path, world: Path, in_process: Path, key: str) -> None:
-    others = {name: value for name, value in CHOSEN.items() if name != key}
-    without = run(app, world, world / f"without-{key}", **others)
-    assert read_json(without / "summary.json")["digest"] != read_json(in_process / "summary.json")["digest"]
+def digest(folder: Path) -> str:
+    return str(read_json(folder / "summary.json")["digest"])
 
 
-def test_flowers_engine_runs_them_to_the_same_bits(app: Path, world: Path, in_process: Path) -> None:
-    there = run(app, world, world / "flower", "--engine", "flower", "--workers", "2", **CHOSEN)
-    assert read_json(there / "summary.json")["digest"] == read_json(in_process / "summary.json")["digest"]
+def test_each_of_them_changes_what_comes_out(in_process: list[Path]) -> None:
+    whole, *without = map(digest, in_process)
+    assert len(without) == len(CHOSEN) and whole not in without
+
+
+def test_flowers_engine_runs_them_to_the_same_bits(app: Path, world: Path, in_process: list[Path]) -> None:
+    (there,) = run(app, world, (CHOSEN, "flower", ["--engine", "flower", "--workers", "2"]))
+    assert digest(there) == digest(in_process[0])
 
 
 @pytest.mark.parametrize(
