@@ -21,21 +21,27 @@ FIXED = {
     "validation-cut": 1000, "num-rounds": 6, "local-steps": 10, "batch-size": 16, "dtype": "bfloat16",
     "attention": "eager",
 }  # fmt: skip
-GRID: list[dict[str, Value]] = [
-    *({"optimizer": "sgd", "lr": lr, "head-lr": 0.5} for lr in (0.1, 0.3, 1.0, 3.0)),
-    *({"optimizer": "adamw", "lr": lr, "head-lr": 1e-3} for lr in (1e-3, 3e-3)),
+
+
+def _local(optimizer: str, lr: float, head_lr: float) -> dict[str, Value]:
+    return {"optimizer": optimizer, "lr": lr, "head-lr": head_lr}
+
+
+GRID = [
+    *(_local("sgd", lr, 0.5) for lr in (0.1, 0.3, 1.0, 3.0)),
+    *(_local("adamw", lr, 1e-3) for lr in (1e-3, 3e-3)),
 ]
 # The server's optimizer, with the local one that was best for both; a cell that names none takes the plain mean.
-_LOCAL: dict[str, Value] = {"optimizer": "sgd", "lr": 0.3, "head-lr": 0.5}
-_MOMENTUM: dict[str, Value] = {"server-optimizer": "momentum", "server-lr": 1.0, "server-momentum": 0.5}
+_BEST = _local("sgd", 0.3, 0.5)
+_MOMENTUM = {**_BEST, "server-optimizer": "momentum", "server-lr": 1.0, "server-momentum": 0.5}
 GRID += [
-    {**_LOCAL, **_MOMENTUM},
-    {**_LOCAL, **_MOMENTUM, "server-momentum": 0.9},
-    {**_LOCAL, **_MOMENTUM, "server-lr": 0.3, "server-momentum": 0.9},
-    {**_LOCAL, "server-optimizer": "adam", "server-lr": 0.01, "server-momentum": 0.9},
+    _MOMENTUM,
+    {**_MOMENTUM, "server-momentum": 0.9},
+    {**_MOMENTUM, "server-lr": 0.3, "server-momentum": 0.9},
+    {**_BEST, "server-optimizer": "adam", "server-lr": 0.01, "server-momentum": 0.9},
 ]
 # One seed more: whether momentum is better than the plain mean beyond one seed's luck.
-POINTS = [*((0, point) for point in GRID), *((1, point) for point in (_LOCAL, {**_LOCAL, **_MOMENTUM}))]
+POINTS = [*((0, point) for point in GRID), *((1, point) for point in (_BEST, _MOMENTUM))]
 
 
 def demo_study() -> Study:
