@@ -66,7 +66,7 @@ check-slow: $(STAMP) nginx  ## the slow tests: killed and resumed through Flower
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
 
 benchmarks: $(STAMP)  ## measure speed; raw lines go to benchmarks/results/
-	@for script in $(filter-out benchmarks/gpu.py,$(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python $$script --out benchmarks/results/$$(basename $$script .py).jsonl || exit 1; done
+	@for script in $(filter-out benchmarks/gpu.py benchmarks/result_line.py,$(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python $$script --out benchmarks/results/$$(basename $$script .py).jsonl || exit 1; done
 
 check-gpu: $(STAMP)  ## the demo on this machine's GPU: bits, accuracy, memory, speed; to benchmarks/results/gpu.jsonl
 	@$(BIN)/python benchmarks/gpu.py --out benchmarks/results/gpu.jsonl

@@ -4,20 +4,15 @@ Both run in this process, in turn, on the same Flower replies; the time of the e
 reading the arrays out of the records, as Flower's does. GB are 1e9 bytes of incoming float32.
 """
 
-import argparse
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
+from benchmarks.result_line import machine, make_parser, say
 from fedasym.aggregation.exact import ExactMean
 
 
@@ -55,8 +50,7 @@ def seconds_to_run(mean: Callable[[list[RecordDict]], np.ndarray], replies: list
 
 def main() -> None:
     """Measure both in turn and print one line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, help="append the line to this file too")
+    parser = make_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=7, help="runs of each, in turn; the median counts")
     arguments = parser.parse_args()
     count, size = 10, 4_000_000
@@ -69,12 +63,7 @@ def main() -> None:
     result = {
         "benchmark": "average",
         "unit": "GB/s of incoming float32",
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "flwr": version("flwr"),
-        "platform": platform.platform(),
-        "cpu_count": os.cpu_count(),
-        "load_average": round(os.getloadavg()[0], 2),
+        **machine("numpy", "flwr"),
         "replies": count,
         "values": size,
         "repeats": arguments.repeats,
@@ -83,11 +72,7 @@ def main() -> None:
         "times_flowers_time": round(exact / flower, 2),
         "largest_difference": float(difference),
     }
-    line = json.dumps(result)
-    print(line)
-    if arguments.out:
-        with arguments.out.open("a") as file:
-            file.write(line + "\n")
+    say(result, arguments.out)
 
 
 if __name__ == "__main__":

@@ -5,18 +5,14 @@ training: next to none (one step of one example), and ten steps of 16. A countin
 SuperLink gives the bytes through the sockets, TLS included. Overhead is the deployed round less the round in process.
 """
 
-import argparse
-import json
-import os
-import platform
 import shutil
 import statistics
 import tempfile
 from contextlib import ExitStack
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.result_line import machine, make_parser, say
 from fedasym.runs.record import read_rounds
 from simulations.cost.counting_proxy import counting_proxy
 from simulations.cost.measured_bytes import Watch
@@ -87,25 +83,12 @@ def measure(kind: str, rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure each kind of training and print a line for each."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, help="append the lines to this file too")
+    parser = make_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="of each run; the first and the last are not counted")
     arguments = parser.parse_args()
     for kind in KINDS:
-        line = {
-            "benchmark": "deployment",
-            "python": platform.python_version(),
-            "flwr": version("flwr"),
-            "torch": version("torch"),
-            "platform": platform.platform(),
-            "cpu_count": os.cpu_count(),
-            "load_average": round(os.getloadavg()[0], 2),
-            **measure(kind, arguments.rounds),
-        }
-        print(json.dumps(line), flush=True)
-        if arguments.out:
-            with arguments.out.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+        line = {"benchmark": "deployment", **machine("flwr", "torch"), **measure(kind, arguments.rounds)}
+        say(line, arguments.out)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ In one process, like `python -m simulations run`:
 * local steps per second of B only on the device, on the CPU, and of PEFT's LoRA on the device, and the peak of memory.
 """
 
-import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -28,6 +26,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel
 
+from benchmarks.result_line import make_parser, say
 from fedasym.adapters import lora
 from fedasym.adapters.projection import fingerprint, frozen_A
 from fedasym.data.examples import load_examples
@@ -125,8 +124,7 @@ def speeds(settings: Settings, where: torch.device, repeats: int) -> dict[str, f
 
 def main() -> None:
     """Check and measure, print one line, and fail if a check does."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="append the line to this file too")
+    parser = make_parser(__doc__)
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N, mps, or cpu to try it (default: %(default)s)")
     parser.add_argument(
         "--small", action="store_true", help="few steps and examples, to try it; accuracy is not judged"
@@ -158,11 +156,7 @@ def main() -> None:
             "seconds": round(time.perf_counter() - began, 1),
             "versions": versions(),
         }
-    print(json.dumps(line))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        with options.out.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+    say(line, options.out)
     checks: dict[str, Callable[[], bool]] = {
         "A does not have its golden bits": lambda: line["golden_A"],
         "a run that was killed and resumed ends with other bits": lambda: line["same_digest_killed_and_resumed"],

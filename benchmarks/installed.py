@@ -1,9 +1,6 @@
 """How many packages, of how many bytes, each of our extras brings, from this environment. One JSON line; see --out."""
 
-import argparse
 import csv
-import json
-import platform
 import tomllib
 from collections.abc import Iterator
 from importlib import metadata
@@ -11,6 +8,8 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from benchmarks.result_line import machine, make_parser, say
 
 ROOT = Path(__file__).resolve().parents[1]
 SETS = ("", "site", "server", "simulation", "all,demo,dev")  # by commas; "": the core alone
@@ -69,25 +68,17 @@ def files(package: metadata.Distribution) -> Iterator[tuple[str, int]]:
 
 def main() -> None:
     """Measure every set of extras and print one line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, help="append the line to this file too")
-    arguments = parser.parse_args()
+    arguments = make_parser(__doc__).parse_args()
     result = {
         "benchmark": "installed",
         "unit": "bytes of the packages' files, without what Python compiles of them",
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "torch": metadata.version("torch"),
+        **machine("torch"),
     }
     for extras in SETS:
         found = packages(*filter(None, extras.split(",")))
         size = sum(size for package in found.values() for _, size in files(package))
         result[extras or "core"] = {"packages": len(found), "bytes": size}
-    line = json.dumps(result)
-    print(line)
-    if arguments.out:
-        with arguments.out.open("a") as file:
-            file.write(line + "\n")
+    say(result, arguments.out)
 
 
 if __name__ == "__main__":

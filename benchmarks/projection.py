@@ -1,14 +1,9 @@
 """How long it takes to draw the frozen A of a whole model. One JSON line; see --out."""
 
-import argparse
-import json
-import os
-import platform
 import time
-from pathlib import Path
+from typing import Any
 
-import numpy as np
-
+from benchmarks.result_line import machine, make_parser, say
 from fedasym.adapters.projection import KINDS, frozen_A
 
 MODELS = {  # query and value projections: layers, d_in, r
@@ -31,29 +26,18 @@ def seconds_to_draw(layers: int, d_in: int, rank: int, kind: str, repeats: int) 
 
 def main() -> None:
     """Measure every kind on every model and print one line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, help="append the line to this file too")
+    parser = make_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=3, help="draws of each; the fastest counts")
     arguments = parser.parse_args()
-    result = {
+    result: dict[str, Any] = {
         "benchmark": "projection",
         "unit": "seconds",
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "platform": platform.platform(),
-        "cpu_count": os.cpu_count(),
-        "load_average": round(os.getloadavg()[0], 2),
+        **machine("numpy"),
         "repeats": arguments.repeats,
     }
     for model, (layers, d_in, rank) in MODELS.items():
-        result[model] = {}
-        for kind in KINDS:
-            result[model][kind] = round(seconds_to_draw(layers, d_in, rank, kind, arguments.repeats), 4)
-    line = json.dumps(result)
-    print(line)
-    if arguments.out:
-        with arguments.out.open("a") as file:
-            file.write(line + "\n")
+        result[model] = {kind: round(seconds_to_draw(layers, d_in, rank, kind, arguments.repeats), 4) for kind in KINDS}
+    say(result, arguments.out)
 
 
 if __name__ == "__main__":

@@ -100,9 +100,13 @@ def _sockets(options: argparse.Namespace, console: "Console") -> None:
 
 
 def _tune(options: argparse.Namespace, console: "Console") -> None:
-    from simulations.study.demo_tuning import tune
+    from fedasym.reports.study.tuning_table import tuning_sheet
+    from simulations.cli.display import show_sheets
+    from simulations.study.demo_tuning import TUNING, demo_study
+    from simulations.study.runner import run_study
 
-    tune(options.work, options.workers, console, options.shard, options.shards)
+    lines = run_study(demo_study(), TUNING, options.work, options.jobs, console)
+    show_sheets([tuning_sheet(lines)._replace(title="accuracy on the cut, mean of the last three rounds")], console)
 
 
 def _record(options: argparse.Namespace, console: "Console") -> None:
@@ -149,21 +153,38 @@ def _settings(options: argparse.Namespace, console: "Console") -> None:
 
 
 def _devices(options: argparse.Namespace, console: "Console") -> None:
-    from simulations.cli.devices import devices_table
+    from rich.table import Table
 
-    console.print(devices_table())
+    from fedasym.models import device
+
+    chosen = device.choose_device("auto")
+    table = Table(caption=f"device=auto and dtype=auto choose {chosen} in {device.choose_dtype('auto', chosen)}")
+    for name in ("device", "dtype=auto", "attention=auto", "bfloat16", "bfloat16's time / float32's", ""):
+        table.add_column(name, overflow="fold")
+    for each in device.devices():
+        dtype = device.choose_dtype("auto", each)
+        native, by = device.native_bfloat16(each)
+        table.add_row(
+            device.name_of(each),
+            dtype,
+            device.choose_attention("auto", each, dtype) or "sdpa where the model has it",
+            f"{'native' if native else 'not native'}: {by}",
+            f"{device.slowdown(each):.1f}",
+            "chosen" if each == chosen else "",
+        )
+    console.print(table)
 
 
 def _compare(options: argparse.Namespace, console: "Console") -> None:
+    from fedasym.files import read_lines
     from fedasym.models.device import choose_device, choose_dtype
     from fedasym.reports.study.study_page import comparison_sheets, write_comparison
-    from server.app import only_user
     from simulations.cli.display import show_sheets
     from simulations.cli.waiting import waiting
     from simulations.run import parse_overrides, read_toml
-    from simulations.study.compare import Comparison, compare
-    from simulations.study.results import read_lines
-    from simulations.study.tuning import best_rates, grid_points, tune_rates
+    from simulations.study.compare import Comparison
+    from simulations.study.runner import run_study
+    from simulations.study.tuning import best_rates, grid_points, rates_study
 
     base = read_toml(options.config) if options.config else {}
     base |= parse_overrides(options.set)
@@ -175,20 +196,20 @@ def _compare(options: argparse.Namespace, console: "Console") -> None:
     if taken:
         raise ValueError(f"{', '.join(sorted(taken))} cannot be set for all cells; use --task, --split, --methods, ...")
     comparison = Comparison(options.task, options.split, options.methods, tuple(range(options.seeds)), base, {})
-    comparison.cells()  # a bad name is refused before hours of tuning
-    with only_user(options.out):
-        if options.tune:
-            tune_rates(comparison, options.tune, options.split[0], tuning, work, options.jobs, console)
-        grid = read_lines(tuning)
-        rates = best_rates(grid)
-        if rates and (own := {"lr", "head-lr", "optimizer"} & base.keys()):
-            named = ", ".join(sorted(own))
-            raise ValueError(f"{named} would be overridden by the tuned rates of {tuning}; leave them out")
-        comparison = dataclasses.replace(comparison, rates=rates)
-        lines = compare(comparison, options.out / "cells.jsonl", work, options.jobs, console)
-        page = options.out.absolute() / "report.html"
-        with waiting("writing the page", console):
-            write_comparison(lines, page, tuning=grid_points(grid), command=options.words)
+    comparison.study()  # a bad name is refused before hours of tuning
+    if options.tune:
+        study = rates_study(comparison, options.tune, options.split[0])
+        run_study(study, tuning, work, options.jobs, console)
+    grid = read_lines(tuning)
+    rates = best_rates(grid)
+    if rates and (own := {"lr", "head-lr", "optimizer"} & base.keys()):
+        named = ", ".join(sorted(own))
+        raise ValueError(f"{named} would be overridden by the tuned rates of {tuning}; leave them out")
+    comparison = dataclasses.replace(comparison, rates=rates)
+    lines = run_study(comparison.study(), options.out / "cells.jsonl", work, options.jobs, console)
+    page = options.out.absolute() / "report.html"
+    with waiting("writing the page", console):
+        write_comparison(lines, page, tuning=grid_points(grid), command=options.words)
     show_sheets(comparison_sheets(lines), console)
     console.print(f"report {page}", soft_wrap=True)
 

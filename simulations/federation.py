@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import tomli_w
 from rich.console import Console
 from rich.table import Table
 
@@ -159,7 +160,7 @@ def site_up(server: Server, name: str, data: Path, *options: str, port: int = 0)
     """
     out = server.home.parent
     kit = server.home / "sites" / name
-    (kit / "site.toml").write_text(f'name = "{name}"\nserver = "127.0.0.1:{port or server.port}"\n')
+    (kit / "site.toml").write_text(tomli_w.dumps({"name": name, "server": f"127.0.0.1:{port or server.port}"}))
     command = [sys.executable, "-m", "clients", "up", "--kit", str(kit), "--data", str(data)]
     command += ["--state", str(out / "sites" / name), *options]
     with started(command, server.link.environment, PROJECT, out / f"{name}.log") as process:

@@ -5,7 +5,6 @@ one of this environment and one of ENV (`make other-env`), and appends what it s
 """
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from fedasym.files import append_line
 from fedasym.ops.bundle import PROJECT
 from fedasym.ops.processes import free_port, started
 from fedasym.runs.record import read_json, read_rounds, versions
@@ -78,8 +78,7 @@ def main() -> None:
     settings = read_settings(options.config, options.set, options.run)
     folder = run_environments(settings, [Path(sys.prefix), options.environment])
     line = {**seen(folder), "settings": {k: v for k, v in settings.run_config().items() if k != "out"}}
-    with options.out.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    append_line(options.out, line)
     print("\n".join(line["warnings"]))
 
 

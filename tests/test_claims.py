@@ -8,7 +8,7 @@ from statistics import fmean
 
 import pytest
 
-from simulations.study.results import read_lines
+from fedasym.files import read_lines
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")]

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from fedasym.adapters.projection import KINDS
 from fedasym.fields import SeedSettings, names_in, require_named, setting
 
 
@@ -12,7 +13,7 @@ class AdapterSettings(SeedSettings):
     rank: int = setting(8, "r of every adapter", least=1)
     alpha: float = setting(16.0, "numerator of the scale s", least=0.0)
     scaling: str = setting("alpha/r", "the scale s", choices=("alpha/r", "alpha/sqrt(r)"))
-    kind: str = setting("auto", "kind of A", choices=("auto", "orthonormal", "kaiming", "gaussian", "block"))
+    kind: str = setting("auto", "kind of A", choices=("auto", *KINDS))
     targets: str = setting("all-linear", "'all-linear' or endings of layer names joined by commas")
 
     def _check(self) -> None:

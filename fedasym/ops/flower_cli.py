@@ -1,9 +1,12 @@
-"""Flower's command line, called as a process and answered in JSON."""
+"""Flower's command line, called as a process and answered in JSON, and the file in which it finds a SuperLink."""
 
 import json
 import subprocess
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+import tomli_w
 
 from fedasym.ops.processes import tool
 
@@ -29,3 +32,15 @@ def flwr(arguments: Sequence[str], environment: Mapping[str, str]) -> Any:
     if done.returncode or not answer.get("success"):
         raise FlowerError(f"`flwr {arguments[0]}` failed: {answer.get('error-message') or done.stdout + done.stderr}")
     return answer
+
+
+def connection(name: str, port: int, certificates: Path | None = None) -> str:
+    """Return the config.toml of a ``FLWR_HOME`` whose one connection is to a SuperLink on this machine.
+
+    Args:
+        name: of the connection.
+        port: of 127.0.0.1.
+        certificates: the file that tells the SuperLink's; None: it is reached without TLS.
+    """
+    trust = {"insecure": True} if certificates is None else {"root-certificates": str(certificates)}
+    return tomli_w.dumps({"superlink": {"default": name, name: {"address": f"127.0.0.1:{port}", **trust}}})

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedasym import __version__
-from fedasym.files import write_atomic
+from fedasym.files import read_lines, write_atomic
 from fedasym.settings import Settings
 
 NODES = "nodes.json"  # what the nodes of a run said of themselves
@@ -82,11 +82,7 @@ def cut_rounds(folder: Path, length: int) -> bool:
 
 def read_rounds(folder: Path) -> list[dict[str, Any]]:
     """Return the complete lines of rounds.jsonl; a line still being written is left out."""
-    path = folder / "rounds.jsonl"
-    if not path.exists():
-        return []
-    text = path.read_text()
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    return read_lines(folder / "rounds.jsonl")
 
 
 def read_json(path: Path) -> Any:

@@ -20,15 +20,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import tomli_w
 from filelock import FileLock
 
 from fedasym.files import write_atomic
+from fedasym.ops.flower_cli import connection
 from server.deploy import keys
 
 CONNECTION = "federation"
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|[0-9a-fA-F:]{2,39}")
 _SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")  # as the setting `sites` takes them
 _KEYS = {"hosts": list, "listen": str, "port": int, "internal-port": int, "sites": list}
+_HEADING = """\
+# A fedasym server. `python -m server up` reads it; `python -m server add` and `remove` change its sites.
+# hosts: by which sites reach it; after a change: python -m server renew
+# internal-port: the SuperLink's, on 127.0.0.1 alone
+"""
 _KIT = ("ca.crt", "site.toml", "node.key", "node.pub")
 
 
@@ -96,7 +103,7 @@ def create_home(home: Home) -> None:
         keys.write_private(work / "superexec.secret", secrets.token_hex(32).encode())
         for name in home.sites:
             _make_kit(replace(home, folder=work), name, None)
-        (work / "server.toml").write_text(_toml(home))
+        (work / "server.toml").write_text(_settings_text(home))
         _write_connection(home, work / "flwr")
         os.rename(work, folder)
     except BaseException:
@@ -146,7 +153,7 @@ def add_site(home: Home, name: str, public_key: Path | None = None) -> Home:
         if public_key:
             _refuse_taken_key(home, public_key)
         _make_kit(home, name, public_key)
-        write_atomic(home.folder / "server.toml", _toml(home).encode())
+        write_atomic(home.folder / "server.toml", _settings_text(home).encode())
     return home
 
 
@@ -162,7 +169,7 @@ def remove_kit(home: Home, name: str) -> None:
 def without_site(home: Home, name: str) -> Home:
     """Take a site's name out of server.toml; call it with the sites held."""
     home = replace(home, sites=tuple(each for each in home.sites if each != name))
-    write_atomic(home.folder / "server.toml", _toml(home).encode())
+    write_atomic(home.folder / "server.toml", _settings_text(home).encode())
     return home
 
 
@@ -217,28 +224,16 @@ def _make_kit(home: Home, name: str, public_key: Path | None) -> None:
     else:
         keys.make_node_keys(kit)
     keys.write_public(kit / "ca.crt", (home.folder / "ca.crt").read_bytes())
-    site = f"name = {json.dumps(name)}\nserver = {json.dumps(home.address)}\n"
-    keys.write_public(kit / "site.toml", site.encode())
+    keys.write_public(kit / "site.toml", tomli_w.dumps({"name": name, "server": home.address}).encode())
 
 
-def _toml(home: Home) -> str:
-    """Write server.toml; TOML shares JSON's strings, numbers and lists of them."""
-    return (
-        "# A fedasym server. `python -m server up` reads it; `python -m server add` and `remove` change its sites.\n"
-        f"hosts = {json.dumps(list(home.hosts))}  # by which sites reach it; after a change: python -m server renew\n"
-        f"listen = {json.dumps(home.listen)}\n"
-        f"port = {home.port}\n"
-        f"internal-port = {home.internal_port}  # the SuperLink's, on 127.0.0.1 alone\n"
-        f"sites = {json.dumps(list(home.sites))}\n"
-    )
+def _settings_text(home: Home) -> str:
+    """Write server.toml, with what a reader must know above it."""
+    return _HEADING + tomli_w.dumps({key: getattr(home, key.replace("-", "_")) for key in _KEYS})
 
 
 def _connection(home: Home) -> str:
-    return (
-        f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
-        f'address = "127.0.0.1:{home.internal_port}"\n'
-        f"root-certificates = {json.dumps(str(home.folder / 'ca.crt'))}\n"
-    )
+    return connection(CONNECTION, home.internal_port, home.folder / "ca.crt")
 
 
 def _write_connection(home: Home, folder: Path) -> None:

@@ -55,12 +55,10 @@ def make_parser() -> argparse.ArgumentParser:
     many.add_argument(
         "--out", type=Path, default=Path("runs/compare"), metavar="DIR", help="folder; a used one is continued"
     )
-    many.add_argument("--jobs", type=_positive, default=cores(), help="cells at the same time, one core each")
-    grid = commands.add_parser("tune", help="the grid of local optimizers, on a cut of the training data")
+    grid = commands.add_parser("tune", help="the demo's grid of optimizers, on a cut of the training data")
     grid.add_argument("--work", type=Path, default=Path("runs/tune"), metavar="DIR", help="folder of the runs")
-    grid.add_argument("--workers", type=int, default=1, help="clients at the same time (default: %(default)s)")
-    grid.add_argument("--shard", type=int, default=0, help="which part of the grid this process runs")
-    grid.add_argument("--shards", type=int, default=1, help="how many processes share the grid")
+    for command, names in ((many, ["--jobs"]), (grid, ["--jobs", "--workers"])):
+        command.add_argument(*names, type=_positive, default=cores(), help="cells at the same time, one core each")
     size = commands.add_parser("bytes", help="what each method would send on a model, from its configuration alone")
     size.add_argument("--model", default="demo", help="roberta-large, …, demo, a config's folder, or a hub id")
     size.add_argument("--rank", type=_positive, default=8, help="r of every adapter (default: %(default)s)")

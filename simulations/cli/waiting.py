@@ -91,7 +91,7 @@ def cells_shown(
 
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TextColumn("cells"), TimeElapsedColumn())
     bars = _Bars(*columns, console=console, disable=not console.is_terminal)
-    bar = bars.add_task("comparing", total=total)
+    bar = bars.add_task("running", total=total)
     if not console.is_terminal and total:
         console.print(f"{total} cells: starting the processes that run them", markup=False, soft_wrap=True)
     act = (lambda: bars.say(running())) if console.is_terminal else (lambda: _print_due(pace, running, console))

@@ -5,7 +5,6 @@ The nodes know the proxy's address only. The counts are read when the server has
 the last moved is told apart from registration, the app's bundle, the handshake and round 1.
 """
 
-import json
 import threading
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
+from fedasym.files import append_line
 from fedasym.methods import METHODS
 from fedasym.ops.bundle import PROJECT
 from fedasym.ops.processes import free_port, started, tool
@@ -48,13 +48,11 @@ def measure(settings: Settings, methods: Sequence[str], nodes: int, out: Path, c
     used = [each.out for each in runs if (Path(each.out) / "rounds.jsonl").exists()]
     if used:
         raise ValueError(f"{', '.join(used)} hold runs already, whose rounds would not pass again; remove them")
-    out.parent.mkdir(parents=True, exist_ok=True)
     for each in runs:
         started_at = time.perf_counter()
         line = measure_one(each, nodes)
         line["seconds"] = round(time.perf_counter() - started_at, 1)
-        with out.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(out, line)
         console.print(sentence(line), markup=False, soft_wrap=True)
 
 

@@ -4,7 +4,6 @@
 SuperLink is a child with a port and a home of its own, the status is polled, and everything started is ended.
 """
 
-import json
 import subprocess
 import tempfile
 import time
@@ -15,10 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
+import tomli_w
 
-from fedasym.fields import Value
 from fedasym.ops.bundle import PROJECT, stage
-from fedasym.ops.flower_cli import FlowerError, flwr
+from fedasym.ops.flower_cli import FlowerError, connection, flwr
 from fedasym.ops.processes import flower_environment, free_port, started, tail, tool
 from fedasym.ops.progress import begin
 from fedasym.settings import Settings
@@ -70,16 +69,11 @@ def run_app(link: Superlink, settings: Settings, *options: str) -> Path:
     begin(folder, "starting the run in Flower")
     with tempfile.TemporaryDirectory(prefix="run-", dir=link.home) as work:
         config = Path(work) / "run.toml"
-        config.write_text("".join(f"{key} = {toml_value(v)}\n" for key, v in settings.run_config().items()))
+        config.write_text(tomli_w.dumps(settings.run_config()))
         app = str(stage(Path(work) / "fedasym"))
         run = flwr(["run", app, link.connection, "-c", str(config), *options], link.environment)
     _wait(str(run["run-id"]), link, folder / "summary.json")
     return folder
-
-
-def toml_value(value: Value) -> str:
-    """Write a run-config value as TOML."""
-    return json.dumps(value, ensure_ascii=False)  # TOML shares JSON's strings, numbers and booleans
 
 
 def _wait(run_id: str, link: Superlink, summary: Path) -> None:
@@ -153,10 +147,8 @@ def superlink(log_file: Path, *options: str) -> Iterator[Superlink]:
 def _configure(home: Path, log_file: Path) -> Superlink:
     """Choose a port and write Flower's own configuration for it."""
     port = free_port()
-    environment = flower_environment(home)
-    connection = f'[superlink]\ndefault = "{_CONNECTION}"\n\n[superlink.{_CONNECTION}]\naddress = "127.0.0.1:{port}"\n'
-    (home / "config.toml").write_text(connection + "insecure = true\n")
-    return Superlink(home, port, environment, log_file)
+    (home / "config.toml").write_text(connection(_CONNECTION, port))
+    return Superlink(home, port, flower_environment(home), log_file)
 
 
 def _await_health(process: subprocess.Popen[bytes], port: int, log_file: Path) -> None:

@@ -1,4 +1,4 @@
-"""One cell of a comparison: a task, a split, a method and a seed; its settings, its run and its result line."""
+"""One cell of a grid: task, split, method, seed and further settings of its own; its run and its result line."""
 
 import logging
 from collections.abc import Mapping
@@ -15,41 +15,40 @@ from server.reporter import Reporter
 from simulations.engines.grid import InProcessGrid
 from simulations.study.results import result_lines
 
-HOLDOUT = 0.2  # share of a client's examples kept out, for all methods, where one of them has no common model
 _PLACES = ("out", "glue_dir", "device")  # settings that say where things lie, not what is done
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What tells one run of a comparison from another.
+    """What tells one run of a grid from another.
 
     Attributes:
         task, split, method, seed: as in the settings.
-        rates: local optimizer and rates as a run config; empty means the method's own.
+        overrides: further settings of its own as a run config, e.g. the rates; none means the grid's, or the method's.
     """
 
     task: str
     split: str
     method: str
     seed: int
-    rates: tuple[tuple[str, Value], ...] = ()
+    overrides: tuple[tuple[str, Value], ...] = ()
 
     @property
     def name(self) -> str:
         """A folder's name."""
-        parts = (self.task, self.split, self.method, self.seed, *(value for _, value in self.rates))
+        parts = (self.task, self.split, self.method, self.seed, *(value for _, value in self.overrides))
         return "-".join(str(part).replace(":", "") for part in parts)
 
 
 def cell_settings(cell: Cell, base: Mapping[str, Any], out: Path) -> Settings:
-    """Return a cell's resolved settings: the comparison's, and what the cell itself says.
+    """Return a cell's resolved settings: the grid's, and what the cell itself says.
 
     ``central`` trains on as many examples as the whole federation does, all in one place.
 
     Raises:
         ValueError: as `fedasym.settings.from_run_config`.
     """
-    own = {"task": cell.task, "split": cell.split, "seed": cell.seed, **dict(cell.rates), "out": str(out)}
+    own = {"task": cell.task, "split": cell.split, "seed": cell.seed, **dict(cell.overrides), "out": str(out)}
     shared = from_run_config({**base, **own})
     if cell.method == "central":
         own |= {"split": "iid", "num-clients": 1, "clients-per-round": 0, "min-valid": 1}
@@ -58,8 +57,9 @@ def cell_settings(cell: Cell, base: Mapping[str, Any], out: Path) -> Settings:
 
 
 def comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings (with ``_`` in the keys) that a result depends on."""
-    return {key: value for key, value in settings.items() if key not in _PLACES}
+    """Return the settings that a result depends on, with ``_`` in the keys."""
+    plain = {key.replace("-", "_"): value for key, value in settings.items()}
+    return {key: value for key, value in plain.items() if key not in _PLACES}
 
 
 def run_cell(cell: Cell, base: Mapping[str, Any], work: Path) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def run_cell(cell: Cell, base: Mapping[str, Any], work: Path) -> dict[str, Any]:
     with only_user(folder), reporter, InProcessGrid(client_app, config, settings.num_clients) as grid:
         train(grid, settings, folder, reporter)
     line = result_lines([folder])[0]
-    line |= {"split": cell.split, "personal": METHODS[cell.method].personal, "settings": comparable(line["settings"])}
+    line |= {"personal": METHODS[cell.method].personal, "settings": comparable(line["settings"])}
     if cell.method == "central":
         line |= {key: 0 for key in line if key.startswith(("payload_", "message_")) and key != "payload_by_round"}
         line |= {"payload_by_round": [0] * line["rounds"], "head_bytes": 0, "mismatch": None}

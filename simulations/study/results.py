@@ -1,13 +1,11 @@
-"""Raw result lines of finished runs, and tables made from them."""
+"""Raw result lines of finished runs."""
 
-import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedasym.methods import METHODS
-from fedasym.reports.comparison import percent, read_runs, rows_of, scientific
+from fedasym.files import read_lines
+from fedasym.reports.comparison import read_runs, rows_of
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -36,16 +34,8 @@ def result_lines(folders: Sequence[Path]) -> list[dict[str, Any]]:
     return lines
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the complete lines of a results file, none if it does not exist; one torn by a crash is left out."""
-    if not path.exists():
-        return []
-    text = path.read_text()
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-
-
 def require_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a results file as `read_lines` does.
+    """Return the lines of a results file as `fedasym.files.read_lines` does.
 
     Raises:
         FileNotFoundError: there is none.
@@ -53,34 +43,3 @@ def require_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         raise FileNotFoundError(f"there is no file of result lines {path}")
     return read_lines(path)
-
-
-def append_line(path: Path, line: Mapping[str, Any]) -> None:
-    """Append one line to a results file, in place of what a crash left of a torn one; it is on the disk on return."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
-        file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def markdown_table(lines: Sequence[dict[str, Any]]) -> str:
-    """Return the side-by-side table of result lines in Markdown; bytes are float32 values, 1 kB = 1000 bytes."""
-    head = ("", "final", "up / client / round", "down / client / round", "whole run", "saved", "saved, adapter only")
-    rows = [(*head, "mismatch"), ("---",) * (len(head) + 1)]
-    for line in lines:
-        rows.append(
-            (
-                METHODS[line["method"]].label,
-                f"{line['metric']} {line['final']:.3f}",
-                f"{line['payload_up_per_client_round']:,.0f} B",
-                f"{line['payload_down_per_client_round']:,.0f} B",
-                f"{line['payload_total'] / 1e6:.1f} MB",
-                percent(line["saving"]),
-                percent(line["saving_adapter"]),
-                scientific(line["mismatch"], 1),
-            )
-        )
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -4,14 +4,19 @@ A block stands between ``<!-- table: FILE -->`` and ``<!-- end -->``; FILE is a 
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from fedasym.files import write_atomic
+from fedasym.files import read_lines, write_atomic
+from fedasym.methods import METHODS
+from fedasym.reports.comparison import percent, scientific
 from fedasym.reports.study.figures import figures
 from fedasym.reports.study.result_lines import in_order
 from fedasym.reports.study.study_page import comparison_markdown
+from fedasym.reports.study.table import Entry, Sheet, to_markdown
 from fedasym.reports.study.tuning_table import tuning_markdown
-from simulations.study.results import RESULTS, markdown_table, read_lines
+from simulations.study.results import RESULTS
 from simulations.study.tuning import grid_points
 
 PAGES = (RESULTS.parents[1] / "README.md", RESULTS.parent / "README.md")
@@ -53,4 +58,23 @@ def _content(file: Path) -> str:
         return comparison_markdown(lines)
     if file.name == "comparison-tuning.jsonl":
         return tuning_markdown(grid_points(lines))
-    return tuning_markdown(lines) if file.name == "tuning.jsonl" else markdown_table(lines)
+    return tuning_markdown(lines) if file.name == "tuning.jsonl" else _runs_markdown(lines)
+
+
+def _runs_markdown(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Return a table of runs side by side in Markdown; bytes are float32 values, 1 kB = 1000 bytes."""
+    head = ("", "final", "up / client / round", "down / client / round", "whole run", "saved", "saved, adapter only")
+    rows = [
+        (
+            METHODS[line["method"]].label,
+            f"{line['metric']} {line['final']:.3f}",
+            f"{line['payload_up_per_client_round']:,.0f} B",
+            f"{line['payload_down_per_client_round']:,.0f} B",
+            f"{line['payload_total'] / 1e6:.1f} MB",
+            percent(line["saving"]),
+            percent(line["saving_adapter"]),
+            scientific(line["mismatch"], 1),
+        )
+        for line in lines
+    ]
+    return to_markdown(Sheet("", (*head, "mismatch"), [[Entry(text) for text in row] for row in rows]))

@@ -7,15 +7,12 @@ mean over the tuned ones. A point whose training fails is out.
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from fedasym.fields import Value
 from simulations.study.cells import Cell
-from simulations.study.compare import Comparison, Rates, require_same, run_cells
-from simulations.study.results import append_line, read_lines
+from simulations.study.compare import Comparison, Rates
+from simulations.study.runner import Study
 
 SEED = 1000
 CUT = 500  # training examples that judge a grid point
@@ -24,30 +21,14 @@ GRID: tuple[dict[str, Value], ...] = tuple(
 )
 
 
-def tune_rates(
-    comparison: Comparison,
-    tasks: Sequence[str],
-    split: str,
-    results: Path,
-    work: Path,
-    jobs: int,
-    console: Console,
-) -> None:
-    """Run the grid points that have no line yet and append their lines.
+def rates_study(comparison: Comparison, tasks: Sequence[str], split: str) -> Study:
+    """Return the grid of rates: one cell a method, task and grid point.
 
     Args:
         comparison: whose methods to tune, under its settings; ``local`` takes the rates of ``asymmetric``.
         tasks: what to tune on.
         split: who holds what.
-        results: file of lines, one a method, task and grid point.
-        work: folder of the runs.
-        jobs: processes at the same time.
-        console: where to show it.
-
-    Raises:
-        ValueError: the file holds grid points of other settings.
     """
-    base = {**comparison.shared(), "validation-cut": CUT, "test-cap": 0}
     cells = [
         Cell(task, split, method, SEED, tuple(sorted(point.items())))
         for point in GRID
@@ -55,18 +36,18 @@ def tune_rates(
         for method in comparison.methods
         if method != "local"
     ]
-    done = {_key(line["cell"]): line for line in read_lines(results)}
-    for cell in cells:
-        require_same(cell, base, done.get(_key(_plain(cell))), results)
-    for cell, line in run_cells([c for c in cells if _key(_plain(c)) not in done], base, work, jobs, console):
-        kept: dict[str, Any] = {"cell": _plain(cell)}
-        if isinstance(line, str):
-            kept |= {"score": None, "error": line}
-        else:
-            values = [value for value in line["metric_by_round"] if value is not None][-2:]
-            kept["score"] = sum(values) / len(values)
-            kept |= {key: line[key] for key in ("metric_by_round", "train_loss_by_round", "settings", "versions")}
-        append_line(results, kept)
+    return Study(cells, {**comparison.shared(), "validation-cut": CUT, "test-cap": 0}, _key, _values, failed)
+
+
+def failed(reason: str) -> dict[str, Any]:
+    """Return what is kept of a grid point whose training failed."""
+    return {"score": None, "error": reason}
+
+
+def mean_of_last(values: Sequence[float | None], count: int) -> float:
+    """Return the mean of the last values; rounds without an evaluation have none."""
+    last = [value for value in values if value is not None][-count:]
+    return sum(last) / len(last)
 
 
 def grid_points(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -74,7 +55,7 @@ def grid_points(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     points: dict[str, dict[str, Any]] = {}
     for line in lines:
         cell = {key: value for key, value in line["cell"].items() if key != "task"}
-        point = points.setdefault(_key(cell), {"cell": cell, "tasks": {}})
+        point = points.setdefault(json.dumps(cell, sort_keys=True), {"cell": cell, "tasks": {}})
         point["tasks"][line["cell"]["task"]] = line["score"]
     for point in points.values():
         scores = point["tasks"].values()
@@ -100,9 +81,10 @@ def best_rates(lines: Sequence[Mapping[str, Any]]) -> Rates:
     return rates | {("local", task): config for (method, task), config in rates.items() if method == "asymmetric"}
 
 
-def _plain(cell: Cell) -> dict[str, Any]:
-    return {"method": cell.method, "task": cell.task, **dict(cell.rates)}
+def _key(cell: Cell) -> dict[str, Any]:
+    return {"cell": {"method": cell.method, "task": cell.task, **dict(cell.overrides)}}
 
 
-def _key(cell: Mapping[str, Any]) -> str:
-    return json.dumps(cell, sort_keys=True)
+def _values(line: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: line[key] for key in ("metric_by_round", "train_loss_by_round", "settings", "versions")}
+    return {"score": mean_of_last(line["metric_by_round"], 2), **kept}

@@ -15,12 +15,16 @@ import warm
 from rich.console import Console
 from world import tiny_values
 
+from fedasym.files import append_line, read_lines
+from fedasym.ops.processes import held_alone
 from server.round.run import FederationError
 from simulations.__main__ import main
 from simulations.study.cells import Cell, cell_settings
-from simulations.study.compare import Comparison, compare, require_same
-from simulations.study.results import RESULTS, append_line, read_lines, result_lines
-from simulations.study.tuning import CUT, GRID, SEED, best_rates, grid_points, tune_rates
+from simulations.study.compare import Comparison
+from simulations.study.demo_tuning import TUNING, demo_study
+from simulations.study.results import RESULTS, result_lines
+from simulations.study.runner import require_same, run_study
+from simulations.study.tuning import CUT, GRID, SEED, best_rates, grid_points, rates_study
 
 ROOT = Path(__file__).resolve().parents[2]
 QUIET = Console(quiet=True)
@@ -47,7 +51,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def in_this_process(monkeypatch) -> None:
     """Run cells in a thread: new processes import all anew, and which process runs them is not what is asked."""
-    monkeypatch.setattr("simulations.study.compare._pool", ThreadPoolExecutor)
+    monkeypatch.setattr("simulations.study.runner._pool", ThreadPoolExecutor)
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +60,8 @@ def whole(world: Path):
     splits, methods = ("iid", "dirichlet:1.0"), ("asymmetric", "lora", "central")
     comparison = Comparison(("classification",), splits, methods, (0,), base(world), {("lora", ""): {"lr": 0.25}})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("simulations.study.compare._pool", ThreadPoolExecutor)
-        return comparison, compare(comparison, world / "whole/cells.jsonl", world / "whole/work", 2, QUIET)
+        patch.setattr("simulations.study.runner._pool", ThreadPoolExecutor)
+        return comparison, run_study(comparison.study(), world / "whole/cells.jsonl", world / "whole/work", 2, QUIET)
 
 
 def test_every_cell_has_a_line_of_its_split_method_seed_and_rates(whole) -> None:
@@ -92,7 +96,7 @@ def test_finished_cells_are_skipped_and_the_file_stays_as_it_is(whole, world) ->
     comparison, lines = whole
     file = world / "whole/cells.jsonl"
     before = file.read_bytes()
-    assert compare(comparison, file, world / "nowhere", 1, QUIET) == lines
+    assert run_study(comparison.study(), file, world / "nowhere", 1, QUIET) == lines
     assert file.read_bytes() == before and not (world / "nowhere").exists()
 
 
@@ -100,7 +104,7 @@ def test_lines_of_other_settings_are_refused_by_name(whole, world) -> None:
     comparison, _ = whole
     other = Comparison(("classification",), ("iid",), ("lora",), (0,), {**comparison.base, "rank": 2}, {})
     with pytest.raises(ValueError, match=r"cells.jsonl holds classification-iid-lora-0 of other .*rank: 4 there, 2 "):
-        compare(other, world / "whole/cells.jsonl", world / "nowhere", 1, QUIET)
+        run_study(other.study(), world / "whole/cells.jsonl", world / "nowhere", 1, QUIET)
 
 
 def test_an_unknown_method_and_a_bad_setting_are_refused_before_anything_runs(world) -> None:
@@ -110,7 +114,7 @@ def test_an_unknown_method_and_a_bad_setting_are_refused_before_anything_runs(wo
     ):
         with pytest.raises(ValueError, match=message):
             comparison = Comparison(("classification",), ("iid",), methods, (0,), {**base(world), **more}, {})
-            compare(comparison, world / "none/cells.jsonl", world / "none/work", 1, QUIET)
+            run_study(comparison.study(), world / "none/cells.jsonl", world / "none/work", 1, QUIET)
 
 
 def test_killed_at_any_point_and_started_again_a_comparison_ends_with_the_same_lines(whole, world) -> None:
@@ -152,7 +156,7 @@ def test_central_trains_on_as_many_examples_as_the_federation_and_a_personal_met
     settings = cell_settings(Cell("classification", "severe", "central", 3), shared, Path("x"))
     assert (settings.num_clients, settings.split, settings.local_steps) == (1, "iid", 3 * 3)
     both = Comparison(("classification",), ("iid",), ("lora", "fedsa"), (0,), shared, {})
-    assert {cell_settings(cell, both.shared(), Path("x")).client_holdout for cell in both.cells()} == {0.2}
+    assert {cell_settings(cell, both.shared(), Path("x")).client_holdout for cell in both.study().cells} == {0.2}
 
 
 def test_the_best_rates_are_a_tasks_own_or_those_of_the_highest_mean_over_all_tasks() -> None:
@@ -179,14 +183,14 @@ def test_tuning_gives_every_method_the_same_grid_on_a_cut_of_the_training_data_a
     file = world / "tuning.jsonl"
     shared = {**base(world), "data": str(data)}
     compared = Comparison((), (), ("asymmetric", "fedsa", "local"), (), shared, {})
-    tune_rates(compared, ["classification"], "iid", file, world / "tuning", 1, QUIET)
+    run_study(rates_study(compared, ["classification"], "iid"), file, world / "tuning", 1, QUIET)
     lines = read_lines(file)
     assert [line["cell"]["method"] for line in lines] == ["asymmetric", "fedsa"]
     assert {line["settings"]["client_holdout"] for line in lines} == {0.2}
     assert best_rates(lines)["local", ""] == best_rates(lines)["asymmetric", ""]
     other = dataclasses.replace(compared, base={**shared, "rank": 2})
     with pytest.raises(ValueError, match="rank: 4 there, 2 here"):
-        tune_rates(other, ["classification"], "iid", file, world / "tuning", 1, QUIET)
+        run_study(rates_study(other, ["classification"], "iid"), file, world / "tuning", 1, QUIET)
     assert {line["settings"]["validation_cut"] for line in lines} == {40}
     assert {line["settings"]["seed"] for line in lines} == {SEED}
     assert CUT > 0 and all(line["score"] == sum(line["metric_by_round"][-2:]) / 2 for line in lines)
@@ -198,7 +202,7 @@ def test_a_cell_that_fails_is_named_after_the_others_are_done_and_tried_again(wo
     broken = Comparison(("classification",), ("iid",), ("lora", "asymmetric"), (0,), shared, rates)
     for _ in range(2):
         with pytest.raises(FederationError, match=r"1 of 2 cells failed.*iid-lora-0.*the training loss is"):
-            compare(broken, tmp_path / "cells.jsonl", tmp_path / "work", 1, QUIET)
+            run_study(broken.study(), tmp_path / "cells.jsonl", tmp_path / "work", 1, QUIET)
         assert [line["method"] for line in read_lines(tmp_path / "cells.jsonl")] == ["asymmetric"]
 
 
@@ -228,3 +232,27 @@ def test_the_committed_tuning_fits_the_committed_settings_whatever_settings_came
         require_same(cell, base, line, RESULTS)
     with pytest.raises(ValueError, match="num_rounds: 6 there, 7 here"):
         require_same(cell, {**base, "num-rounds": 7}, line, RESULTS)
+
+
+def test_every_cell_of_the_demos_grid_has_its_committed_line_of_the_same_settings(tmp_path) -> None:
+    shutil.copy(TUNING, tmp_path / "tuning.jsonl")
+    lines = run_study(demo_study(), tmp_path / "tuning.jsonl", tmp_path / "nowhere", 1, QUIET)
+    assert lines == read_lines(TUNING) and len(lines) == len(demo_study().cells)
+    assert (tmp_path / "tuning.jsonl").read_bytes() == TUNING.read_bytes() and not (tmp_path / "nowhere").exists()
+
+
+def test_a_new_line_of_the_demos_grid_says_what_the_committed_ones_say(world, tmp_path, in_this_process) -> None:
+    (committed, *_), cell = read_lines(TUNING), demo_study().cells[-1]
+    tiny = dataclasses.replace(cell, task="classification", split="iid")
+    study = dataclasses.replace(demo_study(), cells=[tiny], base={**base(world), "num-rounds": 4})
+    (line,) = run_study(study, tmp_path / "tuning.jsonl", tmp_path / "work", 1, QUIET)
+    assert line.keys() == committed.keys()
+    assert line["cell"] == {"method": "lora", **dict(cell.overrides), "seed": 1}
+    assert line["score"] == sum(line["accuracy"][1:]) / 3 and len(line["accuracy"]) == 4
+    assert line["settings"].keys() >= committed["settings"].keys() - {"out"}
+    assert run_study(study, tmp_path / "tuning.jsonl", tmp_path / "work", 1, QUIET) == [line]
+
+
+def test_the_folder_of_the_results_has_one_study_at_a_time(tmp_path) -> None:
+    with held_alone(tmp_path, ""), pytest.raises(BlockingIOError, match="in use by another process"):
+        run_study(demo_study(), tmp_path / "tuning.jsonl", tmp_path / "work", 1, QUIET)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from world import simulate, tiny_settings
 
+from fedasym.files import read_lines
 from fedasym.methods import METHODS
 from fedasym.reports.study.estimates import paired
 from fedasym.settings import Settings
@@ -15,7 +16,7 @@ from simulations.__main__ import main
 from simulations.folders import clear, is_run
 from simulations.study.demo_tuning import METHODS as TUNED
 from simulations.study.demo_tuning import TUNING
-from simulations.study.results import RESULTS, read_lines, result_lines
+from simulations.study.results import RESULTS, result_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,10 +12,11 @@ import pytest
 from rich.console import Console
 from world import simulate, tiny_settings
 
+from fedasym.files import read_lines
 from fedasym.runs.record import read_rounds
 from simulations.cost.counting_proxy import CountingProxy, Passed, counting_proxy
 from simulations.cost.measured_bytes import measure
-from simulations.study.results import RESULTS, read_lines
+from simulations.study.results import RESULTS
 
 
 @pytest.fixture

@@ -16,13 +16,13 @@ from kits import wait_for
 from rich.console import Console
 from world import tiny_settings, tiny_values, what_is_left
 
+from fedasym.files import read_lines
 from fedasym.ops.processes import held_alone
 from fedasym.runs.record import read_rounds
 from simulations.__main__ import main
 from simulations.cli.waiting import LOADING
 from simulations.demo import demo
 from simulations.engines.in_process import run_local
-from simulations.study.results import read_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 10.0  # what we promise
