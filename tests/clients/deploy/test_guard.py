@@ -46,6 +46,7 @@ def test_the_guard_runs_nothing_if_flower_has_lost_the_place_of_the_check() -> N
 
 
 @pytest.mark.slow
+@pytest.mark.deployed
 def test_a_federation_runs_through_a_site_with_the_pinned_bundle_and_no_other(site: Path) -> None:
     from simulations.engines.superlink import FlowerError, run_app, superlink
 
