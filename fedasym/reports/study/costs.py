@@ -7,7 +7,7 @@ from fedasym.reports.comparison import human_bytes, percent
 from fedasym.reports.study import result_lines
 from fedasym.reports.study.estimates import reach, within_half
 from fedasym.reports.study.result_lines import Line, cell_of
-from fedasym.reports.study.table import Entry, Sheet
+from fedasym.reports.table import Entry, Sheet
 
 EXACT = 1e-6  # relative mismatch up to which a broadcast counts as the mean of the clients' updates
 _DASH = Entry("–")

@@ -15,7 +15,7 @@ from fedasym.reports.study.estimates import (
     values,
 )
 from fedasym.reports.study.result_lines import Line, Place
-from fedasym.reports.study.table import Entry, Sheet
+from fedasym.reports.table import Entry, Sheet
 
 DASH = Entry("–")
 TIED = "≈"
