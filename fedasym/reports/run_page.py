@@ -127,7 +127,7 @@ def _origin(run: Run) -> dict[str, Any]:
     }
 
 
-def _facts(columns: Sequence[Mapping[str, Any]]) -> list[tuple[str, Sequence[str]]]:
+def _facts(columns: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
     """Return by name each run's value, or the one that all runs share."""
     facts = []
     for key in dict.fromkeys(key for column in columns for key in column):

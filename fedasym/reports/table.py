@@ -13,6 +13,9 @@ class Entry(NamedTuple):
     sign: str = ""
 
 
+DASH = Entry("–")
+
+
 class Sheet(NamedTuple):
     """A table: the first entry of a row names it; a row of one entry is a heading across all columns."""
 

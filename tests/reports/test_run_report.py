@@ -106,7 +106,7 @@ def test_rows_equal_the_summaries(pair) -> None:
         assert {key: row[key] for key in row.keys() & summary.keys() - {"method"}} == {
             key: summary[key] for key in row.keys() & summary.keys() - {"method"}
         }
-    assert [row["method"] for row in comparison_rows(pair)] == ["B only (fedasym)", "standard LoRA"]
+    assert [row["name"] for row in comparison_rows(pair)] == ["B only (fedasym)", "standard LoRA"]
 
 
 def test_saving_is_one_minus_the_ratio_to_standard_lora(pair) -> None:

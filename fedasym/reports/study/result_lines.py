@@ -77,6 +77,11 @@ def splits(lines: Iterable[Line]) -> list[str]:
     return sorted({line["split"] for line in lines}, key=_split_key)
 
 
+def split_name(split: str) -> str:
+    """Return the split as tables and figures write it."""
+    return split.replace(":", " ")
+
+
 def places(lines: Iterable[Line], split: str | None = None) -> list[Place]:
     """Return the places that hold a line of a federated method, of one split or of all."""
     found = {(line["task"], line["split"]) for line in lines if line["method"] not in REFERENCES}
