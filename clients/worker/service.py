@@ -149,15 +149,18 @@ class Worker:
             if pipe in found:  # its end: nobody has asked it anything
                 break
             if found:
-                with suppress(EOFError, OSError, MemoryError), self._accept() as caller:  # gone, hung, or none of ours
-                    caller.send_bytes(TURN)
-                    frame = caller.recv_bytes(MOST_BYTES)
-                    caller.send_bytes(self._ask(frame, caller, pipe, process))
+                try:
+                    self._take_message(pipe, process)
+                except (EOFError, OSError, MemoryError) as error:
+                    why = "whoever asked is gone, hangs, or is of another version of fedasym"
+                    note(f"a message is dropped ({type(error).__name__}: {error}); {why}", self._place)
         return True
 
-    def _accept(self) -> Connection:
-        caller, _ = self._listener.accept()
-        return Connection(bounded(caller).detach())
+    def _take_message(self, pipe: Connection, process: "subprocess.Popen[bytes]") -> None:
+        with Connection(bounded(self._listener.accept()[0]).detach()) as caller:
+            caller.send_bytes(TURN)
+            frame = caller.recv_bytes(MOST_BYTES)
+            caller.send_bytes(self._ask(frame, caller, pipe, process))
 
     def _ask(self, frame: bytes, caller: Connection, pipe: Connection, process: "subprocess.Popen[bytes]") -> bytes:
         """Return the child's answer to a frame, or a refusal in place of a child that had to be killed."""

@@ -256,6 +256,7 @@ def test_who_hangs_up_in_the_midst_of_a_message_or_speaks_otherwise_costs_nobody
         caller.connect(running.socket)
         caller.sendall(sent)
     assert running.answers() and running.child() == child
+    assert "is gone, hangs, or is of another version of fedasym" in log_of(running.root)
 
 
 def test_who_hangs_in_the_midst_of_a_message_holds_the_others_for_a_while_only(running: Running, monkeypatch) -> None:
