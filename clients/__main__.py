@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         from clients.deploy.plan import Options, in_words, plan_of
         from clients.deploy.up import SiteError, up
-        from clients.worker.child_supervisor import Limits
+        from clients.worker.service import Limits
         from fedasym.ops.processes import free_port
     except ModuleNotFoundError as error:
         print(extras.in_words(error), file=sys.stderr)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from clients.deploy.kit import Kit, read_kit
 from clients.node import LENT, NodeContext
-from clients.worker.child_supervisor import Limits
 from clients.worker.private_folder import LONGEST_SOCKET, SOCKET
+from clients.worker.service import Limits
 from fedasym.fields import Value
 from fedasym.ops.processes import flower_environment, tool
 from fedasym.settings import Settings, from_run_config
