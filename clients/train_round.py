@@ -15,7 +15,7 @@ from fedasym.fields import difference
 from fedasym.methods import METHODS
 from fedasym.methods.base import letter_of, pick, select
 from fedasym.models import device
-from fedasym.models.behaviour import logits_gap, logits_refusal
+from fedasym.models.equivalence import logits_gap, logits_refusal
 from fedasym.ops.progress import client_tell, to_nobody
 from fedasym.rng import generator
 from fedasym.runs.record import versions

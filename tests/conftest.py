@@ -72,7 +72,7 @@ LONG = (
     "resume",
     "behind",
     "run_report",
-    "stopping",
+    "interrupts",
 )
 
 

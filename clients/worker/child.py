@@ -42,7 +42,7 @@ def serve(pipe: Connection, place: NodeContext, threads: int) -> None:
 
 
 def _answer(frame: bytes, place: NodeContext, threads: int) -> RecordDict:
-    from clients.handle import answer
+    from clients.message_handler import answer
 
     try:
         about, content = unpack(frame)

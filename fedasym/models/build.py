@@ -28,7 +28,7 @@ from fedasym.adapters.layers import TrainedLinear
 from fedasym.adapters.projection import seeded_normal
 from fedasym.methods import METHODS
 from fedasym.models import device
-from fedasym.models.behaviour import described, digest_tokenizer, initial_logits
+from fedasym.models.equivalence import described, digest_tokenizer, initial_logits
 from fedasym.models.pooling import pooled
 from fedasym.models.settings import ModelSettings
 from fedasym.tasks.base import Inputs
@@ -50,10 +50,10 @@ class Built:
         seeded: paths of parameters that were drawn from the seed because the checkpoint lacks them.
         output: path of the output layer; "" where the model's own head stays as it is.
         base: fingerprint of all that is frozen.
-        config: what the model's ``config.json`` says of it, as `behaviour.described`.
-        ids: digest of how text becomes ids, as `behaviour.digest_tokenizer`.
+        config: what the model's ``config.json`` says of it, as `equivalence.described`.
+        ids: digest of how text becomes ids, as `equivalence.digest_tokenizer`.
         A: fingerprint of the initial A.
-        logits: what the initial model says to a fixed input, as `behaviour.initial_logits`.
+        logits: what the initial model says to a fixed input, as `equivalence.initial_logits`.
     """
 
     model: nn.Module

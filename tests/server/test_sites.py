@@ -7,7 +7,7 @@ import pytest
 from flwr.app import ConfigRecord, RecordDict
 from world import make_sites, simulate, site_settings, tiny_settings, tiny_values
 
-from clients.handle import QUERY, TRAIN, WARM, answer
+from clients.message_handler import QUERY, TRAIN, WARM, answer
 from clients.node import LENT, NodeContext, node_context_of
 from clients.train_round import Refusal, require_fit
 from fedasym.data.examples import load_own_examples

@@ -22,7 +22,7 @@ from kits import wait_for
 from world import tiny_settings
 
 from clients.errors import QUERY, TRAIN
-from clients.handle import answer
+from clients.message_handler import answer
 from clients.node import NodeContext
 from clients.session import session_of
 from clients.worker import call
