@@ -40,11 +40,11 @@ nginx:  ## the proxy of a deployment: installed where we may (a container's root
 federation: $(STAMP) nginx  ## a server behind a proxy and three sites, deployed on this machine; compared with its simulation
 	@$(BIN)/python -m simulations federation
 
-test: $(STAMP)  ## lint, types and all tests but the slow ones, in two processes
+test: $(STAMP)  ## lint, types and all tests but the slow ones, in three processes
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	@# mypy beside pytest: it has one process, and so has the end of the tests.
+	@# mypy beside pytest: it has one process; the third of the tests fills what others wait.
 	@$(BIN)/mypy & types=$$!; \
-		HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"; tests=$$?; \
+		HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow"; tests=$$?; \
 		wait $$types && exit $$tests
 
 OTHER_TORCH ?= 2.14.1
