@@ -90,7 +90,7 @@ def test_what_is_wrong_with_a_sites_data_is_told_as_a_code_and_written_in_its_ow
         ('{"words": "a"}\n', "no column text"),
         (
             '{"text": "a", "label": "fair"}\n' * 5,
-            "holds the labels fair in column 'label'; those of the task are bad, good",
+            "holds the labels fair in column 'label'; those of the task are bad",
         ),
         ('{"text": "a", "label": "bad"}\n', "holds 1 examples, fewer than min-examples=5"),
         ('{"text": null, "label": "bad"}\n' * 5, "row 0: column 'text' is empty"),
