@@ -7,7 +7,7 @@ from contextlib import contextmanager
 _EXTRAS = {
     "pandas": "data", "pyarrow": "data", "sklearn": "data", "scipy": "data", "datasets": "data",
     "flwr_datasets": "data", "matplotlib": "report", "rich": "report", "cryptography": "server", "grpc": "site",
-    "grpc_health": "site", "ray": "simulation",
+    "grpc_health": "site", "ray": "simulation", "gguf": "gguf",
 }  # fmt: skip
 _LEAN = ("pandas", "pyarrow", "sklearn", "scipy")  # what a site installs of the data's libraries
 
