@@ -31,8 +31,9 @@ from fedasym.adapters import lora
 from fedasym.adapters.projection import fingerprint, frozen_A
 from fedasym.data.examples import load_examples
 from fedasym.models import device
-from fedasym.models.build import build, source_of
+from fedasym.models.build import build
 from fedasym.models.pooling import pooled
+from fedasym.models.stored import source_of
 from fedasym.runs.record import read_json, read_rounds, versions
 from fedasym.settings import Settings
 from fedasym.tasks import task_of

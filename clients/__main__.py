@@ -33,8 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = {"seconds": told.deadline, "gigabytes": told.max_memory, "threads": told.threads}
     given = {name: value for name, value in given.items() if value is not None}
     names = (
-        "kit", "data", "state", "task", "text_columns", "label_column", "labels", "train_split", "device",
-        "pin_bundle", "pin_contract", "superlink", "node_config",
+        "kit", "data", "state", "task", "text_columns", "label_column", "labels", "train_split",
+        "instruct_format", "device", "pin_bundle", "pin_contract", "superlink", "node_config",
     )  # fmt: skip
     try:
         limits = Limits(**given) if given else None
@@ -68,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     site.add_argument("--label-column", default="label", metavar="NAME", help="(label)")
     site.add_argument("--labels", default="", metavar="NAMES", help="the classes in the order of their ids, by commas")
     site.add_argument("--train-split", default="train", metavar="NAME", help="file of the training data (train)")
+    site.add_argument(
+        "--instruct-format", default="alpaca", metavar="NAME", help="with task instruct, the columns (alpaca)"
+    )
     site.add_argument("--device", default="", metavar="NAME", help="cpu, cuda, cuda:N, mps (what the run says)")
     site.add_argument("--deadline", type=_positive, metavar="S", help="seconds for one message (3600)")
     site.add_argument("--max-memory", type=_positive, metavar="GB", help="of the worker; more and it starts again")

@@ -67,7 +67,8 @@ class Settings(AggregationSettings, AgreedSettings, DataSettings, FederationSett
 
     def _check(self) -> None:
         super()._check()
-        if self.train_split == self.test_split and not self.validation_cut and not self.sites:
+        own_test = not (self.validation_cut or self.sites or self.choices_data)
+        if self.train_split == self.test_split and own_test:
             raise ValueError(
                 f"test-split={self.test_split!r} is the training split too; set it to another, or validation-cut to "
                 "the number of training examples to evaluate on"
@@ -84,7 +85,11 @@ class Settings(AggregationSettings, AgreedSettings, DataSettings, FederationSett
 
     def _check_method(self) -> None:
         method = METHODS[self.method]
-        if judged_at_clients(self.method, self.head, self.data) and self.client_holdout == 0.0:
+        at_clients = judged_at_clients(self.method, self.head, self.judging_data)
+        if self.choices_data and (at_clients or self.validation_cut):
+            why = "its clients judge it" if at_clients else f"validation-cut={self.validation_cut} does"
+            raise ValueError(f"choices-data={self.choices_data!r} does not judge this run, {why}; leave it out")
+        if at_clients and self.client_holdout == 0.0:
             own = (
                 f"method={self.method!r}"
                 if method.personal

@@ -182,7 +182,7 @@ def _row(
         if any(f"{name}-{when}" in row for row in result.metrics.values())
     }
     metrics: dict[str, float | None]
-    if judged_at_clients(settings.method, settings.head, settings.data):
+    if judged_at_clients(settings.method, settings.head, settings.judging_data):
         if not all(f"{name}_after" in clients for name in names):
             raise FederationError(
                 f"round {result.number}: no client kept examples out, by which alone {settings.method} with "
@@ -190,7 +190,7 @@ def _row(
             )
         metrics = {name: clients[f"{name}_after"] for name in names}
     elif result.number % settings.eval_every and result.number != settings.num_rounds:
-        metrics = dict.fromkeys(names)
+        metrics = dict.fromkeys((*session.task.judge.metrics, "loss"))
     else:
         _load(session, matrices)
         device.prepare(device.device_of(session.built.model), cores(), settings.deterministic)
@@ -202,7 +202,7 @@ def _row(
                     session.built.model,
                     session.built.processor,
                     tokens,
-                    session.task,
+                    session.task.judge,
                     settings.eval_batch,
                     reporter.tell,
                 )

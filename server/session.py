@@ -51,7 +51,7 @@ def prepare(settings: Settings) -> Session:
         "versions": record.versions(),
     }
     held_out = {
-        suffix: task.inputs.encode(built.processor, examples, settings.max_length, settings.pooling)
+        suffix: task.judge.inputs.encode(built.processor, examples, settings.max_length, settings.pooling)
         for suffix, examples in data.held_out.items()
     }
     frozen = lora.read(lora.frozen_factors(built.model))
@@ -75,7 +75,7 @@ def _load_data(settings: Settings, task: Task) -> _Data:
         held = {"": held_out, **load_extra_examples(settings)}
         return _Data(train.class_names, split.digest, split.report(train.class_names), held)
     held = {}
-    if settings.data != "none":
+    if settings.judging_data != "none":
         held = {"": load_held_out(settings, task.class_names), **load_extra_examples(settings)}
     # What the sites hold is theirs; a round's line says how many examples each trained on.
     return _Data(task.class_names, SITES, {"sites": list(settings.site_names), "digest": SITES}, held)

@@ -14,6 +14,7 @@ from simulations.run import read_settings
 
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 FIELDS = {field.name.replace("_", "-"): field for field in dataclasses.fields(Settings)}
+JUDGED = {"task": "instruct", "choices-data": "mmlu"}
 WRONG = {bool: (1, "true"), int: (True, 1.0, "1"), float: (True, "1.0"), str: (1, 1.0, False)}
 
 
@@ -72,6 +73,8 @@ def test_a_choice_is_one_of_those_listed(key) -> None:
     for choice in choices:
         more = {"client-holdout": 0.5} if choice in ("local", "fedsa") else {}
         more |= {"num-clients": 1} if choice == "central" else {}
+        more |= {"task": "instruct"} if key in ("instruct-format", "choices-score") else {}
+        more |= {"choices-data": "questions"} if key == "choices-score" else {}
         assert from_run_config({key: choice, **more}).run_config()[key] == choice
     with pytest.raises(ValueError) as caught:
         from_run_config({key: "nonsense"})
@@ -92,6 +95,17 @@ def test_a_choice_is_one_of_those_listed(key) -> None:
         ({"text-columns": "title,label"}, "text-columns='title,label' holds label-column='label'"),
         ({"text-columns": "a, y", "label-column": "y", "task": "regression"}, "holds label-column='y'"),
         ({"test-split": "train"}, "test-split='train' is the training split too; set it to another, or validation-cut"),
+        ({"instruct-format": "chat"}, "instruct-format='chat' does nothing with task='reviews'"),
+        ({"choices-data": "mmlu"}, "choices-data='mmlu' does nothing with task='reviews'; leave it at ''"),
+        ({"task": "instruct", "labels": "a,b"}, "labels='a,b' does nothing with task='instruct'"),
+        (
+            {"task": "instruct", "text-columns": "body"},
+            "text-columns='body' does nothing with instruct-format='alpaca'",
+        ),
+        ({"task": "instruct", "choices-shots": 0}, "choices-shots=0 does nothing without choices-data"),
+        ({**JUDGED, "choices-split": "dev"}, "choices-split='dev' is where the shots come from"),
+        ({**JUDGED, "validation-cut": 9}, "choices-data='mmlu' does not judge this run, validation-cut=9 does"),
+        ({**JUDGED, "method": "fedsa", "client-holdout": 0.2}, "does not judge this run, its clients judge it"),
         ({"min-valid": 4, "num-clients": 3}, "min-valid=4 exceeds the clients asked"),
         ({"min-valid": 3, "clients-per-round": 2}, "min-valid=3 exceeds the clients asked"),
     ],
@@ -116,6 +130,10 @@ def test_a_name_that_is_left_empty_is_refused_with_its_default(key, value) -> No
         {"train-split": "all", "test-split": "all", "validation-cut": 5},
         {"data": "none", "sites": "north,south", "labels": "a,b", "client-holdout": 0.2},
         {"sites": "north,south", "labels": "a,b", "test-split": "train"},  # the server's file and the sites' own
+        {"sites": "north,south", "data": "none", **JUDGED},  # the server judges by questions of its own
+        {**JUDGED, "test-split": "train"},  # which then is not read
+        {**JUDGED, "choices-split": "dev", "choices-shots": 0},
+        {"task": "instruct", "instruct-format": "text", "text-columns": "body"},
         {"client-holdout": 0.99},
         {"head": "local", "client-holdout": 0.2},
         {"clients-per-round": 3, "num-clients": 3, "min-valid": 3},

@@ -6,10 +6,13 @@ Such a process is killed as any other. Where the claim is about a new interprete
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+from fedasym.runs.record import read_rounds
 
 _CONTEXT = get_context("forkserver")
 _CONTEXT.set_forkserver_preload(  # with what a run would import as it goes on
@@ -50,3 +53,20 @@ def _run(words: list[str], log: str, killed_before: str) -> None:
     from simulations.__main__ import main
 
     sys.exit(main(words))
+
+
+def words(values: dict[str, object], out: Path, engine: str = "local") -> list[str]:
+    """Return the words of a run of these settings."""
+    return ["run", *(f"--set={key}={value}" for key, value in values.items()), "--out", str(out), "--engine", engine]
+
+
+def kill_one_process_after_round(values: dict[str, object], folder: Path, number: int, rounds: int) -> None:
+    """Start a run of so many rounds in one process and SIGKILL it as soon as one of them is in its record."""
+    log = folder.with_suffix(".log")
+    process = start(words(values, folder), log)
+    while len(read_rounds(folder)) < number:
+        assert process.is_alive(), log.read_text()
+        time.sleep(0.002)
+    process.kill()
+    process.join()
+    assert len(read_rounds(folder)) < rounds, "the run was over before it was killed"

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from fedasym.data.examples import load_own_examples
 from fedasym.settings import from_run_config
+from fedasym.tasks import task_of
 
 
 def look(config: str, folder: str) -> str:
-    """Read a site's training data and say how many rows and of which classes they are.
+    """Read a site's training data and say how many rows and, where they are labelled, of which classes they are.
 
     Raises:
         ValueError, FileNotFoundError, ModuleNotFoundError: as `fedasym.data.examples.load_own_examples`.
@@ -21,6 +22,8 @@ def look(config: str, folder: str) -> str:
     settings = from_run_config(json.loads(config))
     examples = load_own_examples(settings, Path(folder))
     said = f"{len(examples)} rows of {settings.train_split}"
+    if not task_of(settings).target.columns:
+        return said
     if not examples.class_names:
         return f"{said}; labels from {examples.labels.min():g} to {examples.labels.max():g}"
     counts = Counter(examples.labels.tolist())

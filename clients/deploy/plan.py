@@ -36,6 +36,7 @@ class Options:
     label_column: str = "label"
     labels: str = ""
     train_split: str = "train"
+    instruct_format: str = "alpaca"
     device: str = ""
     limits: Limits | None = None
     pin_bundle: str = ""
@@ -215,6 +216,7 @@ def _settings(options: Options, name: str) -> Settings:
         "label-column": options.label_column,
         "labels": options.labels,
         "train-split": options.train_split,
+        "instruct-format": options.instruct_format,
         "sites": name,
         "device": options.device or "auto",  # one that cannot be is refused now
         "min-examples": 1,  # the run's own is checked when it comes

@@ -55,7 +55,7 @@ def load_examples(settings: DataSettings) -> tuple[Examples, Examples]:
 
 
 def load_held_out(settings: DataSettings, names: tuple[str, ...]) -> Examples:
-    """Load the test split alone, capped by ``test-cap``.
+    """Load what judges a run alone: the test split of the task, or of what judges it, capped by ``test-cap``.
 
     Args:
         settings: where it is.
@@ -64,7 +64,9 @@ def load_held_out(settings: DataSettings, names: tuple[str, ...]) -> Examples:
     Raises:
         ValueError, FileNotFoundError, ConnectionError: as `load_examples`.
     """
-    task = task_of(settings)
+    task = task_of(settings).judge
+    if task.shown:
+        task = replace(task, inputs=task.shown(read_split(task, task.train_split)))
     held = _capped(read_split(task, task.test_split), settings.test_cap, "test-cap")
     task.require(held, task.test_split)
     return task.examples(held, names, task.test_split)

@@ -42,7 +42,7 @@ def read_split(task: Task, split: str) -> Any:
     folder = Path(task.data).expanduser()
     if not folder.is_dir():
         if task.data.startswith((".", "/", "~")):
-            raise FileNotFoundError(f"data={task.data!r}: there is no such folder")
+            raise FileNotFoundError(f"{task.source}={task.data!r}: there is no such folder")
         return _hub_frame(task, split)
     folder = folder / task.data_config
     if not folder.is_dir():
@@ -98,7 +98,7 @@ def _hub_frame(task: Task, split: str) -> Any:
     try:
         return datasets.load_dataset(task.data, task.data_config or None, split=split).to_pandas()
     except ConnectionError as error:
-        name = "glue-dir" if task.data == glue.HUB else "data"
+        name = "glue-dir" if task.data == glue.HUB else task.source
         raise ConnectionError(f"{error}; connect, or set {name} to a local folder") from error
 
 

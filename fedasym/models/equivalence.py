@@ -66,7 +66,7 @@ def described(raw: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 
 def digest_tokenizer(tokenizer: Any) -> str:
-    """Digest what a tokenizer does: SHA-256 of its vocabulary, its special ids, and the ids of fixed texts.
+    """Digest what a tokenizer does: SHA-256 of its vocabulary, special ids, chat template, and the ids of fixed texts.
 
     The texts are hand-written hard ones, alone, in pairs and cut short, and the whole vocabulary: every token beside
     the next one in the order of ids, with a space between and without, so that other merges show.
@@ -74,7 +74,8 @@ def digest_tokenizer(tokenizer: Any) -> str:
     vocabulary = tokenizer.get_vocab()
     special = {name: getattr(tokenizer, f"{name}_token_id") for name in _SPECIAL}
     sides = [tokenizer.padding_side, tokenizer.truncation_side]
-    state = hashlib.sha256(_canonical([vocabulary, special, sorted(tokenizer.all_special_ids), sides]).encode())
+    chat = [tokenizer.chat_template] if getattr(tokenizer, "chat_template", None) else []
+    state = hashlib.sha256(_canonical([vocabulary, special, sorted(tokenizer.all_special_ids), sides, *chat]).encode())
     hard = list(_HARD)
     for texts, options in (
         ([hard], {}),
@@ -129,6 +130,24 @@ def initial_logits(model: nn.Module, processor: Any, inputs: Inputs, settings: M
             "other weights or dtype='float32'"
         )
     return tuple(logits.flatten().tolist())
+
+
+def require_causal(model: nn.Module, settings: ModelSettings) -> None:
+    """Require that a token's logits do not depend on the tokens after it, which they are to predict.
+
+    transformers builds a causal head for encoders too, such as BERT, whose tokens see one another.
+
+    Raises:
+        ValueError: they do.
+    """
+    ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=device_of(model))
+    with torch.no_grad():
+        one, two = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, :-1].float().cpu()
+    if logits_gap(one.flatten().tolist(), two.flatten().tolist()) > TOLERANCES[settings.dtype]:
+        raise ValueError(
+            f"in model {settings.model!r} a token sees those after it, so it cannot learn to predict them; take a "
+            "decoder such as LLaMA, Qwen2 or SmolLM2"
+        )
 
 
 def logits_gap(theirs: Sequence[float], ours: Sequence[float]) -> float:

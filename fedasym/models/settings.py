@@ -15,7 +15,9 @@ DEVICES = "auto, cpu, cuda, cuda:N or mps"
 class ModelSettings(AdapterSettings, MethodSettings):
     """Base model, head, device, precision, and the adapters on it."""
 
-    model: str = setting("demo", "'demo' (packaged MiniLM), a hub id, or a local folder")
+    model: str = setting(
+        "demo", "'demo' (packaged MiniLM), 'smollm2' (packaged), a hub id, a local folder, FILE.gguf or ID:FILE.gguf"
+    )
     revision: str = setting("main", "revision of a model on the hub")
     pooling: str = setting(
         "auto",

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 _EXTRAS = {
     "pandas": "data", "pyarrow": "data", "sklearn": "data", "scipy": "data", "datasets": "data",
     "flwr_datasets": "data", "jinja2": "report", "matplotlib": "report", "rich": "report", "cryptography": "server",
-    "ray": "simulation",
+    "ray": "simulation", "gguf": "gguf",
 }  # fmt: skip
 _LEAN = ("pandas", "pyarrow", "sklearn", "scipy")  # what a site installs of the data's libraries
 

@@ -74,7 +74,7 @@ def _lead(runs: Sequence[Run]) -> str:
         s, count = run.settings, len(run.rounds)
         whose = f"sites {s['sites']}" if s.get("sites") else f"split {s['split']}"
         judges = f"{run.config['held_out_examples']:,} held-out examples"
-        if judged_at_clients(s["method"], s["head"], s["data"]):
+        if judged_at_clients(s["method"], s["head"], s.get("choices_data") or s["data"]):
             judges = "the examples that the clients keep out"
         said.append(
             f"{count} round{'s' if count > 1 else ''} on task {s['task']} with model {s['model']} and "

@@ -19,9 +19,11 @@ from torch import nn
 from fedasym.adapters import lora
 from fedasym.methods import METHODS
 from fedasym.methods.base import Schema, letter_of, select, values
-from fedasym.models.build import fit, loading, source_of
+from fedasym.models.build import fit, loading
 from fedasym.models.pooling import pooled
+from fedasym.models.stored import source_of
 from fedasym.settings import Settings
+from fedasym.tasks import task_of
 from fedasym.wire.codecs import codec_of
 from fedasym.wire.codecs.base import Codec
 
@@ -136,7 +138,7 @@ def config_of(model: str, revision: str = "main") -> Any:
     """Return a model's configuration.
 
     Args:
-        model: one of `PRESETS`, ``demo`` (the packaged MiniLM), a folder with a ``config.json``, or a hub id.
+        model: one of `PRESETS`, or as in the setting; of a folder its ``config.json`` is enough.
         revision: of a model on the hub.
 
     Raises:
@@ -148,7 +150,7 @@ def config_of(model: str, revision: str = "main") -> Any:
     if model in PRESETS:
         name, numbers = PRESETS[model]
         return getattr(transformers, name)(**numbers)
-    source = source_of(model)
+    source = source_of(model, revision)
     try:
         return transformers.AutoConfig.from_pretrained(source, revision=revision)
     except OSError as error:
@@ -164,10 +166,10 @@ def communication_cost(settings: Settings, config: Any, num_labels: int) -> Comm
     Args:
         settings: resolved; method, head, pooling, rank, targets and the number of clients matter.
         config: the model's transformers configuration. Its checkpoint is taken to lack the head.
-        num_labels: outputs of the output layer.
+        num_labels: outputs of the output layer; 0: there is none, the model's own head stays.
 
     Raises:
-        ValueError: no classifier for this model, or targets that match nothing.
+        ValueError: no classifier for this model, no head that writes, or targets that match nothing.
     """
     method = METHODS[settings.method]
     model, missing = skeleton(config, settings, num_labels)
@@ -201,14 +203,15 @@ def skeleton(config: Any, settings: Settings, num_labels: int) -> tuple[nn.Modul
     Args:
         config: a transformers configuration, of a text or an image model.
         settings: resolved settings; ``pooling`` says which head.
-        num_labels: outputs of the output layer.
+        num_labels: outputs of the output layer; 0: there is none.
 
     Returns:
-        The model, and the parameters of its head, which a checkpoint of the base model lacks.
+        The model, and the parameters of its head, which a checkpoint of the base model lacks; none where it stays.
 
     Raises:
         ValueError: transformers has no classifier for this kind of model, or the pooling is not for it.
     """
+    import transformers
     from transformers import (
         MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
         MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
@@ -217,6 +220,9 @@ def skeleton(config: Any, settings: Settings, num_labels: int) -> tuple[nn.Modul
         AutoModelForSequenceClassification,
     )
 
+    if not num_labels:
+        with loading, torch.device("meta"):
+            return getattr(transformers, task_of(settings).inputs.model_class).from_config(config), set()
     of_text = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     if not of_text and (settings.pooling != "model" or type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING):
         raise ValueError(

@@ -18,9 +18,12 @@ from fedasym.files import write_atomic
 from fedasym.methods import METHODS
 from fedasym.models.build import Built
 from fedasym.models.pooling import MeanPooledClassifier
+from fedasym.models.stored import source_of
 from fedasym.settings import Settings
+from fedasym.tasks import task_of
 
 DEMO_ON_THE_HUB = "sentence-transformers/all-MiniLM-L6-v2"  # which the packaged MiniLM is, by its SHA-256
+TASK_TYPES = {"AutoModelForCausalLM": "CAUSAL_LM"}  # PEFT's name of a task whose model transformers builds so
 NO_TARGETS = "dummy-target-modules"  # the one word by which PEFT accepts a config that adapts no layer
 
 
@@ -70,7 +73,7 @@ def write_adapter(folder: Path, built: Built, settings: Settings) -> None:
         tensors |= {f"{key}.{part}": tensor for part, tensor in _whole(built.model, name).items()}
     config: dict[str, Any] = {
         "peft_type": "LORA",
-        "task_type": "FEATURE_EXTRACTION" if pooled else None,
+        "task_type": "FEATURE_EXTRACTION" if pooled else TASK_TYPES.get(task_of(settings).inputs.model_class),
         **_source(settings),
         "r": settings.rank,
         "lora_alpha": settings.alpha,
@@ -86,13 +89,18 @@ def write_adapter(folder: Path, built: Built, settings: Settings) -> None:
 
 
 def _source(settings: Settings) -> dict[str, str | None]:
-    """Say where PEFT finds the base model, from whatever directory: a folder by its absolute path, or on the hub."""
+    """Say where PEFT finds the base model, from whatever directory: a folder by its absolute path, or on the hub.
+
+    Of a GGUF file, which it could not name, it is the folder on this machine that the file was unpacked to.
+    """
     if settings.model == "demo":
         return {"base_model_name_or_path": DEMO_ON_THE_HUB, "revision": "main"}
-    folder = Path(settings.model).expanduser()
+    unpacked = settings.model == "smollm2" or settings.model.endswith(".gguf")
+    model = source_of(settings.model, settings.revision) if unpacked else settings.model
+    folder = Path(model).expanduser()
     if folder.is_dir():
         return {"base_model_name_or_path": str(folder.absolute()), "revision": None}
-    return {"base_model_name_or_path": settings.model, "revision": settings.revision}
+    return {"base_model_name_or_path": model, "revision": settings.revision}
 
 
 def _write_whole(folder: Path, built: Built) -> None:

@@ -3,7 +3,7 @@
 A family of tasks is one `Inputs`, or one `Target`, or both, and a function that makes a `Task` of the settings.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -191,6 +191,9 @@ class Task:
         class_names: the classes by id, where they are known beforehand. Empty: there are none, or the data say.
         reads: what of a folder's training data the task reads, by the setting that says it.
         advice: what to do about a table without the wanted columns.
+        source: the setting that says where the data are.
+        judged: what judges a run on held-out examples, with data of its own; None: the task itself.
+        shown: makes the inputs of the training split's table, where its rows stand before every held-out example.
     """
 
     name: str
@@ -205,11 +208,19 @@ class Task:
     class_names: tuple[str, ...] = ()
     reads: Mapping[str, str] = field(default_factory=dict)
     advice: str = "set the columns"
+    source: str = "data"
+    judged: "Task | None" = None
+    shown: Callable[[Any], Inputs] | None = None
+
+    @property
+    def judge(self) -> "Task":
+        """What judges a run on held-out examples."""
+        return self.judged or self
 
     @property
     def metric(self) -> str:
         """The metric a run is judged by."""
-        return self.metrics[0]
+        return self.judge.metrics[0]
 
     def require(self, frame: Any, split: str) -> None:
         """Require of a pandas DataFrame at least one row, and the task's columns without an empty cell.

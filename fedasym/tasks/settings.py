@@ -1,9 +1,10 @@
 """The settings of what is learned: where its examples are, and their columns."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fedasym.fields import Checked, names_in, require_named, setting
-from fedasym.tasks import glue, task_names
+from fedasym.tasks import choices, glue, instruct, task_names
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,20 @@ class TaskSettings(Checked):
     text_columns: str = setting("text", "text column, or two joined by a comma for sentence pairs")
     label_column: str = setting("label", "label column")
     labels: str = setting("", "the classes in the order of their ids, by commas, as in the label column; empty: found")
+    instruct_format: str = setting(
+        "alpaca",
+        "with task=instruct, the columns: instruction, input and output, messages of a chat, or plain text",
+        choices=instruct.FORMATS,
+    )
+    choices_data: str = setting(
+        "", "multiple choice by which a model that writes is judged, a hub id or a folder in MMLU's layout; empty: none"
+    )
+    choices_config: str = setting("", "the hub dataset's configuration, or a subfolder of the local folder")
+    choices_split: str = setting("test", "name of the questions' split or file")
+    choices_shots: int = setting(5, "answered questions of the same subject, from split dev, before each", least=0)
+    choices_score: str = setting(
+        "letter", "what is scored after the question: a choice's letter, or its text", choices=choices.SCORES
+    )
 
     def _check(self) -> None:
         super()._check()
@@ -28,6 +43,7 @@ class TaskSettings(Checked):
                 f"text-columns={self.text_columns!r} holds label-column={self.label_column!r}: the label would be read "
                 "as text; set one of them to another column"
             )
+        self._check_instruct()
         if self.task not in glue.TABLE:
             if self.glue_dir:
                 raise ValueError(f"glue-dir={self.glue_dir!r} does nothing with task={self.task!r}; leave it empty")
@@ -39,6 +55,34 @@ class TaskSettings(Checked):
                     f"{name.replace('_', '-')}={value!r} contradicts task={self.task!r}, which has its own data, "
                     f"splits and columns; leave it at {default!r}, or set task to classification or regression"
                 )
+
+    def _check_instruct(self) -> None:
+        """Check the settings that are of ``task="instruct"`` alone, or not of it."""
+        if self.task == "instruct":
+            self._require_unset(("label_column", "labels"), "with task='instruct'")
+            if self.instruct_format != "text":
+                self._require_unset(("text_columns",), f"with instruct-format={self.instruct_format!r}")
+        else:
+            self._require_unset(("instruct_format", "choices_data"), f"with task={self.task!r}")
+        if not self.choices_data:
+            names = ("choices_config", "choices_split", "choices_shots", "choices_score")
+            self._require_unset(names, "without choices-data")
+        elif self.choices_split == choices.SHOTS_SPLIT and self.choices_shots:
+            raise ValueError(
+                f"choices-split={self.choices_split!r} is where the shots come from, so questions would be shown with "
+                "their answers; set it to another, or choices-shots=0"
+            )
+
+    def _require_unset(self, names: Iterable[str], why: str) -> None:
+        for name in names:
+            value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
+            if value != default:
+                raise ValueError(f"{name.replace('_', '-')}={value!r} does nothing {why}; leave it at {default!r}")
+
+    @property
+    def judging_data(self) -> str:
+        """Where the server's held-out examples are."""
+        return self.choices_data or self.data
 
     @property
     def label_names(self) -> tuple[str, ...]:

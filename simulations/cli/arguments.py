@@ -66,7 +66,12 @@ def make_parser() -> argparse.ArgumentParser:
     size.add_argument("--head", default="auto", help="output, frozen, full, local; auto: each method's own")
     size.add_argument("--pooling", default="auto", help="model, mean or pair; auto: mean for demo, else model")
     size.add_argument("--clients", type=_positive, default=10, help="clients of a round (default: %(default)s)")
-    size.add_argument("--labels", type=_positive, default=2, help="outputs of the head (default: %(default)s)")
+    size.add_argument(
+        "--labels",
+        type=_whole,
+        default=2,
+        help="outputs of the head; 0: a model that writes, by its own (default: %(default)s)",
+    )
     size.add_argument("--methods", type=_names, default=federated, help="by commas; all by default")
     size.add_argument("--json", action="store_true", help="print raw numbers")
     real = commands.add_parser("sockets", help="bytes through the sockets of a deployment on this machine")
@@ -95,6 +100,10 @@ def _names(text: str) -> tuple[str, ...]:
     if not names:
         raise argparse.ArgumentTypeError(f"{text!r} names nothing; give one name or some by commas")
     return names
+
+
+def _whole(text: str) -> int:
+    return 0 if text == "0" else _positive(text)
 
 
 def _positive(text: str) -> int:

@@ -31,7 +31,7 @@ def communication_costs(
             theirs, which is part of what they are.
         pooling: as in the setting.
         clients: clients of a round, all of whom reply; the size of a stack of factors.
-        labels: outputs of the output layer.
+        labels: outputs of the output layer; 0: the model writes, and its own head stays as it is.
 
     Raises:
         ValueError: an unknown method or value, targets that match nothing, or a model without a classifier.
@@ -44,6 +44,7 @@ def communication_costs(
     found = []
     for name in methods:
         settings = Settings(
+            task="classification" if labels else "instruct",
             method=name,
             model=model,
             rank=rank,
@@ -79,6 +80,7 @@ def print_costs(found: Sequence[CommunicationCost], model: str, clients: int, la
     lora = _reference(found)
     of = next((each for each in found if each.layers), found[0])
     head = f"a new head of {labels} output{'s' * (labels > 1)}, whose output layer is {of.output}"
+    head = head if labels else "its own head, which stays as it is"
     console.print(f"{model}: {of.parameters:,} parameters with {head}", soft_wrap=True)
     sizes = {f"A of {of.layers} layers": of.A, f"B of {of.layers} layers": of.B} if of.layers else {}
     if of.layers:

@@ -15,7 +15,8 @@ from world import TEXTS
 from fedasym.adapters import lora
 from fedasym.adapters.projection import frozen_A, seeded_normal
 from fedasym.data.examples import load_examples
-from fedasym.models.build import DEMO_SHA256, build, demo_model_folder
+from fedasym.models.build import build
+from fedasym.models.stored import DEMO_SHA256, demo_model_folder
 from fedasym.runs.communication import config_of
 from fedasym.settings import Settings
 from fedasym.tasks import task_of

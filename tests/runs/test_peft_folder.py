@@ -14,7 +14,8 @@ from world import TEXTS, simulate
 
 from fedasym.adapters import lora
 from fedasym.data.examples import load_examples
-from fedasym.models.build import build, demo_model_folder
+from fedasym.models.build import build
+from fedasym.models.stored import demo_model_folder
 from fedasym.runs import checkpoint
 from fedasym.runs.peft_folder import write_adapter
 from fedasym.settings import Settings

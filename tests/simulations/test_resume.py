@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import warm
+from warm import kill_one_process_after_round, words
 from world import simulate, tiny_settings, tiny_values, what_is_left
 
 from fedasym.runs.record import read_rounds
@@ -19,24 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 ROUNDS = 3
 
 
-def words(values: dict[str, object], out: Path, engine: str = "local") -> list[str]:
-    return ["run", *(f"--set={key}={value}" for key, value in values.items()), "--out", str(out), "--engine", engine]
-
-
 def command(values: dict[str, object], out: Path, engine: str) -> list[str]:
     return [sys.executable, "-m", "simulations", *words(values, out, engine)]
-
-
-def kill_one_process_after_round(values: dict[str, object], folder: Path, number: int) -> None:
-    """Start a run in one process and SIGKILL it as soon as a round is in its record."""
-    log = folder.with_suffix(".log")
-    process = warm.start(words(values, folder), log)
-    while len(read_rounds(folder)) < number:
-        assert process.is_alive(), log.read_text()
-        time.sleep(0.002)
-    process.kill()
-    process.join()
-    assert len(read_rounds(folder)) < ROUNDS, "the run was over before it was killed"
 
 
 def kill_family_after_round(arguments: list[str], folder: Path, number: int) -> None:
@@ -109,7 +94,7 @@ def test_killed_after_every_round_and_resumed_equals_never_killed(
     same = simulate(tiny_settings(world, out=str(tmp_path / "whole"), num_rounds=ROUNDS, **more)) if more else whole
     folder = tmp_path / "killed"
     for number in range(1, ROUNDS):
-        kill_one_process_after_round(values, folder, number)
+        kill_one_process_after_round(values, folder, number, ROUNDS)
     simulate(tiny_settings(world, out=str(folder), num_rounds=ROUNDS, **more))
     assert what_is_left(folder) == what_is_left(same)
 
