@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from fedasym.fields import Checked, names_in, require_named, setting
 from fedasym.tasks import glue, task_names
 
+WRITTEN = ("summarize", "summarize-causal")  # the tasks of models that write an answer, and the settings of those alone
+ANSWER = ("answer_column", "answer_length", "prompt", "beams")
+
 
 @dataclass(frozen=True)
 class TaskSettings(Checked):
@@ -19,10 +22,16 @@ class TaskSettings(Checked):
     text_columns: str = setting("text", "text column, or two joined by a comma for sentence pairs")
     label_column: str = setting("label", "label column")
     labels: str = setting("", "the classes in the order of their ids, by commas, as in the label column; empty: found")
+    answer_column: str = setting("summary", "column of what is to be written")
+    answer_length: int = setting(64, "tokens of what is written; longer ones are cut", least=1)
+    prompt: str = setting("", "words before the text, or around it where it is {document}")
+    beams: int = setting(1, "beams of the search for what is written; 1: greedy", least=1)
 
     def _check(self) -> None:
         super()._check()
-        require_named(self, "text_columns", "label_column", "data")
+        require_named(self, "text_columns", "label_column", "answer_column", "data")
+        if self.task not in WRITTEN:
+            self._require_default(*ANSWER)
         if self.label_column in self.text_column_names:
             raise ValueError(
                 f"text-columns={self.text_columns!r} holds label-column={self.label_column!r}: the label would be read "
@@ -38,6 +47,14 @@ class TaskSettings(Checked):
                 raise ValueError(
                     f"{name.replace('_', '-')}={value!r} contradicts task={self.task!r}, which has its own data, "
                     f"splits and columns; leave it at {default!r}, or set task to classification or regression"
+                )
+
+    def _require_default(self, *names: str) -> None:
+        for name in names:
+            value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
+            if value != default:
+                raise ValueError(
+                    f"{name.replace('_', '-')}={value!r} does nothing with task={self.task!r}; leave it at {default!r}"
                 )
 
     @property
