@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fedasym.data.examples import load_own_examples
 from fedasym.settings import from_run_config
+from fedasym.tasks import task_of
 
 
 def look(config: str, folder: str) -> str:
@@ -21,6 +22,8 @@ def look(config: str, folder: str) -> str:
     settings = from_run_config(json.loads(config))
     examples = load_own_examples(settings, Path(folder))
     said = f"{len(examples)} rows of {settings.train_split}"
+    if not task_of(settings).target.has_head:
+        return said
     if not examples.class_names:
         return f"{said}; labels from {examples.labels.min():g} to {examples.labels.max():g}"
     counts = Counter(examples.labels.tolist())

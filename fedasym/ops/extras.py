@@ -7,9 +7,9 @@ from contextlib import contextmanager
 _EXTRAS = {
     "pandas": "data", "pyarrow": "data", "sklearn": "data", "scipy": "data", "datasets": "data",
     "flwr_datasets": "data", "matplotlib": "report", "rich": "report", "cryptography": "server", "grpc": "site",
-    "grpc_health": "site", "ray": "simulation",
+    "grpc_health": "site", "ray": "simulation", "rouge_score": "data",
 }  # fmt: skip
-_LEAN = ("pandas", "pyarrow", "sklearn", "scipy")  # what a site installs of the data's libraries
+_LEAN = ("pandas", "pyarrow", "sklearn", "scipy", "rouge_score")  # what a site installs of the data's libraries
 
 
 def is_extra(error: ModuleNotFoundError) -> bool:

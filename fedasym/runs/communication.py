@@ -22,6 +22,7 @@ from fedasym.methods.base import Schema, letter_of, select, values
 from fedasym.models.build import fit, loading, source_of
 from fedasym.models.pooling import pooled
 from fedasym.settings import Settings
+from fedasym.tasks import task_of
 from fedasym.wire.codecs import codec_of
 from fedasym.wire.codecs.base import Codec
 
@@ -164,7 +165,7 @@ def communication_cost(settings: Settings, config: Any, num_labels: int) -> Comm
     Args:
         settings: resolved; method, head, pooling, rank, targets and the number of clients matter.
         config: the model's transformers configuration. Its checkpoint is taken to lack the head.
-        num_labels: outputs of the output layer.
+        num_labels: outputs of the output layer; 0 for a task of which the model's own head is kept.
 
     Raises:
         ValueError: no classifier for this model, or targets that match nothing.
@@ -200,15 +201,17 @@ def skeleton(config: Any, settings: Settings, num_labels: int) -> tuple[nn.Modul
 
     Args:
         config: a transformers configuration, of a text or an image model.
-        settings: resolved settings; ``pooling`` says which head.
-        num_labels: outputs of the output layer.
+        settings: resolved settings; ``pooling`` says which head, the task which class where it has none of its own.
+        num_labels: outputs of the output layer; 0: there is none.
 
     Returns:
         The model, and the parameters of its head, which a checkpoint of the base model lacks.
 
     Raises:
-        ValueError: transformers has no classifier for this kind of model, or the pooling is not for it.
+        ValueError: transformers has no classifier for this kind of model, or no model of the task's class, or the
+            pooling is not for it.
     """
+    import transformers
     from transformers import (
         MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
         MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
@@ -217,6 +220,9 @@ def skeleton(config: Any, settings: Settings, num_labels: int) -> tuple[nn.Modul
         AutoModelForSequenceClassification,
     )
 
+    if not num_labels:
+        with loading, torch.device("meta"):
+            return getattr(transformers, task_of(settings).inputs.model_class).from_config(copy.deepcopy(config)), set()
     of_text = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     if not of_text and (settings.pooling != "model" or type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING):
         raise ValueError(

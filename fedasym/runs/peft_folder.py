@@ -19,8 +19,10 @@ from fedasym.methods import METHODS
 from fedasym.models.build import Built
 from fedasym.models.pooling import MeanPooledClassifier
 from fedasym.settings import Settings
+from fedasym.tasks import task_of
 
 DEMO_ON_THE_HUB = "sentence-transformers/all-MiniLM-L6-v2"  # which the packaged MiniLM is, by its SHA-256
+TASK_TYPES = {"AutoModelForSeq2SeqLM": "SEQ_2_SEQ_LM", "AutoModelForCausalLM": "CAUSAL_LM"}  # by the model's class
 NO_TARGETS = "dummy-target-modules"  # the one word by which PEFT accepts a config that adapts no layer
 
 
@@ -70,7 +72,7 @@ def write_adapter(folder: Path, built: Built, settings: Settings) -> None:
         tensors |= {f"{key}.{part}": tensor for part, tensor in _whole(built.model, name).items()}
     config: dict[str, Any] = {
         "peft_type": "LORA",
-        "task_type": "FEATURE_EXTRACTION" if pooled else None,
+        "task_type": "FEATURE_EXTRACTION" if pooled else TASK_TYPES.get(task_of(settings).inputs.model_class),
         **_source(settings),
         "r": settings.rank,
         "lora_alpha": settings.alpha,
