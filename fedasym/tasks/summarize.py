@@ -248,7 +248,7 @@ def write(
         found = model.generate(input_ids=ids, attention_mask=mask)
     finally:
         model.generation_config = own
-    return [text.strip() for text in processor.batch_decode(found[:, start:], skip_special_tokens=True)]
+    return [text.strip() for text in processor.batch_decode(found[:, start:].cpu(), skip_special_tokens=True)]
 
 
 def _prompts(ids: "Tensor", labels: "Tensor", pad: int) -> "tuple[Tensor, Tensor]":
@@ -256,7 +256,7 @@ def _prompts(ids: "Tensor", labels: "Tensor", pad: int) -> "tuple[Tensor, Tensor
     from torch.nn.utils.rnn import pad_sequence
 
     lengths = (labels != IGNORED).int().argmax(dim=1) + 1
-    rows = [row[:length] for row, length in zip(ids, lengths.tolist(), strict=True)]
+    rows = [row[:length] for row, length in zip(ids, lengths.cpu().tolist(), strict=True)]
     padded = pad_sequence(rows, batch_first=True, padding_value=pad, padding_side="left")
     ones = [row.new_ones(len(row)) for row in rows]
     return padded, pad_sequence(ones, batch_first=True, padding_side="left")
