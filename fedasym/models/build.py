@@ -33,6 +33,12 @@ from fedasym.tasks.base import Inputs
 
 loading = threading.Lock()  # transformers sets process-wide state (default dtype, generator) while it loads
 _SMALLER = "use a GPU with more memory that is free, dtype='bfloat16' where it is native, or a smaller model"
+_KINDS = {  # what to do about a model that is not of the class that a task wants
+    "AutoModelForSeq2SeqLM": "the task is for models with an encoder and a decoder, such as BART or T5: set model to "
+    "one, or task to 'summarize-causal' for a model with a decoder alone",
+    "AutoModelForCausalLM": "the task is for models with a decoder alone, such as LLaMA or GPT-2: set model to one, or "
+    "task to 'summarize' for a model with an encoder and a decoder",
+}
 _POSITIONS = ("position_embeddings", "embed_positions", "wpe")  # what transformers calls an absolute position table
 
 
@@ -74,9 +80,9 @@ def build(settings: ModelSettings, num_labels: int, inputs: Inputs) -> Built:
         inputs: the task's; says the class of the model and of what reads its inputs.
 
     Raises:
-        ValueError: no output layer with ``num_labels`` outputs, targets that match nothing, a ``max-length`` for
-            which the model has no positions, logits that are not finite, a model without the head that the task
-            needs, or a writing model whose tokens see later ones.
+        ValueError: no output layer with ``num_labels`` outputs, targets that match nothing, a length for which the
+            model has no positions, logits that are not finite, a model of another kind than the task's or without the
+            head that it needs, or a writing model whose tokens see later ones.
         FileNotFoundError: no such local folder or file.
         ModuleNotFoundError: a packaged model, or the library that reads GGUF, is not installed.
         OSError: transformers cannot find or download the model, or its weights are not stored as safetensors.
@@ -87,7 +93,7 @@ def build(settings: ModelSettings, num_labels: int, inputs: Inputs) -> Built:
     with device.memory_named(f"loading model {settings.model!r} onto {where}", _SMALLER):
         with loading:
             model, processor, missing = _load(settings, inputs, num_labels, where)
-        _require_positions(model, settings)
+        _require_positions(model, settings, *inputs.positions(processor, settings.max_length))
         if not num_labels:
             _require_whole(model, missing, settings)
         if inputs.model_class == "AutoModelForCausalLM":
@@ -174,7 +180,7 @@ def _load(settings: ModelSettings, inputs: Inputs, num_labels: int, where: torch
     Raises:
         FileNotFoundError: no such local folder.
         OSError: there is no such model, or its weights are not stored as safetensors.
-        ValueError: transformers has no such head for this kind of model.
+        ValueError: transformers has no model of the task's class for its configuration.
     """
     import transformers
     from transformers.utils import logging
@@ -206,15 +212,9 @@ def _load(settings: ModelSettings, inputs: Inputs, num_labels: int, where: torch
                 missing = {f"encoder.{name}" for name in info["missing_keys"]} | {"output.weight", "output.bias"}
             else:
                 own = {"num_labels": num_labels} if num_labels else {}
+                _require_kind(settings, inputs.model_class)
                 model, info = getattr(transformers, inputs.model_class).from_pretrained(source, **own, **options)
                 missing = set(info["missing_keys"])
-    except ValueError as error:
-        if "Unrecognized configuration class" not in str(error):
-            raise
-        raise ValueError(
-            f"model={settings.model!r}: transformers has no {inputs.model_class} for it, the head that the task needs; "
-            f"take a model of another kind ({str(error).splitlines()[0]})"
-        ) from error
     except OSError as error:
         if "file named model.safetensors" not in str(error):
             raise
@@ -243,20 +243,54 @@ def _require_whole(model: nn.Module, missing: Collection[str], settings: ModelSe
         )
 
 
-def _require_positions(model: nn.Module, settings: ModelSettings) -> None:
-    """Require a row of every absolute position table for each of ``max-length`` tokens; rotary positions have no table.
+def _require_kind(settings: ModelSettings, wanted: str) -> None:
+    """Require a configuration for which transformers has a generating model of the class that the task wants.
+
+    Of a model with an encoder transformers would make a causal one by dropping the encoder.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, AutoConfig
+
+    if wanted not in _KINDS:
+        return
+    config = AutoConfig.from_pretrained(source_of(settings.model), revision=settings.revision)
+    both = bool(getattr(config, "is_encoder_decoder", False))
+    known = MODEL_FOR_CAUSAL_LM_MAPPING if wanted == "AutoModelForCausalLM" else MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+    if type(config) not in known or both != (wanted == "AutoModelForSeq2SeqLM"):
+        raise ValueError(
+            f"model={settings.model!r} is configured by a {type(config).__name__}, which is no {wanted}: "
+            f"{_KINDS[wanted]}"
+        )
+
+
+def _require_positions(model: nn.Module, settings: ModelSettings, whole: int, decoder: int) -> None:
+    """Require a row of every absolute position table for each token of an example; rotary positions have no table.
 
     RoBERTa's positions start after its padding id, BART's and OPT's after an offset of their own.
+
+    Args:
+        model: bare.
+        settings: for the error.
+        whole: tokens that the model reads of an example at most.
+        decoder: those of its decoder, where it has one beside an encoder.
     """
+    both = bool(getattr(model.config, "is_encoder_decoder", False))
     for name, table in model.named_modules():
         if isinstance(table, nn.Embedding) and name.rpartition(".")[2] in _POSITIONS:
             skipped = getattr(table, "offset", 0 if table.padding_idx is None else table.padding_idx + 1)
             usable = table.num_embeddings - skipped
-            if settings.max_length > usable:
-                raise ValueError(
-                    f"max-length={settings.max_length} exceeds the {usable} positions of model {settings.model!r} "
-                    f"({name}); set max-length={usable} or less"
-                )
+            beside = both and "decoder" in name.split(".")
+            wanted = decoder if beside else whole
+            if wanted <= usable:
+                continue
+            there = f"the {usable} positions of model {settings.model!r} ({name})"
+            if beside:
+                raise ValueError(f"answer-length={wanted} exceeds {there}; set answer-length={usable} or less")
+            if wanted == settings.max_length:
+                raise ValueError(f"max-length={wanted} exceeds {there}; set max-length={usable} or less")
+            raise ValueError(
+                f"max-length={settings.max_length} and what the task reads beside it, {wanted} tokens, exceed {there}; "
+                f"lower max-length by {wanted - usable}"
+            )
 
 
 def _draw_missing(model: nn.Module, missing: Iterable[str], seed: int) -> None:

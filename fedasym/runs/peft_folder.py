@@ -23,7 +23,7 @@ from fedasym.settings import Settings
 from fedasym.tasks import task_of
 
 DEMO_ON_THE_HUB = "sentence-transformers/all-MiniLM-L6-v2"  # which the packaged MiniLM is, by its SHA-256
-TASK_TYPES = {"AutoModelForCausalLM": "CAUSAL_LM"}  # PEFT's name of a task whose model transformers builds so
+TASK_TYPES = {"AutoModelForSeq2SeqLM": "SEQ_2_SEQ_LM", "AutoModelForCausalLM": "CAUSAL_LM"}  # by the model's class
 NO_TARGETS = "dummy-target-modules"  # the one word by which PEFT accepts a config that adapts no layer
 
 

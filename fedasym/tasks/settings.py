@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from fedasym.fields import Checked, names_in, require_named, setting
 from fedasym.tasks import choices, glue, instruct, task_names
 
+WRITTEN = ("summarize", "summarize-causal")  # the tasks of models that write an answer, and the settings of those alone
+ANSWER = ("answer_column", "answer_length", "prompt", "beams")
+
 
 @dataclass(frozen=True)
 class TaskSettings(Checked):
@@ -34,10 +37,16 @@ class TaskSettings(Checked):
     choices_score: str = setting(
         "letter", "what is scored after the question: a choice's letter, or its text", choices=choices.SCORES
     )
+    answer_column: str = setting("summary", "column of what is to be written")
+    answer_length: int = setting(64, "tokens of what is written; longer ones are cut", least=1)
+    prompt: str = setting("", "words before the text, or around it where it is {document}")
+    beams: int = setting(1, "beams of the search for what is written; 1: greedy", least=1)
 
     def _check(self) -> None:
         super()._check()
-        require_named(self, "text_columns", "label_column", "data")
+        require_named(self, "text_columns", "label_column", "answer_column", "data")
+        if self.task not in WRITTEN:
+            self._require_unset(ANSWER, f"with task={self.task!r}")
         if self.label_column in self.text_column_names:
             raise ValueError(
                 f"text-columns={self.text_columns!r} holds label-column={self.label_column!r}: the label would be read "

@@ -150,10 +150,13 @@ def contract_of(settings: AgreedSettings, built: Built, labels: tuple[str, ...],
     local = {
         key: getattr(settings, key)
         for key in (
-            "optimizer", "lr", "head_lr", "weight_decay", "clip", "batch_size", "local_steps", "local_epochs",
-            "micro_batch", "max_length", "attention", "dtype", "client_holdout", "threads", "transforms",
+            "optimizer", "lr", "head_lr", "schedule", "warmup_rounds", "weight_decay", "clip", "batch_size",
+            "local_steps", "local_epochs", "micro_batch", "max_length", "answer_length", "prompt", "attention", "dtype",
+            "client_holdout", "threads", "transforms",
         )
     }  # fmt: skip
+    if settings.schedule != "constant":
+        local["num_rounds"] = settings.num_rounds  # by which the rates go
     return Contract(
         settings.method, METHODS[settings.method].factors, settings.seed, settings.kind, settings.rank,
         settings.alpha, settings.scaling, settings.head,

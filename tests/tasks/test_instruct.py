@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-from fedasym.models.behaviour import digest_tokenizer
 from quiz import TEMPLATE, make_tokenizer, make_writer, quiz_settings
 from world import simulate
 
@@ -18,6 +17,7 @@ from fedasym.adapters import lora
 from fedasym.data.examples import load_examples
 from fedasym.data.partition import partition
 from fedasym.models.build import build
+from fedasym.models.equivalence import digest_tokenizer
 from fedasym.runs.record import read_rounds
 from fedasym.settings import Settings
 from fedasym.tasks import task_of
