@@ -41,15 +41,25 @@ def make_t5(folder: Path, like: Path) -> Path:
     return folder
 
 
+def make_causal(folder: Path, like: Path) -> Path:
+    """Save another tiny model with a head that writes, and its tokenizer."""
+    with torch.random.fork_rng():
+        torch.manual_seed(13)
+        transformers.AutoModelForCausalLM.from_pretrained(like).save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(like).save_pretrained(folder)
+    return folder
+
+
 def values_of(kind: str, models: dict[str, Path], root: Path, **more: object) -> dict[str, object]:
     """Return the run config of a federation of two sections on the tiny documents below a folder."""
-    data, t5 = root / "documents", root / "t5"
+    data, t5, llama = root / "documents", root / "t5", root / "llama"
     if not data.exists():
         make_documents(data)
         make_t5(t5, models["bart"])
+        make_causal(llama, models["llama"])
     values: dict[str, object] = {
         "task": "summarize-causal" if kind == "llama" else "summarize",
-        "model": str({**models, "t5": t5}[kind]),
+        "model": str({**models, "t5": t5, "llama": llama}[kind]),
         "data": str(data),
         "text-columns": "document",
         "dtype": "float32",

@@ -94,10 +94,10 @@ def build(settings: ModelSettings, num_labels: int, inputs: Inputs) -> Built:
         with loading:
             model, processor, missing = _load(settings, inputs, num_labels, where)
         _require_positions(model, settings, *inputs.positions(processor, settings.max_length))
-        if not num_labels:
-            _require_whole(model, missing, settings)
         if inputs.model_class == "AutoModelForCausalLM":
             require_causal(model, settings)
+        if not num_labels:
+            _require_whole(model, missing, settings)
         _draw_missing(model, missing, settings.seed)
         layers, output = fit(model, settings, num_labels, missing)
     model.eval()
