@@ -170,10 +170,10 @@ def fit(model: nn.Module, settings: ModelSettings, num_labels: int, missing: Col
         raise ValueError(f"head={settings.head!r}: the task trains no head of its own; leave head at 'auto'")
     whole = {"output": [output], "local": [output], "full": list(head), "frozen": []}[settings.head]
     excluded = set(head) if settings.head == "frozen" else {output, *whole}
-    targets: str | list[str] = "all-linear"
-    if settings.targets != "all-linear":
-        hidden = [name for name in head if name not in excluded and f"{name}.weight" in missing]
-        targets = [*settings.target_names, *hidden]
+    if settings.exclude:
+        excluded |= {*lora.matching(lora.adaptable(model), settings.excluded_names, "exclude")}
+    hidden = [name for name in head if name not in excluded and f"{name}.weight" in missing]
+    targets = [*settings.target_names, *hidden]
     method = METHODS[settings.method]
     layers: list[str] = []
     if method.factors == "W":
