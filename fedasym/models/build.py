@@ -1,7 +1,8 @@
 """Build what trains: base model, head and adapters, from the settings alone.
 
 Head policies (setting ``head``). A head is every linear layer outside the base model; what the checkpoint lacks of it
-is drawn from the seed. Its last layer with as many outputs as labels is the *output layer*.
+is drawn from the seed, and so is an output layer that it has for another number of labels. Its last layer with as many
+outputs as labels is the *output layer*.
 
 * ``output`` (default): hidden head layers are frozen and adapted like every other layer; the output layer trains in
   full and travels.
@@ -13,7 +14,7 @@ is drawn from the seed. Its last layer with as many outputs as labels is the *ou
 import hashlib
 import importlib.util
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from logging import ERROR
@@ -28,9 +29,10 @@ from fedasym.adapters.layers import TrainedLinear
 from fedasym.adapters.projection import seeded_normal
 from fedasym.methods import METHODS
 from fedasym.models import device
-from fedasym.models.behaviour import described, digest_tokenizer, initial_logits
+from fedasym.models.behaviour import described, digest_processor, initial_logits
 from fedasym.models.pooling import pooled
 from fedasym.models.settings import ModelSettings
+from fedasym.ops import extras
 from fedasym.tasks.base import Inputs
 
 loading = threading.Lock()  # transformers sets process-wide state (default dtype, generator) while it loads
@@ -44,14 +46,14 @@ class Built:
     """A model ready to train.
 
     Attributes:
-        model: takes input_ids and attention_mask, returns an object with ``logits`` ``(n, num_labels)``.
+        model: takes what the task's inputs collate, returns an object with ``logits`` ``(n, num_labels)``.
         processor: the model's own: what reads its inputs.
         layers: paths of the adapted layers.
         seeded: paths of parameters that were drawn from the seed because the checkpoint lacks them.
         output: path of the output layer; "" where the model's own head stays as it is.
         base: fingerprint of all that is frozen.
         config: what the model's ``config.json`` says of it, as `behaviour.described`.
-        ids: digest of how text becomes ids, as `behaviour.digest_tokenizer`.
+        ids: digest of how inputs become what the model reads, as `behaviour.digest_processor`.
         A: fingerprint of the initial A.
         logits: what the initial model says to a fixed input, as `behaviour.initial_logits`.
     """
@@ -119,7 +121,8 @@ def build(settings: ModelSettings, num_labels: int, inputs: Inputs) -> Built:
 
     Raises:
         ValueError: no output layer with ``num_labels`` outputs, targets that match nothing, a ``max-length`` for
-            which the model has no positions, or logits that are not finite.
+            which the model has no positions, a checkpoint of other shapes than its config's, or logits that are not
+            finite.
         FileNotFoundError: no such local folder.
         OSError: transformers cannot find or download the model, or its weights are not stored as safetensors.
         DeviceMemoryError: the device's memory is too small for it.
@@ -141,7 +144,7 @@ def build(settings: ModelSettings, num_labels: int, inputs: Inputs) -> Built:
         output,
         lora.fingerprint_base(model),
         _described(settings),
-        digest_tokenizer(processor),
+        digest_processor(processor, inputs),
         lora.fingerprint_A(model, settings.kind),
         initial_logits(model, processor, inputs, settings),
     )
@@ -224,6 +227,12 @@ def _load(settings: ModelSettings, inputs: Inputs, num_labels: int, where: torch
         "use_safetensors": True,  # the other format is Python's pickle, which can hold code
         **device.loading_options(where),
     }
+    reader = {}
+    if inputs.processor_class == "AutoImageProcessor":
+        extras.require("PIL")
+        if settings.pooling != "model":
+            raise ValueError(f"pooling={settings.pooling!r} pools the tokens of a text; leave it at 'auto' for images")
+        reader["backend"] = "pil"  # the other one resizes to slightly other pixels, where it is installed
     verbosity = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()
     if Path(source).is_dir():
@@ -232,7 +241,7 @@ def _load(settings: ModelSettings, inputs: Inputs, num_labels: int, where: torch
     try:
         with torch.random.fork_rng(devices=[]):  # transformers initialises what is missing from the global stream
             processor = getattr(transformers, inputs.processor_class).from_pretrained(
-                source, revision=settings.revision
+                source, revision=settings.revision, **reader
             )
             if settings.pooling in ("mean", "pair"):
                 encoder, info = transformers.AutoModel.from_pretrained(source, **options)
@@ -241,9 +250,9 @@ def _load(settings: ModelSettings, inputs: Inputs, num_labels: int, where: torch
                 model.to(where)
                 missing = {f"encoder.{name}" for name in info["missing_keys"]} | {"output.weight", "output.bias"}
             else:
-                own = {"num_labels": num_labels} if num_labels else {}
+                own = {"num_labels": num_labels, "ignore_mismatched_sizes": True} if num_labels else {}
                 model, info = getattr(transformers, inputs.model_class).from_pretrained(source, **own, **options)
-                missing = set(info["missing_keys"])
+                missing = set(info["missing_keys"]) | _other_outputs(model, info["mismatched_keys"], num_labels)
     except OSError as error:
         if "file named model.safetensors" not in str(error):
             raise
@@ -255,12 +264,44 @@ def _load(settings: ModelSettings, inputs: Inputs, num_labels: int, where: torch
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+    if inputs.processor_class == "AutoImageProcessor" and options["dtype"] != torch.float32:
+        model.register_forward_pre_hook(_cast_pixels, with_kwargs=True)
     if inputs.processor_class == "AutoTokenizer":
         if processor.pad_token is None:
             processor.pad_token = processor.eos_token
         if model.config.pad_token_id is None:
             model.config.pad_token_id = processor.pad_token_id
     return model, processor, missing & model.state_dict().keys()
+
+
+def _cast_pixels(model: Any, args: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Give a model pixels in the dtype of its frozen weights; of transformers' models some do it, others fail."""
+    dtype = next((p.dtype for p in model.parameters() if p.dtype != torch.float32), torch.float32)
+    return args, {**inputs, "pixel_values": inputs["pixel_values"].to(dtype)}
+
+
+def _other_outputs(
+    model: Any, mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]], num_labels: int
+) -> set[str]:
+    """Return the parameters of an output layer that the checkpoint holds for another number of outputs.
+
+    Args:
+        model: base model and head.
+        mismatched: ``(path, shape in the checkpoint, shape here)``, of which no value was loaded.
+        num_labels: outputs here.
+
+    Raises:
+        ValueError: another parameter has another shape.
+    """
+    base, found = f"{model.base_model_prefix}.", set()
+    for name, stored, here in mismatched:
+        if name.startswith(base) or here[0] != num_labels or tuple(stored[1:]) != tuple(here[1:]):
+            raise ValueError(
+                f"{name}: its shape is {tuple(stored)} in the checkpoint and {tuple(here)} by its config.json; only an "
+                "output layer may have another number of outputs; take another checkpoint"
+            )
+        found.add(name)
+    return found
 
 
 def _require_positions(model: nn.Module, settings: ModelSettings) -> None:

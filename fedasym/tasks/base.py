@@ -191,6 +191,8 @@ class Task:
         class_names: the classes by id, where they are known beforehand. Empty: there are none, or the data say.
         reads: what of a folder's training data the task reads, by the setting that says it.
         advice: what to do about a table without the wanted columns.
+        layout: of images: ``table``, or how their folder is laid out, ``domains`` or ``classes``; empty: a table.
+        hold_out: the domain that judges and is not trained on; empty: none.
     """
 
     name: str
@@ -205,6 +207,8 @@ class Task:
     class_names: tuple[str, ...] = ()
     reads: Mapping[str, str] = field(default_factory=dict)
     advice: str = "set the columns"
+    layout: str = ""
+    hold_out: str = ""
 
     @property
     def metric(self) -> str:

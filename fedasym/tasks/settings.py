@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from fedasym.fields import Checked, names_in, require_named, setting
 from fedasym.tasks import glue, task_names
+from fedasym.tasks.images import LAYOUTS
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,18 @@ class TaskSettings(Checked):
     label_column: str = setting("label", "label column")
     labels: str = setting("", "the classes in the order of their ids, by commas, as in the label column; empty: found")
 
+    image_layout: str = setting(
+        "table",
+        "how images lie: in a table's column, as DOMAIN/CLASS/NAME.png, or [SPLIT/]CLASS/NAME.png",
+        choices=LAYOUTS,
+    )
+    image_column: str = setting("image", "column of images: bytes, or paths relative to the table's folder")
+    hold_out_domain: str = setting("", "domain of images that judges a run and is not trained on; empty: none")
+
     def _check(self) -> None:
         super()._check()
-        require_named(self, "text_columns", "label_column", "data")
+        require_named(self, "text_columns", "label_column", "image_column", "data")
+        self._check_images()
         if self.label_column in self.text_column_names:
             raise ValueError(
                 f"text-columns={self.text_columns!r} holds label-column={self.label_column!r}: the label would be read "
@@ -38,6 +48,19 @@ class TaskSettings(Checked):
                 raise ValueError(
                     f"{name.replace('_', '-')}={value!r} contradicts task={self.task!r}, which has its own data, "
                     f"splits and columns; leave it at {default!r}, or set task to classification or regression"
+                )
+
+    def _check_images(self) -> None:
+        idle = [] if self.task == "images" else ["image_layout", "image_column", "hold_out_domain"]
+        if self.task == "images":
+            idle = ["text_columns", *([] if self.image_layout == "domains" else ["hold_out_domain"])]
+            idle += [] if self.image_layout == "table" else ["image_column", "label_column"]
+        for name in idle:
+            value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
+            if value != default:
+                raise ValueError(
+                    f"{name.replace('_', '-')}={value!r} does nothing with task={self.task!r} and image-layout="
+                    f"{self.image_layout!r}; leave it at {default!r}"
                 )
 
     @property
