@@ -204,6 +204,8 @@ class Task:
         source: the setting that says where the data are.
         judged: what judges a run on held-out examples, with data of its own; None: the task itself.
         shown: makes the inputs of the training split's table, where its rows stand before every held-out example.
+        layout: of images: ``table``, or how their folder is laid out, ``domains`` or ``classes``; empty: a table.
+        hold_out: the domain that judges and is not trained on; empty: none.
     """
 
     name: str
@@ -221,6 +223,8 @@ class Task:
     source: str = "data"
     judged: "Task | None" = None
     shown: Callable[[Any], Inputs] | None = None
+    layout: str = ""
+    hold_out: str = ""
 
     @property
     def judge(self) -> "Task":
