@@ -15,7 +15,7 @@ TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>\n{{ message.content }}</s>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
-_SPECIAL = ("<pad>", "<s>", "</s>")
+_SPECIAL = ("<pad>", "<s>", "</s>", "<|endoftext|>")
 _WORDS = ("red", "blue", "Rome", "Oslo", "one", "two", "seven", "pale green")
 
 
@@ -32,7 +32,7 @@ def make_tokenizer(template: str = TEMPLATE, opens: bool = False) -> transformer
 
         backend.post_processor = TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
     tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<|endoftext|>"
     )
     tokenizer.chat_template = template or None
     return tokenizer
@@ -44,7 +44,7 @@ def make_writer(
     """Save a two-layer decoder with a head that writes (hidden size 32) and its tokenizer of bytes."""
     tokenizer = make_tokenizer(template, opens)
     numbers = {
-        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
         "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 1024, "initializer_range": 0.2,
         "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": tied,
     }  # fmt: skip

@@ -125,7 +125,10 @@ def _gguf_file(model: str, revision: str, local: bool) -> Path:
         from transformers.utils import cached_file
 
         name, _, file = model.partition(":")
-        return Path(cached_file(name, file, revision=revision))
+        try:
+            return Path(cached_file(name, file, revision=revision))
+        except OSError as error:
+            raise OSError(f"model={model!r}: no such file was had of the hub: {str(error).splitlines()[0]}") from error
     path = Path(model).expanduser()
     if not path.is_file():
         raise FileNotFoundError(

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, LlamaConfig, ViTConfig
+from quiz import make_writer, quiz_settings
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, ViTConfig
 from world import assert_moved, simulate, tiny_settings
 
 from fedasym.runs.communication import PRESETS, communication_cost, config_of, skeleton
@@ -42,6 +43,23 @@ def test_every_family_and_head_moves_the_computed_bytes(
     )  # fmt: skip
     found = communication_cost(settings.resolved(), config_of(settings.model), 3)
     assert_moved(simulate(settings), found, settings.num_clients)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("method", ["asymmetric", "lora", "full"])
+def test_a_model_that_writes_moves_the_computed_bytes_and_nothing_of_its_own_head(
+    tmp_path: Path, method: str, tied: bool
+) -> None:
+    folder = make_writer(tmp_path / "own", tied=tied)
+    settings = quiz_settings(
+        tmp_path, model=str(folder), method=method, out=str(tmp_path / "run"), local_steps=1, test_cap=2
+    )
+    found = communication_cost(settings.resolved(), config_of(settings.model), 0)
+    assert_moved(simulate(settings), found, 3)
+    assert found.output == "" and found.head_values == 0
+    shapes = [p.numel() for p in AutoModelForCausalLM.from_pretrained(folder).parameters()]
+    assert found.parameters == sum(shapes)
+    assert found.rounds[0].up == 4 * {"asymmetric": found.B, "lora": found.A + found.B, "full": sum(shapes)}[method]
 
 
 def test_a_sampled_stack_has_the_factors_of_the_clients_of_a_round(tmp_path: Path) -> None:
@@ -142,6 +160,13 @@ def test_the_command_prints_the_same_numbers_as_a_table_and_as_json(capsys: pyte
     assert rows["asymmetric"]["B_bytes"] == 4 * 147_456 and rows["asymmetric"]["head_bytes"] == 4 * 592_130
     assert rows["fedex"]["rounds"][1]["down"] == 4 * (3 * 2 * 147_456 + 592_130)
     assert rows["local"]["rounds"][0]["up"] == 0 and rows["full"]["saving_adapter"] is None
+    writing = ["bytes", "--model", "llama-2-7b", "--targets", "q_proj,v_proj", "--labels", "0", "--methods", "lora"]
+    assert main([*writing, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["methods"]
+    assert row["A_bytes"] == row["B_bytes"] == 4 * 32 * 2 * 8 * 4096 and row["head_bytes"] == 0
+    assert row["parameters"] == 6_738_415_616  # the published model, its own head included
+    assert main(writing) == 0
+    assert "parameters with its own head, which stays as it is" in capsys.readouterr().out
     assert main([*chosen, "--methods", "lora,asymmetric"]) == 0
     table = capsys.readouterr().out
     assert "147,456 values" in table and "592,130 values" in table and "16.6 %" in table

@@ -9,6 +9,7 @@ import peft
 import pytest
 import torch
 import transformers
+from quiz import make_writer, quiz_settings
 from safetensors.torch import load_file
 from world import TEXTS, simulate
 
@@ -277,3 +278,37 @@ def test_a_bfloat16_model_exports_an_adapter_of_the_same_model(case, tmp_path) -
         found, expected = by_peft(settings, tmp_path)(**inputs).logits, built.model(**inputs).logits.float()
     # Two layers of bfloat16 roundings (2^-8 each) against float32, on logits of size one.
     torch.testing.assert_close(found, expected, atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@pytest.mark.parametrize(
+    ("method", "tied"), [("asymmetric", True), ("asymmetric", False), ("lora", True), ("fedex", True)]
+)
+def test_a_model_that_writes_is_loaded_by_peft_alone_with_the_same_logits(tmp_path, method, tied, kind) -> None:
+    folder = make_writer(tmp_path / "writer", kind=kind, tied=tied)
+    settings = quiz_settings(tmp_path, model=str(folder), method=method).resolved()
+    built = build(settings, 0, task_of(settings).inputs)
+    rng, moving = np.random.default_rng(1), lora.common(built.model)
+    lora.load(moving, {n: 0.3 * rng.standard_normal(tuple(p.shape), np.float32) for n, p in moving.items()})
+    write_adapter(tmp_path / "adapter", built, settings)
+    assert peft.PeftConfig.from_pretrained(tmp_path / "adapter").task_type == "CAUSAL_LM"
+    theirs = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+    ids = torch.arange(24).reshape(2, 12)
+    with torch.no_grad():
+        expected = built.model(input_ids=ids).logits
+        close(theirs(input_ids=ids).logits, expected)
+        plain = transformers.AutoModelForCausalLM.from_pretrained(folder)
+        assert (plain(input_ids=ids).logits - expected).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_fully_trained_model_that_writes_is_a_folder_of_transformers(tmp_path, tied) -> None:
+    settings = quiz_settings(tmp_path, model=str(make_writer(tmp_path / "own", tied=tied)), method="full").resolved()
+    built = build(settings, 0, task_of(settings).inputs)
+    moving = lora.trainable(built.model)
+    lora.load(moving, {name: matrix * np.float32(1.5) for name, matrix in lora.read(moving).items()})
+    write_adapter(tmp_path / "adapter", built, settings)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+    ids = torch.arange(24).reshape(2, 12)
+    with torch.no_grad():
+        close(theirs(input_ids=ids).logits, built.model(input_ids=ids).logits)
