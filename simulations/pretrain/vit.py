@@ -98,7 +98,7 @@ def draw(garments: NDArray[np.uint8], rng: np.random.Generator) -> tuple[Tensor,
 def _colours(hue: NDArray[np.float64], depth: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return bright RGB colours ``(n, 3)`` of hues from 0 to 1, the paler the less deep."""
     wheel = np.abs((hue[:, None] * 6 + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1
-    return 1 - depth[:, None] * (1 - wheel.clip(0, 1))
+    return np.asarray(1 - depth[:, None] * (1 - np.clip(wheel, 0, 1)), np.float64)
 
 
 def _tensor(values: NDArray[Any]) -> Tensor:
@@ -121,7 +121,7 @@ def make_model(seed: int) -> Any:
 
 def losses(logits: Tensor, answers: dict[str, Tensor]) -> Tensor:
     """Return the sum of the questions' mean cross-entropies."""
-    parts = dict(zip(QUESTIONS, logits.split([*QUESTIONS.values()], dim=-1), strict=True))
+    parts = dict(zip(QUESTIONS, torch.split(logits, [*QUESTIONS.values()], dim=-1), strict=True))
     return torch.stack([F.cross_entropy(parts[name], answers[name]) for name in QUESTIONS]).sum()
 
 
@@ -155,7 +155,7 @@ def pretrain(data: Path, out: Path, steps: int, seed: int = 0) -> dict[str, floa
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss.item()} at step {step}; lower the rate")
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
             group["lr"] = _LR * _rate(step / steps)
@@ -176,7 +176,7 @@ def judge(model: Any, images: NDArray[np.uint8], labels: NDArray[np.uint8], seed
         pixels, answers = draw(images[start : start + 500], generator(seed, "judge", start))
         answers["garment"] = _ids(labels[start : start + 500])
         with torch.no_grad():
-            parts = model(pixel_values=pixels).logits.split([*QUESTIONS.values()], dim=-1)
+            parts = model(pixel_values=pixels).torch.split(logits, [*QUESTIONS.values()], dim=-1)
         for name, part in zip(QUESTIONS, parts, strict=True):
             right[name] += int((part.argmax(-1) == answers[name]).sum())
     return {name: count / len(images) for name, count in right.items()}
