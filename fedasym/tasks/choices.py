@@ -202,9 +202,9 @@ def choices_in(cell: Any, row: str) -> list[str]:
     Raises:
         ValueError: it is no list of two to 26 texts; names the row.
     """
-    choices = cell.tolist() if isinstance(cell, np.ndarray) else cell
-    good = isinstance(choices, list) and 2 <= len(choices) <= len(LETTERS)
-    if not good or not all(isinstance(choice, str) and choice.strip() for choice in choices):
+    choices: list[str] = list(cell) if isinstance(cell, list | np.ndarray) else []
+    good = all(isinstance(choice, str) and choice.strip() for choice in choices)
+    if not good or not 2 <= len(choices) <= len(LETTERS):
         raise ValueError(
             f"{row}: column 'choices' holds {str(cell)[:80]!r}; it must be a list of 2 to {len(LETTERS)} texts, none "
             "empty (parquet or jsonl)"
@@ -316,16 +316,18 @@ def log_likelihoods(model: "nn.Module", inputs: Mapping[str, "Tensor"]) -> "Tens
     found = torch.zeros(len(follow), device=follow.device)
     every = torch.arange(inputs["input_ids"].shape[1], device=follow.device)
     selective = "logits_to_keep" in inspect.signature(model.forward).parameters
-    for rows in torch.arange(len(inputs["input_ids"]), device=follow.device).split(len(inputs["subject"])):
-        ending, step = (follow & torch.isin(inputs["row"], rows)[:, None]).nonzero(as_tuple=True)
+    size, row = len(inputs["subject"]), inputs["row"]
+    for start in range(0, len(inputs["input_ids"]), size):
+        now = (row >= start) & (row < start + size)
+        ending, step = (follow & now[:, None]).nonzero(as_tuple=True)
         wanted = at[ending, step]
-        kept = wanted.unique() if selective else every
+        kept = wanted.unique() if selective else every  # type: ignore[no-untyped-call]
         logits = model(
-            input_ids=inputs["input_ids"][rows],
-            attention_mask=inputs["attention_mask"][rows],
+            input_ids=inputs["input_ids"][start : start + size],
+            attention_mask=inputs["attention_mask"][start : start + size],
             **({"logits_to_keep": kept} if selective else {}),
         ).logits
-        picked = logits[inputs["row"][ending] - rows[0], torch.searchsorted(kept, wanted)].float()
+        picked = logits[row[ending] - start, torch.searchsorted(kept, wanted)].float()
         terms = picked.log_softmax(-1).gather(1, inputs["tokens"][ending, step][:, None])[:, 0]
         found.index_add_(0, ending, terms)
     return found
