@@ -9,7 +9,7 @@ export FLWR_DISABLE_UPDATE_CHECK = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup nginx demo federation test check-slow other-env benchmarks check-gpu clean
+.PHONY: help setup nginx demo federation test check-slow check-deployment other-env benchmarks check-gpu clean
 
 help:  ## print these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,11 +40,11 @@ nginx:  ## the proxy of a deployment: installed where we may (a container's root
 federation: $(STAMP) nginx  ## a server behind a proxy and three sites, deployed on this machine; compared with its simulation
 	@$(BIN)/python -m simulations federation
 
-test: $(STAMP)  ## lint, types and all tests but the slow ones, in two processes
+test: $(STAMP)  ## lint, types and all tests but the slow ones, in three processes
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	@# mypy beside pytest: it has one process, and so has the end of the tests.
+	@# mypy beside pytest: it has one process; the third of the tests fills what others wait.
 	@$(BIN)/mypy & types=$$!; \
-		HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"; tests=$$?; \
+		HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow"; tests=$$?; \
 		wait $$types && exit $$tests
 
 OTHER_TORCH ?= 2.14.1
@@ -64,6 +64,9 @@ other-env: $(STAMP)  ## a second environment of another torch (gigabytes), for t
 
 check-slow: $(STAMP) nginx  ## the slow tests: killed and resumed through Flower, deployments, a whole new demo
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+
+check-deployment: $(STAMP) nginx  ## of the slow tests those of a deployment: TLS, keys, proxy, pinned bundle, what is killed
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m deployed
 
 benchmarks: $(STAMP)  ## measure speed; raw lines go to benchmarks/results/
 	@for script in $(filter-out benchmarks/gpu.py benchmarks/result_line.py,$(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python $$script --out benchmarks/results/$$(basename $$script .py).jsonl || exit 1; done

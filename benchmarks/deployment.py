@@ -1,5 +1,7 @@
 """Seconds of a deployed round with and without the warm worker, beside the same round in one process; see --out.
 
+With --fork-server: with the warm worker, and with and without the fork server of its messages' processes, in turns.
+
 Three sites with MiniLM behind TLS and node authentication, each in processes of its own on this machine; two kinds of
 training: next to none (one step of one example), and ten steps of 16. A counting proxy between sites and
 SuperLink gives the bytes through the sockets, TLS included. Overhead is the deployed round less the round in process.
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.result_line import machine, make_parser, say
+from clients.deploy.plan import GUARDED
 from fedasym.runs.record import read_rounds
 from simulations.cost.counting_proxy import counting_proxy
 from simulations.cost.measured_bytes import Watch
@@ -25,7 +28,9 @@ KINDS = {"next to none": ["local-steps=1", "batch-size=1"], "demo": ["local-step
 FIRST = 2  # the first round counted: round 1 loads model and data
 
 
-def deployed(root: Path, data: Path, overrides: list[str], worker: bool) -> dict[str, Any]:
+def deployed(
+    root: Path, data: Path, overrides: list[str], *, worker: bool = True, fork_server: bool = True
+) -> dict[str, Any]:
     """Run a federation as a deployment; return seconds of the counted rounds and socket bytes a site and round."""
     settings = read_settings(CONFIG, overrides, root / "run")
     with ExitStack() as stack:
@@ -35,6 +40,8 @@ def deployed(root: Path, data: Path, overrides: list[str], worker: bool) -> dict
             options = ["--labels", settings.labels, *([] if worker else ["--no-worker"])]
             stack.enter_context(site_up(server, name, data / name, *options, port=between.port))
         await_sites(server, len(settings.site_names))
+        for name in settings.site_names if worker and not fork_server else ():
+            (root / "sites" / name / "bin" / GUARDED).unlink()  # so Flower's own command is found
         watch = stack.enter_context(Watch(between, root / "run"))
         run_app(server.link, settings)
     rows = read_rounds(root / "run")
@@ -81,14 +88,47 @@ def measure(kind: str, rounds: int) -> dict[str, Any]:
     }
 
 
+def measure_fork_server(kind: str, rounds: int, sites: str, turns: int) -> dict[str, Any]:
+    """Measure a kind of training with and without the fork server, in turns."""
+    overrides = [*KINDS[kind], f"num-rounds={rounds}", f"eval-every={rounds}", "round-timeout=600.0", f"sites={sites}"]
+    seconds: dict[str, list[float]] = {"with": [], "without": []}
+    digests = set()
+    with tempfile.TemporaryDirectory(prefix="fedasym-") as temporary:
+        root = Path(temporary)
+        data = write_site_data(root / "data", read_settings(CONFIG, overrides, root))
+        for _ in range(turns):
+            for way, found in seconds.items():
+                run = deployed(root / "d", data, overrides, fork_server=way == "with")
+                found += run["seconds"][:-1]
+                digests.add(run["digest"])
+                shutil.rmtree(root / "d")
+    medians = {way: statistics.median(found) for way, found in seconds.items()}
+    return {
+        "training": kind,
+        "sites": len(sites.split(",")),
+        "rounds_counted": len(seconds["with"]),
+        **{f"seconds_{way}": round(median, 2) for way, median in medians.items()},
+        "ratio": round(medians["without"] / medians["with"], 3),
+        "same_digest": len(digests) == 1,
+        "seconds": seconds,
+    }
+
+
 def main() -> None:
     """Measure each kind of training and print a line for each."""
     parser = make_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="of each run; the first and the last are not counted")
+    parser.add_argument("--fork-server", type=int, default=0, metavar="N", help="measure it instead, N times each way")
+    parser.add_argument("--sites", default="north,south,east", help="with --fork-server; fewer have a core for each")
     arguments = parser.parse_args()
     for kind in KINDS:
-        line = {"benchmark": "deployment", **machine("flwr", "torch"), **measure(kind, arguments.rounds)}
-        say(line, arguments.out)
+        found = (
+            measure_fork_server(kind, arguments.rounds, arguments.sites, arguments.fork_server)
+            if arguments.fork_server
+            else measure(kind, arguments.rounds)
+        )
+        name = "fork server" if arguments.fork_server else "deployment"
+        say({"benchmark": name, **machine("flwr", "torch"), **found}, arguments.out)
 
 
 if __name__ == "__main__":

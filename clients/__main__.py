@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         from clients.deploy.plan import Options, in_words, plan_of
         from clients.deploy.up import SiteError, up
-        from clients.worker.child_supervisor import Limits
+        from clients.worker.service import Limits
         from fedasym.ops.processes import free_port
     except ModuleNotFoundError as error:
         print(extras.in_words(error), file=sys.stderr)
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = {"seconds": told.deadline, "gigabytes": told.max_memory, "threads": told.threads}
     given = {name: value for name, value in given.items() if value is not None}
     names = (
-        "kit", "data", "state", "task", "text_columns", "label_column", "labels", "train_split",
+        "kit", "data", "state", "task", "text_columns", "label_column", "labels", "answer_column", "train_split",
         "instruct_format", "device", "pin_bundle", "pin_contract", "superlink", "node_config",
     )  # fmt: skip
     try:
@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     site.add_argument("--text-columns", default="text", metavar="NAMES", help="one, or two by a comma (text)")
     site.add_argument("--label-column", default="label", metavar="NAME", help="(label)")
     site.add_argument("--labels", default="", metavar="NAMES", help="the classes in the order of their ids, by commas")
+    site.add_argument("--answer-column", default="summary", metavar="NAME", help="what is to be written (summary)")
     site.add_argument("--train-split", default="train", metavar="NAME", help="file of the training data (train)")
     site.add_argument(
         "--instruct-format", default="alpaca", metavar="NAME", help="with task instruct, the columns (alpaca)"

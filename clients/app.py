@@ -40,7 +40,7 @@ def _reply(kind: str, message: Message, context: Context) -> Message:
     from fedasym.ops.paused_gc import uncollected
 
     with uncollected():
-        from clients.handle import answer  # here, not above: it imports torch
+        from clients.message_handler import answer  # here, not above: it imports torch
 
     return Message(
         answer(kind, message.content, config, run_id, node_context_of(context.node_config)), reply_to=message

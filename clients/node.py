@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-LENT = ("text-columns", "label-column", "labels", "train-split")  # what of its data a site lends (`Task.reads`)
+# What of its data a site lends, by `Task.reads` of one task or another.
+LENT = ("text-columns", "label-column", "labels", "answer-column", "train-split")
 
 
 @dataclass(frozen=True)

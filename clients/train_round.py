@@ -15,7 +15,7 @@ from fedasym.fields import difference
 from fedasym.methods import METHODS
 from fedasym.methods.base import letter_of, pick, select
 from fedasym.models import device
-from fedasym.models.behaviour import logits_gap, logits_refusal
+from fedasym.models.equivalence import logits_gap, logits_refusal
 from fedasym.ops.progress import client_tell, to_nobody
 from fedasym.rng import generator
 from fedasym.runs.record import versions
@@ -23,6 +23,7 @@ from fedasym.settings import Settings
 from fedasym.tasks import task_of
 from fedasym.tasks.base import Encoded
 from fedasym.training.loop import draw_batches, evaluate, train_steps
+from fedasym.training.schedule import rate_factor
 from fedasym.training.transforms import Change, transformed, transforms_of
 from fedasym.wire import records
 from fedasym.wire.checks import idle, thawed
@@ -164,7 +165,8 @@ def train_round(
     )
     places = [train_set[batch] for batch in batches]
     tell = client_tell(run, number, client) if run else to_nobody
-    trained = train_steps(model, moving, session.built.processor, encoded, places, session.task, settings, tell)
+    factor = rate_factor(number, settings.num_rounds, settings.schedule, settings.warmup_rounds)
+    trained = train_steps(model, moving, session.built.processor, encoded, places, session.task, settings, tell, factor)
     frozen = _frozen(session)
     metrics.update(_evaluate(session, encoded.take(kept_out), "after"))
     schema = select(session.contract.schema, method.up(number))

@@ -71,9 +71,16 @@ class Checked:
 
 @dataclass(frozen=True)
 class SeedSettings(Checked):
-    """The one setting that several rooms share."""
+    """The seed, which several rooms share."""
 
     seed: int = setting(0, "common seed of A, split, batches and sampling")
+
+
+@dataclass(frozen=True)
+class RoundSettings(Checked):
+    """The number of rounds, which the schedule of local training goes by too."""
+
+    num_rounds: int = setting(4, "rounds", least=1)
 
 
 def names_in(text: str) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from fedasym.aggregation.settings import AggregationSettings
 from fedasym.data.settings import DataSettings
-from fedasym.fields import Checked, Value, names_in, setting
+from fedasym.fields import RoundSettings, Value, names_in, setting
 from fedasym.methods import METHODS
 from fedasym.tasks import task_of
 from fedasym.wire.settings import AgreedSettings
@@ -24,10 +24,9 @@ RESOLVED = ("kind", "head", "optimizer", "lr", "head_lr", "pooling")  # what `Se
 
 
 @dataclass(frozen=True)
-class FederationSettings(Checked):
+class FederationSettings(RoundSettings):
     """Rounds, and who takes part in them."""
 
-    num_rounds: int = setting(4, "rounds", least=1)
     eval_every: int = setting(1, "evaluate every so many rounds, and after the last", least=1)
     sites: str = setting("", "registered names of sites with data of their own, by commas; empty: the data is split")
     clients_per_round: int = setting(0, "clients asked each round; 0 asks all", least=0)

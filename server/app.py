@@ -42,7 +42,7 @@ with uncollected():  # PyTorch is among them
 app = ServerApp()
 log = logging.getLogger("fedasym")
 
-# Settings in which a continued run may differ from its checkpoint.
+# Settings in which a continued run may differ from its checkpoint; in num-rounds not where the rates go by it.
 _FREE = ("out", "num-rounds", "round-timeout", "min-valid", "device", "eval-batch", "gradient-checkpointing")
 
 
@@ -246,8 +246,9 @@ def _resume(folder: Path, session: Session) -> checkpoint.State:
         opens = METHODS[session.settings.method].sent_schema(session.contract.schema, 1, 0)
         matrices |= records.heard(pick(matrices, opens), opens, codec_of(session.contract.codec))
         return checkpoint.State(uuid.uuid4().hex, 0, matrices, {}, 0, session.contract.to_json(), settings)
-    kept = {key: value for key, value in state.settings.items() if key not in _FREE}
-    here = {key: value for key, value in settings.items() if key not in _FREE}
+    free = {*_FREE} if session.settings.schedule == "constant" else {*_FREE} - {"num-rounds"}
+    kept = {key: value for key, value in state.settings.items() if key not in free}
+    here = {key: value for key, value in settings.items() if key not in free}
     reasons = [other] if (other := session.contract.other_stream(state.contract)) else difference(kept, here)
     if not reasons and (difference_ := session.contract.refusal(state.contract, "checkpoint there, run here")):
         reasons = [difference_]

@@ -72,7 +72,7 @@ def _load_data(settings: Settings, task: Task) -> _Data:
     if not settings.sites:
         train, held_out = load_examples(settings)
         split = partition(train, settings)
-        held = {"": held_out, **load_extra_examples(settings)}
+        held = {"": held_out, **load_extra_examples(settings, train.class_names)}
         return _Data(train.class_names, split.digest, split.report(train.class_names), held)
     held = {}
     if settings.judging_data != "none":

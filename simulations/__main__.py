@@ -17,7 +17,7 @@ import sys
 from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING
 
-from simulations.stopping import STOPPING, typed
+from simulations.interrupts import STOPPING, typed
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -63,16 +63,18 @@ NEEDS = {"glue": glue.VARIABLE, "other_env": versions.VARIABLE}
 # The files that take longest, longest first: two processes then end at about the same time.
 LONG = (
     "service",
+    "plugins",
     "readme",
     "engines",
     "compare",
+    "progress",
     "site_up",
     "study",
     "fork_server",
     "resume",
     "behind",
     "run_report",
-    "stopping",
+    "interrupts",
 )
 
 

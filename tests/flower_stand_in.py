@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-# As Flower 1.41: a node's row stays when it is unregistered, its key is taken for good, a list tells ids and status.
+# As Flower 1.42: a node's row stays when it is unregistered, its key is taken for good, a list tells ids and status.
 STAND_IN = """\
 import json, pathlib, sys
 folder = pathlib.Path(__file__).parent

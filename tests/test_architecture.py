@@ -15,11 +15,11 @@ SOURCES = [
 ]
 # From the bottom up: a room imports only rooms before it.
 ROOMS = (
-    "fields", "rng", "files", "parts", "ops", "adapters", "aggregation", "methods", "tasks", "data", "models",
+    "fields", "rng", "files", "plugins", "ops", "adapters", "aggregation", "methods", "tasks", "data", "models",
     "training", "wire", "settings", "runs", "reports",
 )  # fmt: skip
 SIMULATIONS = (
-    "stopping", "cli", "engines", "run", "folders", "cost", "study", "demo", "federation", "versions", "__main__"
+    "interrupts", "cli", "engines", "run", "folders", "cost", "study", "demo", "federation", "versions", "__main__"
 )  # fmt: skip
 # Which room knows which of the heavy libraries, lazily (inside a function) too; all others none.
 HEAVY = {"torch", "transformers", "datasets", "flwr_datasets", "flwr", "ray", "peft"}

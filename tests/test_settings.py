@@ -75,6 +75,7 @@ def test_a_choice_is_one_of_those_listed(key) -> None:
         more |= {"num-clients": 1} if choice == "central" else {}
         more |= {"task": "instruct"} if key in ("instruct-format", "choices-score") else {}
         more |= {"choices-data": "questions"} if key == "choices-score" else {}
+        more |= {"task": "images"} if key == "image-layout" else {}
         assert from_run_config({key: choice, **more}).run_config()[key] == choice
     with pytest.raises(ValueError) as caught:
         from_run_config({key: "nonsense"})
@@ -115,7 +116,7 @@ def test_settings_that_contradict_each_other_are_refused(config, message) -> Non
         from_run_config(config)
 
 
-@pytest.mark.parametrize("key", ["targets", "text-columns", "label-column", "model", "data"])
+@pytest.mark.parametrize("key", ["targets", "text-columns", "label-column", "image-column", "model", "data"])
 @pytest.mark.parametrize("value", ["", " ", ","])
 def test_a_name_that_is_left_empty_is_refused_with_its_default(key, value) -> None:
     with pytest.raises(ValueError) as caught:

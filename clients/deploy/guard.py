@@ -59,7 +59,7 @@ def guarded(pinned: str) -> Callable[[], None]:
     except (ImportError, AttributeError) as error:
         sys.exit(
             f"this version of Flower has no {_INSTALL} where a bundle's digest is to be checked ({error}), so nothing "
-            "runs; use flwr 1.41, or do without --pin-bundle"
+            "runs; use flwr 1.41 or 1.42, or do without --pin-bundle"
         )
     setattr(flower, _INSTALL, checked(install, pinned))
     return flwr_clientapp

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from clients.deploy.kit import Kit, read_kit
 from clients.node import LENT, NodeContext
-from clients.worker.child_supervisor import Limits
 from clients.worker.private_folder import LONGEST_SOCKET, SOCKET
+from clients.worker.service import Limits
 from fedasym.fields import Value
 from fedasym.ops.processes import flower_environment, tool
 from fedasym.settings import Settings, from_run_config
@@ -35,6 +35,7 @@ class Options:
     text_columns: str = "text"
     label_column: str = "label"
     labels: str = ""
+    answer_column: str = "summary"
     train_split: str = "train"
     instruct_format: str = "alpaca"
     device: str = ""
@@ -215,6 +216,7 @@ def _settings(options: Options, name: str) -> Settings:
         "text-columns": options.text_columns,
         "label-column": options.label_column,
         "labels": options.labels,
+        "answer-column": options.answer_column,
         "train-split": options.train_split,
         "instruct-format": options.instruct_format,
         "sites": name,

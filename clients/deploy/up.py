@@ -12,9 +12,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from clients.deploy.plan import Plan, commands, scripts
-from clients.worker.child_supervisor import PROJECT
 from clients.worker.private_folder import make_private
-from clients.worker.service import worker
+from clients.worker.service import PROJECT, worker
 from fedasym.ops.processes import QUIET, free_port, held_alone, stopped_by_signals, tail
 from fedasym.ops.supervisor import Patience, Service, Supervisor
 
@@ -46,9 +45,9 @@ def up(plan: Plan) -> None:
         _write_scripts(plan)
         _write_secret(plan)
         if plan.limits and not stop.is_set():
-            supervisor = stack.enter_context(worker(state, plan.place, plan.limits))
+            warm = stack.enter_context(worker(state, plan.place, plan.limits))
             patience = time.monotonic() + _WORKER_SECONDS
-            while not stop.is_set() and not supervisor.await_ready(_LOOK_SECONDS):
+            while not stop.is_set() and not warm.ready.wait(_LOOK_SECONDS):
                 if time.monotonic() > patience:
                     log = state / "worker.log"
                     raise SiteError(f"the worker did not come up within {_WORKER_SECONDS:g} s; {log}:\n{tail(log)}")

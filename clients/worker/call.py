@@ -1,41 +1,37 @@
 """Asking the warm worker: all that the short-lived process of a message does; it imports neither torch nor NumPy code.
 
-Flower starts a process for each message, which hands it over to the worker of the site and passes the answer on.
+Flower starts a process for each message, which hands it over to the worker of the site and passes the answer on:
+
+    connect    wait for `TURN`    send the message as a frame    wait for the answer's frame
+
+Blocks of bytes by `multiprocessing.connection`; nothing is pickled. Who hangs up no longer wants the answer.
 """
 
 import socket
+import struct
 import time
 from collections.abc import Mapping
-from pathlib import Path
+from multiprocessing.connection import Connection
 
-import grpc
 from flwr.app import RecordDict
 
 from clients.errors import refused
-from clients.worker.frames import FrameError, Request, Value, pack_request, read_reply
+from clients.worker.frames import FrameError, pack, unpack
+from fedasym.fields import Value
 
-SERVICE, METHOD = "fedasym.Worker", "Answer"
-OPTIONS = [
-    ("grpc.max_send_message_length", -1),  # a model's matrices, whatever their size
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.keepalive_time_ms", 60_000),  # a training is silent for hours; both ends are on one machine
-    ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
-]
-_THERE_SECONDS = 60.0  # for the worker's service, not its child, to be there: a site that is starting up
-_GRACE_SECONDS = 30.0  # for the worker to say that the time is up
+TURN = b"fedasym worker 2"  # what the worker says to the next in its queue; the number is that of this exchange
+MOST_BYTES = 1 << 36  # of a frame: a model's matrices, whatever their size; more is none of ours but a broken one
+_STALL_SECONDS = 30
+_THERE_SECONDS = 60.0  # for the worker's socket, not its child, to be there: a site that is starting up
 _USUAL_SECONDS = 3600.0
 _LOOK_SECONDS = 0.05
 
 
-def address_of(path: str | Path) -> str:
-    """Return a Unix socket's address as gRPC wants it."""
-    return f"unix:{path}"
+def bounded(end: socket.socket) -> socket.socket:
+    """Let no read or write of a socket wait for more than 30 s for its peer to move; return the socket."""
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        end.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", _STALL_SECONDS, 0))
+    return end
 
 
 def ask_worker(path: str, kind: str, content: RecordDict, run_config: Mapping[str, Value], run_id: int) -> RecordDict:
@@ -54,33 +50,43 @@ def ask_worker(path: str, kind: str, content: RecordDict, run_config: Mapping[st
     seconds = _seconds(run_config)
     end = time.monotonic() + seconds
     there = min(_THERE_SECONDS, seconds)
-    if not _is_there(path, time.monotonic() + there):
+    frame = pack(content, kind=kind, run_config=dict(run_config), run_id=run_id)
+    worker = _connect(path, time.monotonic() + there)
+    if not worker:
         return refused(
             f"the worker of the site was not there within {there:g} s; is `python -m clients up` running there?"
         )
-    with grpc.insecure_channel(address_of(path), options=OPTIONS) as channel:
-        left = max(end - time.monotonic(), 0.001)
-        frame = pack_request(Request(kind, content, run_config, run_id, left))
+    with worker:
         try:
-            reply: bytes = channel.unary_unary(f"/{SERVICE}/{METHOD}")(frame, timeout=left + _GRACE_SECONDS)
-        except grpc.RpcError as error:
-            return refused(_told(error))
-    try:
-        return read_reply(reply)
-    except FrameError as error:
-        return refused(f"the worker's reply cannot be read: {error}")
+            if not worker.poll(end - time.monotonic()):
+                return refused("the worker of the site is still busy with an earlier message, or not up; see its log")
+            if worker.recv_bytes(len(TURN)) != TURN:
+                raise OSError
+            worker.send_bytes(frame)
+            if not worker.poll(end - time.monotonic()):
+                return refused(
+                    f"the worker of the site did not finish within {seconds:.3g} s and was restarted; raise "
+                    "round-timeout of the run, or give a round less to do"
+                )
+            return unpack(worker.recv_bytes(MOST_BYTES))[1]
+        except FrameError as error:
+            return refused(f"the worker's reply cannot be read: {error}")
+        except (EOFError, OSError):
+            return refused(
+                "the worker of the site is gone, or of another version of fedasym: restart the site after an update"
+            )
 
 
-def _is_there(path: str, end: float) -> bool:
-    """Wait until somebody listens at a socket."""
+def _connect(path: str, end: float) -> Connection | None:
+    """Connect to a socket when somebody listens there; None if nobody does in time."""
     while True:
-        with socket.socket(socket.AF_UNIX) as probe:
-            try:
-                probe.connect(path)
-                return True
-            except OSError:
-                if time.monotonic() > end:
-                    return False
+        try:
+            with bounded(socket.socket(socket.AF_UNIX)) as ours:
+                ours.connect(path)
+                return Connection(ours.detach())
+        except OSError:
+            if time.monotonic() > end:
+                return None
         time.sleep(_LOOK_SECONDS)
 
 
@@ -88,11 +94,3 @@ def _seconds(run_config: Mapping[str, Value]) -> float:
     seconds = run_config.get("round-timeout", _USUAL_SECONDS)
     usable = isinstance(seconds, (int, float)) and 0 < seconds < 1e9
     return float(seconds) if usable else _USUAL_SECONDS  # what is wrong with it the worker says, by name
-
-
-def _told(error: grpc.RpcError) -> str:
-    """Say how a call failed; only of a frame that was refused the text is ours to pass on."""
-    code = error.code().name if isinstance(error, grpc.Call) else type(error).__name__
-    if code == "INVALID_ARGUMENT":
-        return f"the worker of the site refused the message: {error.details()}"
-    return f"the worker of the site did not answer ({code}); the log of the site says more"

@@ -1,5 +1,8 @@
-"""The two layers that train: a linear layer with a low-rank update, and one that trains in full."""
+"""The layers that train: one with a low-rank update, of each kind that is linear in its weight, and one in full."""
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -7,10 +10,14 @@ from torch.nn import functional as F
 class AdaptedLinear(nn.Module):
     """A linear layer and its low-rank update, by composition: the base module stays itself.
 
-    For backward it keeps ``A x`` (r wide), never x, while A is frozen: nothing else is needed for B's gradient.
+    With its weight as a matrix W (d_out, d_in), ``W u + s B A u`` for every u that the layer reads: here the features
+    of a token, in the subclasses the patch under a kernel, or the one-hot code of an id. Transformers' ``Conv1D`` is a
+    linear layer whose weight is stored transposed.
+
+    For backward it keeps ``A u`` (r wide), never u, while A is frozen: nothing else is needed for B's gradient.
 
     Args:
-        base: the frozen layer with ``in_features`` d_in and ``out_features`` d_out.
+        base: the frozen layer with d_in inputs and d_out outputs.
         A: float32 ``(r, d_in)``.
         B: float32 ``(d_out, r)``.
         scale: s, usually alpha / r.
@@ -23,9 +30,9 @@ class AdaptedLinear(nn.Module):
     A: Tensor
     B: Tensor
     shift: Tensor | None
-    base: nn.Linear  # or what has its attributes
+    base: Any  # nn.Linear, or what has its attributes
 
-    def __init__(self, base: nn.Linear, A: Tensor, B: Tensor, scale: float, factors: str) -> None:
+    def __init__(self, base: nn.Module, A: Tensor, B: Tensor, scale: float, factors: str) -> None:
         super().__init__()
         self.base = base
         self.scale = scale
@@ -38,31 +45,124 @@ class AdaptedLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """W, for models that ask a layer for its dtype or device; the update is not in it."""
-        return self.base.weight
+        """W in its own shape, for models that ask a layer for its dtype or device; the update is not in it."""
+        weight: Tensor = self.base.weight
+        return weight
 
     @property
     def bias(self) -> Tensor | None:
         """The base layer's bias."""
-        return self.base.bias
+        return getattr(self.base, "bias", None)
 
     @property
     def in_features(self) -> int:
         """d_in."""
-        return self.base.in_features
+        return self.A.shape[1]
 
     @property
     def out_features(self) -> int:
         """d_out."""
-        return self.base.out_features
+        return self.B.shape[0]
+
+    def read(self, x: Tensor, M: Tensor) -> Tensor:
+        """Return ``M u`` for every u of x; M ``(n, d_in)``. Here ``(..., d_in)`` becomes ``(..., n)``."""
+        return F.linear(x, M)
+
+    def mix(self, h: Tensor, M: Tensor) -> Tensor:
+        """Return ``M h`` for every h that `read` gave; M ``(d_out, n)``. Here ``(..., n)`` becomes ``(..., d_out)``."""
+        return F.linear(h, M)
+
+    def like_weight(self, M: Tensor) -> Tensor:
+        """Return a matrix ``(d_out, d_in)`` in the shape of the base's weight."""
+        return M if isinstance(self.base, nn.Linear) else M.T
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(..., d_in)`` to ``(..., d_out)`` in the dtype of x."""
-        Ax = F.linear(x, self.A.to(x.dtype)) * self.scale
-        update: Tensor = F.linear(Ax, self.B.to(x.dtype))
+        """Return what the base gives, and the update, in the dtype that the base computes in."""
+        dtype = x.dtype if x.is_floating_point() else self.weight.dtype
+        Ax = self.read(x, self.A.to(dtype)) * self.scale
+        update = self.mix(Ax, self.B.to(dtype))
         out: Tensor = self.base(x) + update
         # A product of its own: added to W in bfloat16, a small shift would round away.
-        return out if self.shift is None else out + F.linear(x, self.shift.to(x.dtype))
+        return out if self.shift is None else out + self.read(x, self.shift.to(dtype))
+
+
+class AdaptedConv(AdaptedLinear):
+    """A convolution without groups: u is the patch under the kernel, channel by channel, d_in = channels · kernel.
+
+    PyTorch keeps a convolution's input for backward in any case.
+    """
+
+    def read(self, x: Tensor, M: Tensor) -> Tensor:
+        """Map ``(batch, channels, ...)`` to ``(batch, n, ...)`` with the base's stride, padding and dilation."""
+        read: Tensor = self.base._conv_forward(x, M.reshape(-1, *self.weight.shape[1:]), None)
+        return read
+
+    def mix(self, h: Tensor, M: Tensor) -> Tensor:
+        """Map ``(batch, n, ...)`` to ``(batch, d_out, ...)`` at every place by itself."""
+        if self.weight.dim() == 3:
+            return F.conv1d(h, M[:, :, None])
+        return F.conv2d(h, M[:, :, None, None])
+
+    def like_weight(self, M: Tensor) -> Tensor:
+        """Return a kernel ``(d_out, channels, ...)``."""
+        return M.reshape(self.weight.shape)
+
+
+class AdaptedEmbedding(AdaptedLinear):
+    """An embedding table: u is the one-hot code of an id, so ``A u`` is a column of A; d_in ids, d_out features."""
+
+    def read(self, x: Tensor, M: Tensor) -> Tensor:
+        """Map ids ``(...)`` to ``(..., n)``."""
+        return F.embedding(x, M.T)
+
+    def like_weight(self, M: Tensor) -> Tensor:
+        """Return the table ``(d_in, d_out)``."""
+        return M.T
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Say whether a layer is a linear one: PyTorch's, or transformers' ``Conv1D`` (GPT-2's), as PEFT counts them."""
+    kind = type(module)
+    return isinstance(module, nn.Linear) or (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D")
+
+
+def can_be_adapted(module: nn.Module) -> bool:
+    """Say whether a layer is of a kind that can be adapted.
+
+    Of convolutions and embeddings PyTorch's own alone: a subclass may compute something else with its weight.
+    """
+    return is_linear(module) or type(module) in (nn.Conv1d, nn.Conv2d, nn.Embedding)
+
+
+def adapted(base: nn.Module, A: Tensor, B: Tensor, scale: float, factors: str) -> AdaptedLinear:
+    """Return a layer of a kind that can be adapted with its update; arguments as of `AdaptedLinear`."""
+    if isinstance(base, nn.Conv1d | nn.Conv2d):
+        return AdaptedConv(base, A, B, scale, factors)
+    kind = AdaptedEmbedding if isinstance(base, nn.Embedding) else AdaptedLinear
+    return kind(base, A, B, scale, factors)
+
+
+def sizes(module: Any) -> tuple[int, int]:
+    """Return (d_out, d_in) of a layer that can be adapted.
+
+    >>> sizes(nn.Linear(3, 2)), sizes(nn.Conv2d(3, 8, kernel_size=(2, 4))), sizes(nn.Embedding(50, 8))
+    ((2, 3), (8, 24), (8, 50))
+    """
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
+    rows, *rest = module.weight.shape
+    if isinstance(module, nn.Conv1d | nn.Conv2d):
+        return rows, torch.Size(rest).numel()
+    return rest[0], rows
+
+
+def unadaptable(module: Any) -> str:
+    """Say why a layer of a kind that can be adapted can not; "" if it can."""
+    if getattr(module, "groups", 1) != 1:
+        return f"is a convolution of {module.groups} groups, of which each reads other channels"
+    if getattr(module, "max_norm", None) is not None:
+        return f"is an embedding with max_norm={module.max_norm}, which changes its own weight when it is read"
+    return ""
 
 
 class TrainedLinear(nn.Module):

@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedasym.parts import part
+from fedasym.plugins import plugin
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -42,5 +42,5 @@ def aggregator_of(named: str) -> Aggregator:
     Raises:
         ValueError: there is no such rule, or it does not take this parameter.
     """
-    found: Aggregator = part("fedasym.aggregation", "aggregator", named, "aggregation")
+    found: Aggregator = plugin("fedasym.aggregation", "aggregator", named, "aggregation")
     return found

@@ -22,7 +22,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from fedasym.parts import without
+from fedasym.plugins import without
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedasym.data.image_folder import FOLDERS, cut_names
 from fedasym.data.settings import DataSettings
 from fedasym.data.sources import read_split
 from fedasym.rng import generator
@@ -20,7 +21,8 @@ def load_examples(settings: DataSettings) -> tuple[Examples, Examples]:
 
     With ``validation-cut`` the held-out examples are cut off the training data (by the seed) and the test split is
     not read, so that tuning never sees it. ``train-cap`` comes before that cut; the examples it leaves are the same
-    for every seed, and so are those of ``test-cap``.
+    for every seed, and so are those of ``test-cap``. Of images in folders the cut comes first and counts names, all of
+    whose images are cut off together; those of the domain that is held out, if there is one, are the held-out examples.
 
     Returns:
         Training examples and held-out examples, with common class names.
@@ -33,9 +35,13 @@ def load_examples(settings: DataSettings) -> tuple[Examples, Examples]:
         ModuleNotFoundError: the demo's packages are not installed.
     """
     task = task_of(settings)
-    train = _capped(read_split(task, task.train_split), settings.train_cap, "train-cap")
-    held = None
-    if settings.validation_cut:
+    train, held = read_split(task, task.train_split), None
+    if settings.validation_cut and task.layout in FOLDERS:
+        cut = cut_names(train, settings.validation_cut, settings.seed)
+        held = read_split(task, f"{task.train_split}/{task.hold_out}") if task.hold_out else train
+        held, train = held[held["name"].isin(cut)], train[~train["name"].isin(cut)]
+    train = _capped(train, settings.train_cap, "train-cap")
+    if settings.validation_cut and held is None:
         if settings.validation_cut >= len(train):
             raise ValueError(f"validation-cut={settings.validation_cut} leaves nothing of {len(train)} examples")
         order = generator(settings.seed, "validation-cut").permutation(len(train))
@@ -47,7 +53,9 @@ def load_examples(settings: DataSettings) -> tuple[Examples, Examples]:
     names = task.classes(train)
     examples = task.examples(train, names, task.train_split)
     kind, _, column = settings.split.partition(":")
-    if kind == "column" and column:
+    if kind == "domain":
+        column = "domain"
+    if kind in ("column", "domain") and column:
         examples = replace(examples, groups=_groups(train, column, task.train_split))
     if held is not None:
         return examples, task.examples(held, names, task.train_split)
@@ -91,21 +99,35 @@ def load_own_examples(settings: DataSettings, folder: Path) -> Examples:
     return task.examples(frame, task.class_names, task.train_split)
 
 
-def load_extra_examples(settings: DataSettings) -> dict[str, Examples]:
+def load_extra_examples(settings: DataSettings, names: tuple[str, ...] = ()) -> dict[str, Examples]:
     """Load the task's further held-out splits (MNLI's mismatched one), capped like the first by ``test-cap``.
 
+    Args:
+        settings: where they are.
+        names: the classes by id, where the task itself does not know them.
+
     Returns:
-        Examples by the suffix of their metrics' names. With ``validation-cut`` none: no test split is read.
+        Examples by the suffix of their metrics' names. With ``validation-cut`` none, since no test split is read; but
+        of domains those that are cut off.
 
     Raises:
         ValueError, FileNotFoundError, ConnectionError: as `load_examples`.
     """
     task = task_of(settings)
+    frames = {}
+    if not settings.validation_cut:
+        frames = {
+            name: _capped(read_split(task, split), settings.test_cap, "test-cap") for name, split in task.extra_splits
+        }
+    elif task.layout == "domains":
+        train = read_split(task, task.train_split)
+        cut = train[train["name"].isin(cut_names(train, settings.validation_cut, settings.seed))]
+        frames = {domain: cut[cut["domain"] == domain] for domain, _ in task.extra_splits}
     extra = {}
-    for suffix, split in () if settings.validation_cut else task.extra_splits:
-        frame = _capped(read_split(task, split), settings.test_cap, "test-cap")
-        task.require(frame, split)
-        extra[suffix] = task.examples(frame, task.class_names, split)
+    for suffix, split in task.extra_splits:
+        if suffix in frames:
+            task.require(frames[suffix], split)
+            extra[suffix] = task.examples(frames[suffix], task.class_names or names, split)
     return extra
 
 

@@ -7,6 +7,7 @@ they go by the quantile bins of the training scores: two bins for ``mild`` and `
 import hashlib
 import importlib
 import importlib.util
+import re
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,7 @@ _SIZE_SKEWS = {"linear": "LinearPartitioner", "square": "SquarePartitioner", "ex
 _BINS = {"dirichlet": 5, "pathological": 5, "shard": 5, "mild": 2, "severe": 2}  # of a regression's scores
 SPLITS = (
     "iid, dirichlet:ALPHA, pathological:CLASSES, shard:SHARDS, mild, severe, "
-    "linear, square, exponential, quantity:ALPHA or column:NAME"
+    "linear, square, exponential, quantity:ALPHA, domain, domain:CLIENTS or column:NAME"
 )
 
 
@@ -37,7 +38,7 @@ class Partition:
         indices: for each client, the sorted places of its examples.
         label_counts: ``(num_clients, num_classes)`` int64; for a regression ``(num_clients, num_bins)``, or
             ``(num_clients, 1)`` where the split does not go by bins.
-        digest: SHA-256 over the indices and over every text and label: equal digests mean equal data.
+        digest: SHA-256 over the indices and over every text, image and label: equal digests mean equal data.
         bins: what the bins of a regression's scores are; empty where there are none.
     """
 
@@ -66,7 +67,8 @@ def partition(examples: Examples, settings: DataSettings) -> Partition:
 
     Raises:
         ValueError: an unknown split or parameter, scores that make no bins, more clients than examples, another number
-            of clients than a natural column has values, or a client left with fewer than ``min-examples`` examples.
+            of clients than a natural column or the domains make, or a client left with fewer than ``min-examples``
+            examples.
     """
     name, _, parameter = settings.split.partition(":")
     if settings.num_clients > len(examples):
@@ -76,6 +78,8 @@ def partition(examples: Examples, settings: DataSettings) -> Partition:
     if name in ("mild", "severe") and not parameter:
         table = label_proportions(name, settings.num_clients, len(bins or examples.class_names))
         shares = [np.sort(order[places]) for places in deal(labels[order], table)]
+    elif name == "domain" and examples.groups is not None:
+        shares = _of_each_group(examples.groups, order, parameter, settings)
     else:
         shares = _library_shares(examples, labels, order, settings)
     for client, share in enumerate(shares):
@@ -97,6 +101,22 @@ def _labels(examples: Examples, settings: DataSettings) -> tuple[NDArray[np.int6
         raise ValueError(
             f"split={settings.split!r} goes by labels, or bins of scores: {error}; use iid, a size skew or column:NAME"
         ) from error
+
+
+def _of_each_group(
+    groups: NDArray[np.int64], order: NDArray[np.int64], parameter: str, settings: DataSettings
+) -> list[NDArray[np.int64]]:
+    """Deal the shuffled examples of each group to as many clients as the parameter says, in nearly equal parts."""
+    if not re.fullmatch("[1-9][0-9]{0,5}", parameter or "1"):
+        raise ValueError(f"split={settings.split!r} has a bad parameter ({parameter!r} is no count); use {SPLITS}")
+    parts, values = int(parameter or 1), np.unique(groups)
+    if parts * len(values) != settings.num_clients:
+        raise ValueError(
+            f"split={settings.split!r} makes {parts} clients of each domain, and the training examples have "
+            f"{len(values)}; set num-clients={parts * len(values)} (it is {settings.num_clients})"
+        )
+    dealt = [part for value in values for part in np.array_split(order[groups[order] == value], parts)]
+    return [np.sort(part) for part in dealt]
 
 
 def _library_shares(
@@ -179,7 +199,7 @@ def _digest(examples: Examples, shares: list[NDArray[np.int64]]) -> str:
         digest.update(len(share).to_bytes(8, "little") + share.astype("<i8").tobytes())
     for column in examples.inputs:
         for cell in column:
-            raw = cell.encode()
+            raw = cell.encode() if isinstance(cell, str) else bytes(cell)
             digest.update(len(raw).to_bytes(4, "little") + raw)
     digest.update(repr(examples.class_names).encode())
     digest.update(np.ascontiguousarray(examples.labels).tobytes())

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fedasym.data.image_folder import FOLDERS, read_images, with_files
 from fedasym.ops import extras
 from fedasym.rng import generator
 from fedasym.tasks import glue
@@ -26,10 +27,11 @@ _DEMO_TEST = 1000  # examples
 
 
 def read_split(task: Task, split: str) -> Any:
-    """Read one split as a pandas DataFrame.
+    """Read one split as a pandas DataFrame; of images in folders as `read_images` does.
 
     Raises:
-        ValueError: files of which the split could be one or another, or a split that the demo does not have.
+        ValueError: images that do not fit their layout, files of which the split could be one or another, or a split
+            that the demo does not have.
         FileNotFoundError: no such folder, a folder without the wanted file, or a shard is missing.
         ConnectionError: the hub cannot be reached.
         ModuleNotFoundError: the demo's packages or the data's libraries are not installed; the text names the extra.
@@ -38,18 +40,23 @@ def read_split(task: Task, split: str) -> Any:
         import pandas as pd
 
     if task.data == "demo":
+        if task.layout:
+            raise ValueError("data='demo' holds no images; set data to a folder of images, or to a dataset's hub id")
         return _demo_frame(split)
     folder = Path(task.data).expanduser()
     if not folder.is_dir():
-        if task.data.startswith((".", "/", "~")):
+        if task.data.startswith((".", "/", "~")) or task.layout in FOLDERS:
             raise FileNotFoundError(f"{task.source}={task.data!r}: there is no such folder")
         return _hub_frame(task, split)
     folder = folder / task.data_config
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder.parent} has no folder {folder.name!r}; it holds {_names_in(folder.parent)}")
+    if task.layout in FOLDERS:
+        return read_images(task, folder, split)
     files = _files(folder, split)
     name, options = _READERS[files[0].suffix]
-    return pd.concat([getattr(pd, name)(file, **options) for file in files], ignore_index=True)
+    frame = pd.concat([getattr(pd, name)(file, **options) for file in files], ignore_index=True)
+    return with_files(frame, task.inputs.columns[0], folder) if task.layout else frame
 
 
 def _files(folder: Path, split: str) -> list[Path]:

@@ -1,7 +1,8 @@
 """Build what trains: base model, head and adapters, from the settings alone.
 
 Head policies (setting ``head``). A head is every linear layer outside the base model; what the checkpoint lacks of it
-is drawn from the seed. Its last layer with as many outputs as labels is the *output layer*.
+is drawn from the seed, and so is an output layer that it has for another number of labels. Its last layer with as many
+outputs as labels is the *output layer*.
 
 * ``output`` (default): hidden head layers are frozen and adapted like every other layer; the output layer trains in
   full and travels.
@@ -11,7 +12,7 @@ is drawn from the seed. Its last layer with as many outputs as labels is the *ou
 """
 
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from logging import ERROR
 from pathlib import Path
@@ -25,14 +26,21 @@ from fedasym.adapters.layers import TrainedLinear
 from fedasym.adapters.projection import seeded_normal
 from fedasym.methods import METHODS
 from fedasym.models import device
-from fedasym.models.behaviour import described, digest_tokenizer, initial_logits, require_causal
+from fedasym.models.equivalence import described, digest_processor, initial_logits, require_causal
 from fedasym.models.pooling import pooled
 from fedasym.models.settings import ModelSettings
 from fedasym.models.stored import source_of
+from fedasym.ops import extras
 from fedasym.tasks.base import Inputs
 
 loading = threading.Lock()  # transformers sets process-wide state (default dtype, generator) while it loads
 _SMALLER = "use a GPU with more memory that is free, dtype='bfloat16' where it is native, or a smaller model"
+_KINDS = {  # what to do about a model that is not of the class that a task wants
+    "AutoModelForSeq2SeqLM": "the task is for models with an encoder and a decoder, such as BART or T5: set model to "
+    "one, or task to 'summarize-causal' for a model with a decoder alone",
+    "AutoModelForCausalLM": "the task is for models with a decoder alone, such as LLaMA or GPT-2: set model to one, or "
+    "task to 'summarize' for a model with an encoder and a decoder",
+}
 _POSITIONS = ("position_embeddings", "embed_positions", "wpe")  # what transformers calls an absolute position table
 
 
@@ -41,16 +49,16 @@ class Built:
     """A model ready to train.
 
     Attributes:
-        model: takes input_ids and attention_mask, returns an object with ``logits`` ``(n, num_labels)``.
+        model: takes what the task's inputs collate, returns an object with ``logits`` ``(n, num_labels)``.
         processor: the model's own: what reads its inputs.
         layers: paths of the adapted layers.
         seeded: paths of parameters that were drawn from the seed because the checkpoint lacks them.
         output: path of the output layer; "" where the model's own head stays as it is.
         base: fingerprint of all that is frozen.
-        config: what the model's ``config.json`` says of it, as `behaviour.described`.
-        ids: digest of how text becomes ids, as `behaviour.digest_tokenizer`.
+        config: what the model's ``config.json`` says of it, as `equivalence.described`.
+        ids: digest of how inputs become what the model reads, as `equivalence.digest_processor`.
         A: fingerprint of the initial A.
-        logits: what the initial model says to a fixed input, as `behaviour.initial_logits`.
+        logits: what the initial model says to a fixed input, as `equivalence.initial_logits`.
     """
 
     model: nn.Module
@@ -74,9 +82,10 @@ def build(settings: ModelSettings, num_labels: int, inputs: Inputs) -> Built:
         inputs: the task's; says the class of the model and of what reads its inputs.
 
     Raises:
-        ValueError: no output layer with ``num_labels`` outputs, targets that match nothing, a ``max-length`` for
-            which the model has no positions, logits that are not finite, a model without the head that the task
-            needs, or a writing model whose tokens see later ones.
+        ValueError: no output layer with ``num_labels`` outputs, targets that match nothing, a length for which the
+            model has no positions, logits that are not finite, a checkpoint of other shapes than its config's, a model
+            of another kind than the task's or without the head that it needs, or a writing model whose tokens see
+            later ones.
         FileNotFoundError: no such local folder or file.
         ModuleNotFoundError: a packaged model, or the library that reads GGUF, is not installed.
         OSError: transformers cannot find or download the model, or its weights are not stored as safetensors.
@@ -87,11 +96,11 @@ def build(settings: ModelSettings, num_labels: int, inputs: Inputs) -> Built:
     with device.memory_named(f"loading model {settings.model!r} onto {where}", _SMALLER):
         with loading:
             model, processor, missing = _load(settings, inputs, num_labels, where)
-        _require_positions(model, settings)
-        if not num_labels:
-            _require_whole(model, missing, settings)
+        _require_positions(model, settings, *inputs.positions(processor, settings.max_length))
         if inputs.model_class == "AutoModelForCausalLM":
             require_causal(model, settings)
+        if not num_labels:
+            _require_whole(model, missing, settings)
         _draw_missing(model, missing, settings.seed)
         layers, output = fit(model, settings, num_labels, missing)
     model.eval()
@@ -103,7 +112,7 @@ def build(settings: ModelSettings, num_labels: int, inputs: Inputs) -> Built:
         output,
         lora.fingerprint_base(model),
         _described(settings),
-        digest_tokenizer(processor),
+        digest_processor(processor, inputs),
         lora.fingerprint_A(model, settings.kind),
         initial_logits(model, processor, inputs, settings),
     )
@@ -132,10 +141,10 @@ def fit(model: nn.Module, settings: ModelSettings, num_labels: int, missing: Col
         raise ValueError(f"head={settings.head!r}: the task trains no head of its own; leave head at 'auto'")
     whole = {"output": [output], "local": [output], "full": list(head), "frozen": []}[settings.head]
     excluded = set(head) if settings.head == "frozen" else {output, *whole}
-    targets: str | list[str] = "all-linear"
-    if settings.targets != "all-linear":
-        hidden = [name for name in head if name not in excluded and f"{name}.weight" in missing]
-        targets = [*settings.target_names, *hidden]
+    if settings.exclude:
+        excluded |= {*lora.matching(lora.adaptable(model), settings.excluded_names, "exclude")}
+    hidden = [name for name in head if name not in excluded and f"{name}.weight" in missing]
+    targets = [*settings.target_names, *hidden]
     method = METHODS[settings.method]
     layers: list[str] = []
     if method.factors == "W":
@@ -174,7 +183,7 @@ def _load(settings: ModelSettings, inputs: Inputs, num_labels: int, where: torch
     Raises:
         FileNotFoundError: no such local folder.
         OSError: there is no such model, or its weights are not stored as safetensors.
-        ValueError: transformers has no such head for this kind of model.
+        ValueError: transformers has no model of the task's class for its configuration.
     """
     import transformers
     from transformers.utils import logging
@@ -188,6 +197,12 @@ def _load(settings: ModelSettings, inputs: Inputs, num_labels: int, where: torch
         "use_safetensors": True,  # the other format is Python's pickle, which can hold code
         **device.loading_options(where),
     }
+    reader = {}
+    if inputs.processor_class == "AutoImageProcessor":
+        extras.require("PIL")
+        if settings.pooling != "model":
+            raise ValueError(f"pooling={settings.pooling!r} pools the tokens of a text; leave it at 'auto' for images")
+        reader["backend"] = "pil"  # the other one resizes to slightly other pixels, where it is installed
     verbosity = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()
     if Path(source).is_dir():
@@ -196,7 +211,7 @@ def _load(settings: ModelSettings, inputs: Inputs, num_labels: int, where: torch
     try:
         with torch.random.fork_rng(devices=[]):  # transformers initialises what is missing from the global stream
             processor = getattr(transformers, inputs.processor_class).from_pretrained(
-                source, revision=settings.revision
+                source, revision=settings.revision, **reader
             )
             if settings.pooling in ("mean", "pair"):
                 encoder, info = transformers.AutoModel.from_pretrained(source, **options)
@@ -205,16 +220,10 @@ def _load(settings: ModelSettings, inputs: Inputs, num_labels: int, where: torch
                 model.to(where)
                 missing = {f"encoder.{name}" for name in info["missing_keys"]} | {"output.weight", "output.bias"}
             else:
-                own = {"num_labels": num_labels} if num_labels else {}
+                own = {"num_labels": num_labels, "ignore_mismatched_sizes": True} if num_labels else {}
+                _require_kind(settings, inputs.model_class)
                 model, info = getattr(transformers, inputs.model_class).from_pretrained(source, **own, **options)
-                missing = set(info["missing_keys"])
-    except ValueError as error:
-        if "Unrecognized configuration class" not in str(error):
-            raise
-        raise ValueError(
-            f"model={settings.model!r}: transformers has no {inputs.model_class} for it, the head that the task needs; "
-            f"take a model of another kind ({str(error).splitlines()[0]})"
-        ) from error
+                missing = set(info["missing_keys"]) | _other_outputs(model, info["mismatched_keys"], num_labels)
     except OSError as error:
         if "file named model.safetensors" not in str(error):
             raise
@@ -226,6 +235,8 @@ def _load(settings: ModelSettings, inputs: Inputs, num_labels: int, where: torch
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+    if inputs.processor_class == "AutoImageProcessor" and options["dtype"] != torch.float32:
+        model.register_forward_pre_hook(_cast_pixels, with_kwargs=True)
     if inputs.processor_class == "AutoTokenizer":
         if processor.pad_token is None:
             processor.pad_token = processor.eos_token
@@ -243,20 +254,84 @@ def _require_whole(model: nn.Module, missing: Collection[str], settings: ModelSe
         )
 
 
-def _require_positions(model: nn.Module, settings: ModelSettings) -> None:
-    """Require a row of every absolute position table for each of ``max-length`` tokens; rotary positions have no table.
+def _require_kind(settings: ModelSettings, wanted: str) -> None:
+    """Require a configuration for which transformers has a generating model of the class that the task wants.
+
+    Of a model with an encoder transformers would make a causal one by dropping the encoder.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, AutoConfig
+
+    if wanted not in _KINDS:
+        return
+    config = AutoConfig.from_pretrained(source_of(settings.model, settings.revision), revision=settings.revision)
+    both = bool(getattr(config, "is_encoder_decoder", False))
+    known = MODEL_FOR_CAUSAL_LM_MAPPING if wanted == "AutoModelForCausalLM" else MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+    if type(config) not in known or both != (wanted == "AutoModelForSeq2SeqLM"):
+        raise ValueError(
+            f"model={settings.model!r} is configured by a {type(config).__name__}, which is no {wanted}: "
+            f"{_KINDS[wanted]}"
+        )
+
+
+def _cast_pixels(model: Any, args: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Give a model pixels in the dtype of its frozen weights; of transformers' models some do it, others fail."""
+    dtype = next((p.dtype for p in model.parameters() if p.dtype != torch.float32), torch.float32)
+    return args, {**inputs, "pixel_values": inputs["pixel_values"].to(dtype)}
+
+
+def _other_outputs(
+    model: Any, mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]], num_labels: int
+) -> set[str]:
+    """Return the parameters of an output layer that the checkpoint holds for another number of outputs.
+
+    Args:
+        model: base model and head.
+        mismatched: ``(path, shape in the checkpoint, shape here)``, of which no value was loaded.
+        num_labels: outputs here.
+
+    Raises:
+        ValueError: another parameter has another shape.
+    """
+    base, found = f"{model.base_model_prefix}.", set()
+    for name, stored, here in mismatched:
+        if name.startswith(base) or here[0] != num_labels or tuple(stored[1:]) != tuple(here[1:]):
+            raise ValueError(
+                f"{name}: its shape is {tuple(stored)} in the checkpoint and {tuple(here)} by its config.json; only an "
+                "output layer may have another number of outputs; take another checkpoint"
+            )
+        found.add(name)
+    return found
+
+
+def _require_positions(model: nn.Module, settings: ModelSettings, whole: int, decoder: int) -> None:
+    """Require a row of every absolute position table for each token of an example; rotary positions have no table.
 
     RoBERTa's positions start after its padding id, BART's and OPT's after an offset of their own.
+
+    Args:
+        model: bare.
+        settings: for the error.
+        whole: tokens that the model reads of an example at most.
+        decoder: those of its decoder, where it has one beside an encoder.
     """
+    both = bool(getattr(model.config, "is_encoder_decoder", False))
     for name, table in model.named_modules():
         if isinstance(table, nn.Embedding) and name.rpartition(".")[2] in _POSITIONS:
             skipped = getattr(table, "offset", 0 if table.padding_idx is None else table.padding_idx + 1)
             usable = table.num_embeddings - skipped
-            if settings.max_length > usable:
-                raise ValueError(
-                    f"max-length={settings.max_length} exceeds the {usable} positions of model {settings.model!r} "
-                    f"({name}); set max-length={usable} or less"
-                )
+            beside = both and "decoder" in name.split(".")
+            wanted = decoder if beside else whole
+            if wanted <= usable:
+                continue
+            there = f"the {usable} positions of model {settings.model!r} ({name})"
+            if beside:
+                raise ValueError(f"answer-length={wanted} exceeds {there}; set answer-length={usable} or less")
+            if wanted == settings.max_length:
+                raise ValueError(f"max-length={wanted} exceeds {there}; set max-length={usable} or less")
+            raise ValueError(
+                f"max-length={settings.max_length} and what the task reads beside it, {wanted} tokens, exceed {there}; "
+                f"lower max-length by {wanted - usable}"
+            )
 
 
 def _draw_missing(model: nn.Module, missing: Iterable[str], seed: int) -> None:

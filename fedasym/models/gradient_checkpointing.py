@@ -31,9 +31,10 @@ def recomputed(model: nn.Module, name: str) -> Iterator[None]:
             f"gradient-checkpointing=true: transformers can do it in no layer of model {name!r}; set it to "
             "false, and lower micro-batch to save memory"
         )
-    config: Any = model.config
-    cache = getattr(config, "use_cache", None)  # of a decoder, which would grow when computed twice
-    if cache:
+    # Of a decoder, whose cache would grow when computed twice; T5's stacks have configurations of their own.
+    found: dict[int, Any] = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
+    caching = [config for config in found.values() if getattr(config, "use_cache", None)]
+    for config in caching:
         config.use_cache = False
     for layer in layers:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
@@ -42,5 +43,5 @@ def recomputed(model: nn.Module, name: str) -> Iterator[None]:
     finally:
         for layer in layers:
             del layer.forward  # the class's own is there again
-        if cache:
-            config.use_cache = cache
+        for config in caching:
+            config.use_cache = True

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _EXTRAS = {
-    "pandas": "data", "pyarrow": "data", "sklearn": "data", "scipy": "data", "datasets": "data",
-    "flwr_datasets": "data", "matplotlib": "report", "rich": "report", "cryptography": "server", "grpc": "site",
-    "grpc_health": "site", "ray": "simulation", "gguf": "gguf",
+    "pandas": "data", "pyarrow": "data", "PIL": "data", "sklearn": "data", "scipy": "data", "datasets": "data",
+    "flwr_datasets": "data", "jinja2": "report", "matplotlib": "report", "rich": "report", "cryptography": "server",
+    "ray": "simulation", "gguf": "gguf", "rouge_score": "data",
 }  # fmt: skip
-_LEAN = ("pandas", "pyarrow", "sklearn", "scipy")  # what a site installs of the data's libraries
+_LEAN = ("pandas", "pyarrow", "PIL", "sklearn", "scipy", "rouge_score")  # what a site installs of the data's libraries
 
 
 def is_extra(error: ModuleNotFoundError) -> bool:

@@ -137,7 +137,7 @@ def _name(run: Run, runs: Sequence[Run]) -> str:
 def rows_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return the rows of `comparison_rows` for runs that are read already."""
     copied = (
-        "metric", "final", "best", "rounds", "payload_up_per_client_round", "payload_down_per_client_round",
+        "metric", "final", "best", "payload_up_per_client_round", "payload_down_per_client_round",
         "payload_total", "message_total", "mismatch",
     )  # fmt: skip
     rows = []
@@ -146,9 +146,7 @@ def rows_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
         rows.append(
             {
                 "name": run.name,
-                "method": run.label,
                 **{key: run.summary[key] for key in copied},
-                "head_values": run.config["head_values"],
                 "saving": 1.0 - _traffic(run) / _traffic(lora) if lora else None,
                 "saving_adapter": _saving_adapter(run, lora),
             }

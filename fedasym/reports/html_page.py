@@ -1,49 +1,25 @@
-"""The shell of every page: one HTML document without scripts or outside resources, its style, its figures.
+"""What all pages share: one HTML document without scripts or outside resources, its style, its tables and figures.
 
-Mostly the style sheet.
+A page is a Jinja2 template that extends ``layout``. Templates are strings in Python files: Flower's app bundle takes no
+files of HTML. Every value is escaped and none is marked as safe: what comes from a run's files stays text.
 """
 
 import base64
 from collections.abc import Mapping
-from html import escape
+from pathlib import Path
+from typing import Any
 
+from jinja2 import DictLoader, Environment, StrictUndefined
 
-def document(title: str, body: str) -> str:
-    """Return a whole HTML document; the title is escaped, the body is HTML already."""
-    return f"""<!DOCTYPE html>
+from fedasym.files import write_atomic
+
+LAYOUT = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<h1>{escape(title)}</h1>
-{body}
-</body>
-</html>
-"""
-
-
-def figures_html(figures: Mapping[str, tuple[str, bytes]], wide: tuple[str, ...]) -> str:
-    """Return the figures with their PNG inside them.
-
-    Args:
-        figures: (caption, PNG) by name.
-        wide: beginnings of the names of figures that take the page's width; the others take half.
-    """
-    images = "\n".join(
-        f'<figure class="{"wide" if name.startswith(wide) else "half"}">'
-        f'<img alt="{escape(name)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-        + (f"<figcaption>{escape(caption)}</figcaption>" if caption else "")
-        + "</figure>"
-        for name, (caption, png) in figures.items()
-    )
-    return f'<div class="figures">\n{images}\n</div>'
-
-
-STYLE = """
+<title>{{ title }}</title>
+<style>
 body { font: 15px/1.5 system-ui, "Segoe UI", "Helvetica Neue", Arial, "DejaVu Sans", sans-serif;
   color: #1a1a1a; background: #fff; max-width: 980px; margin: 0 auto; padding: 24px 16px 48px; }
 h1 { font-size: 26px; line-height: 1.2; margin: 0 0 4px; }
@@ -93,4 +69,98 @@ pre { background: #f4f4f4; border: 1px solid #ddd; border-radius: 4px; padding: 
   .sheet .numbers td, .sheet .numbers thead th + th { padding-right: 11px; }
   img { max-height: 240mm; object-fit: contain; }
 }
+</style>
+</head>
+<body>
+<h1>{{ title }}</h1>
+{% block body required %}{% endblock %}
+</body>
+</html>
 """
+
+MACROS = """{# A table and its note; kind is the class that styles it. #}
+{% macro table(sheet, kind="numbers") %}
+<div class="scroll"><table class="{{ kind }}">
+<thead><tr>
+{% for name in sheet.columns %}
+  <th scope="col">{% for line in name.splitlines() %}{{ line }}{% if not loop.last %}<br>{% endif %}{% endfor %}</th>
+{% endfor %}
+</tr></thead>
+<tbody>
+{% for row in sheet.rows %}
+{% if row | length == 1 %}
+<tr class="block"><th colspan="{{ sheet.columns | length }}">{{ _entry(row[0]) }}</th></tr>
+{% else %}
+<tr><th scope="row">{{ _entry(row[0]) }}</th>
+  {% for entry in row[1:] %}<td>{{ _entry(entry) }}</td>{% endfor %}
+</tr>
+{% endif %}
+{% endfor %}
+</tbody></table></div>
+{% if sheet.note %}<p class="note">{{ sheet.note }}</p>{% endif %}
+{% endmacro %}
+
+{% macro _entry(entry) %}
+{% if entry.strong %}<strong>{{ entry.text }}</strong>{% else %}{{ entry.text }}{% endif %}
+{% if entry.sign %}<span class="sign">{{ entry.sign }}</span>{% endif %}
+{% for line in entry.small.splitlines() %}<small>{{ line }}</small>{% endfor %}
+{% endmacro %}
+
+{# A table under its title. #}
+{% macro section(sheet, kind="numbers") %}
+<section class="sheet">
+{% if sheet.title %}<h3>{{ sheet.title }}</h3>{% endif %}
+{{ table(sheet, kind) }}
+</section>
+{% endmacro %}
+
+{# Figures; the page's width for names that begin with wide (a text, or any of a tuple), half of it for others. #}
+{% macro figures(drawn, wide) %}
+<div class="figures">
+{% for name, (caption, png) in drawn.items() %}
+<figure class="{{ "wide" if name.startswith(wide) else "half" }}">
+  <img alt="{{ name }}" src="data:image/png;base64,{{ png | base64 }}">
+  {% if caption %}<figcaption>{{ caption }}</figcaption>{% endif %}
+</figure>
+{% endfor %}
+</div>
+{% endmacro %}
+"""
+
+_ENVIRONMENT = Environment(
+    loader=DictLoader({"layout": LAYOUT, "macros": MACROS}),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+_ENVIRONMENT.filters["base64"] = lambda data: base64.b64encode(data).decode()
+
+
+def render(template: str, **values: Any) -> str:
+    """Return what a template makes of values.
+
+    Args:
+        template: its text; a page's begins with ``{% extends "layout" %}``, needs a ``title`` and fills ``body``.
+        values: by name; each is escaped where it stands.
+
+    Raises:
+        jinja2.UndefinedError: the template names a value that is not given.
+    """
+    return _ENVIRONMENT.from_string(template).render(values)
+
+
+def write_page(out: Path, page: str, figures: Mapping[str, tuple[str, bytes]]) -> None:
+    """Write a page, and its figures as PNG to ``plots/`` beside it.
+
+    Args:
+        out: the HTML file.
+        page: its text.
+        figures: (caption, PNG) by name.
+    """
+    plots = out.parent / "plots"
+    plots.mkdir(parents=True, exist_ok=True)
+    for name, (_, png) in figures.items():
+        write_atomic(plots / f"{name}.png", png)
+    write_atomic(out, page.encode())

@@ -7,7 +7,7 @@ Colours: Okabe & Ito 2008, "Color Universal Design", less its yellow, which is t
 import io
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -81,7 +81,6 @@ def draw_lines(
     else:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
     finish(axes, title, x_label, y_label)
-    axes.grid(True, color="#E2E2E2", linewidth=0.6)
     if len(lines) > 1:
         legend(figure, list(axes.lines), [line.label for line in lines], columns=2 if len(lines) < 9 else 3)
     return png(figure)
@@ -141,8 +140,7 @@ def draw_clients(
     axes.set_ylim(clients - 0.4, -0.6)
     axes.margins(x=0.06 if width > 6 else 0.12)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    finish(axes, title + (" and class" if classes else ""), "examples", "client")
-    axes.grid(True, axis="x", color="#E2E2E2", linewidth=0.6)
+    finish(axes, title + (" and class" if classes else ""), "examples", "client", grid="x")
     if classes:
         legend(figure, handles, names, columns=columns_of_names)
     return png(figure)
@@ -162,11 +160,17 @@ def _most_frequent(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> t
 def count_bytes(axes: Axes, values: Sequence[float]) -> None:
     """Count bytes along the horizontal axis; logarithmic where the values span more than tenfold."""
     if min(values) > 0 and max(values) > 10 * min(values):
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.xaxis.set_minor_locator(NullLocator())
+        use_log_bytes(axes, (1.0, 2.0, 5.0))
     else:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+        axes.xaxis.set_major_formatter(EngFormatter(unit="B"))
+
+
+def use_log_bytes(axes: Axes, ticks: Sequence[float]) -> None:
+    """Make the horizontal axis logarithmic, in bytes, with these ticks in each decade."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(EngFormatter(unit="B"))
 
 
@@ -179,7 +183,7 @@ def use_decades(axes: Axes, values: Sequence[float]) -> None:
         axes.set_ylim(10.0**lowest, 10.0 ** max(highest, lowest + 1))
 
 
-def finish(axes: Axes, title: str, x_label: str, y_label: str) -> None:
+def finish(axes: Axes, title: str, x_label: str, y_label: str, grid: Literal["both", "x"] = "both") -> None:
     """Name axes and figure, in the look that all share; the title is data and never mathematics."""
     axes.set_title(title, fontsize=10, fontweight="bold", loc="left", color=INK, parse_math=False)
     axes.set_xlabel(x_label, fontsize=9, color=INK)
@@ -187,6 +191,7 @@ def finish(axes: Axes, title: str, x_label: str, y_label: str) -> None:
     axes.tick_params(labelsize=8, colors=INK, length=3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
+    axes.grid(True, axis=grid, color="#E2E2E2", linewidth=0.6)
 
 
 def legend(figure: Figure, handles: Sequence[Any], names: Sequence[str], columns: int) -> None:

@@ -8,8 +8,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from fedasym.files import write_atomic
 from fedasym.reports.comparison import Run, read_runs
+from fedasym.reports.html_page import write_page
 from fedasym.reports.plots import Line, draw_clients, draw_lines
 from fedasym.reports.run_page import render_page
 
@@ -26,34 +26,31 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
     """
     runs = read_runs(folders)
     figures = _figures(runs)
-    plots = out.parent / "plots"
-    plots.mkdir(parents=True, exist_ok=True)
-    for name, (_, png) in figures.items():
-        write_atomic(plots / f"{name}.png", png)
-    write_atomic(out, render_page(runs, figures).encode())
+    write_page(out, render_page(runs, figures), figures)
 
 
 def _figures(runs: Sequence[Run]) -> dict[str, tuple[str, bytes]]:
     """Return caption and PNG by file name: the runs' lines, then one figure per partition."""
 
-    def draw(y_label: str, value: Callable[[Run, Any], float | None], y_log: bool = False) -> bytes:
+    def draw(
+        y_label: str, value: Callable[[Run, Any], float | None], *, by_bytes: bool = False, y_log: bool = False
+    ) -> bytes:
         lines = []
         for run in runs:
-            points = [(row["round"], value(run, row)) for row in run.rounds]
-            known = [(x, y) for x, y in points if y is not None]
+            sent = accumulate(row["payload_up"] + row["payload_down"] for row in run.rounds)
+            xs = sent if by_bytes else (row["round"] for row in run.rounds)
+            known = [(x, y) for x, row in zip(xs, run.rounds, strict=True) if (y := value(run, row)) is not None]
             lines.append(Line(run.name, run.label, [x for x, _ in known], [y for _, y in known]))
-        return draw_lines(lines, f"{y_label[0].upper()}{y_label[1:]} by round", "round", y_label, y_log=y_log)
+        title = f"{y_label[0].upper()}{y_label[1:]} by {'bytes sent' if by_bytes else 'round'}"
+        x_label = "payload so far, all clients, up + down" if by_bytes else "round"
+        return draw_lines(lines, title, x_label, y_label, x_bytes=by_bytes, y_log=y_log)
+
+    def judged(run: Run, row: Any) -> float | None:
+        value: float | None = row["metrics"][run.metric]
+        return value
 
     metric = " / ".join(dict.fromkeys(run.metric for run in runs))
-    figures = {"metric": ("", draw(metric, lambda run, row: row["metrics"][run.metric]))}
-    spent = []
-    for run in runs:
-        sent = list(accumulate(row["payload_up"] + row["payload_down"] for row in run.rounds))
-        values = [row["metrics"][run.metric] for row in run.rounds]
-        known = [(x, y) for x, y in zip(sent, values, strict=True) if y is not None]
-        spent.append(Line(run.name, run.label, [x for x, _ in known], [y for _, y in known]))
-    title, below = f"{metric[0].upper()}{metric[1:]} by bytes sent", "payload so far, all clients, up + down"
-    figures["metric-by-bytes"] = ("", draw_lines(spent, title, below, metric, x_bytes=True))
+    figures = {"metric": ("", draw(metric, judged)), "metric-by-bytes": ("", draw(metric, judged, by_bytes=True))}
     figures["train-loss"] = ("", draw("training loss", lambda run, row: row["train_loss"]))
     if any((row["mismatch"] or 0.0) > 0 for run in runs for row in run.rounds):
         figures["mismatch"] = ("", draw("mismatch", lambda run, row: row["mismatch"], y_log=True))

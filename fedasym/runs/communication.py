@@ -202,14 +202,15 @@ def skeleton(config: Any, settings: Settings, num_labels: int) -> tuple[nn.Modul
 
     Args:
         config: a transformers configuration, of a text or an image model.
-        settings: resolved settings; ``pooling`` says which head.
+        settings: resolved settings; ``pooling`` says which head, the task which class where it has none of its own.
         num_labels: outputs of the output layer; 0: there is none.
 
     Returns:
         The model, and the parameters of its head, which a checkpoint of the base model lacks; none where it stays.
 
     Raises:
-        ValueError: transformers has no classifier for this kind of model, or the pooling is not for it.
+        ValueError: transformers has no classifier for this kind of model, or no model of the task's class, or the
+            pooling is not for it.
     """
     import transformers
     from transformers import (
@@ -222,7 +223,7 @@ def skeleton(config: Any, settings: Settings, num_labels: int) -> tuple[nn.Modul
 
     if not num_labels:
         with loading, torch.device("meta"):
-            return getattr(transformers, task_of(settings).inputs.model_class).from_config(config), set()
+            return getattr(transformers, task_of(settings).inputs.model_class).from_config(copy.deepcopy(config)), set()
     of_text = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     if not of_text and (settings.pooling != "model" or type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING):
         raise ValueError(

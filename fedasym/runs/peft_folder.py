@@ -13,7 +13,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from fedasym.adapters import lora
-from fedasym.adapters.layers import AdaptedLinear, TrainedLinear
+from fedasym.adapters.layers import AdaptedConv, AdaptedEmbedding, AdaptedLinear, TrainedLinear
 from fedasym.files import write_atomic
 from fedasym.methods import METHODS
 from fedasym.models.build import Built
@@ -23,15 +23,17 @@ from fedasym.settings import Settings
 from fedasym.tasks import task_of
 
 DEMO_ON_THE_HUB = "sentence-transformers/all-MiniLM-L6-v2"  # which the packaged MiniLM is, by its SHA-256
-TASK_TYPES = {"AutoModelForCausalLM": "CAUSAL_LM"}  # PEFT's name of a task whose model transformers builds so
+TASK_TYPES = {"AutoModelForSeq2SeqLM": "SEQ_2_SEQ_LM", "AutoModelForCausalLM": "CAUSAL_LM"}  # by the model's class
 NO_TARGETS = "dummy-target-modules"  # the one word by which PEFT accepts a config that adapts no layer
 
 
 def write_adapter(folder: Path, built: Built, settings: Settings) -> None:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors`` of the model as it is now.
 
-    Where updates were folded into W, an adapter cannot hold them: every adapted layer is then saved in full. After full
-    fine-tuning there is no adapter: the folder holds the model (``config.json``, ``model.safetensors``) and tokenizer.
+    Where updates were folded into W, an adapter cannot hold them: every adapted layer is then saved in full, and so is
+    a convolution with a dilation or another padding than zeros, of which PEFT's own know nothing. After full
+    fine-tuning there is no adapter: the folder holds the model (``config.json``, ``model.safetensors``) and what reads
+    its inputs.
 
     For a mean-pooled model, whose pooling PEFT does not know, the adapter fits the plain encoder and the output
     layer lies beside it in ``output.safetensors`` (``weight``, ``bias``): logits = features times weight's transpose,
@@ -56,7 +58,8 @@ def write_adapter(folder: Path, built: Built, settings: Settings) -> None:
     seeded = {name.rpartition(".")[0] for name in built.seeded}
     trained = {name for name, m in built.model.named_modules() if isinstance(m, TrainedLinear)}
     folded = {name for name, layer in lora.adapted_layers(built.model) if layer.shift is not None}
-    whole = sorted(seeded | trained | folded)
+    strange = {name for name, layer in lora.adapted_layers(built.model) if not peft_tensors("", layer)}
+    whole = sorted(seeded | trained | folded | strange)
     pooled = isinstance(built.model, MeanPooledClassifier)
     if pooled:
         whole.remove(built.output)
@@ -65,9 +68,7 @@ def write_adapter(folder: Path, built: Built, settings: Settings) -> None:
     tensors: dict[str, Tensor] = {}
     adapters = [(name, layer) for name, layer in lora.adapted_layers(built.model) if name not in whole]
     for name, layer in adapters:
-        key = f"base_model.model.{name.removeprefix(prefix)}"
-        tensors[f"{key}.lora_A.weight"] = layer.A.detach().float().contiguous()
-        tensors[f"{key}.lora_B.weight"] = layer.B.detach().float().contiguous()
+        tensors |= peft_tensors(f"base_model.model.{name.removeprefix(prefix)}", layer)
     for name in whole:
         key = f"base_model.model.{name.removeprefix(prefix)}"
         tensors |= {f"{key}.{part}": tensor for part, tensor in _whole(built.model, name).items()}
@@ -80,12 +81,35 @@ def write_adapter(folder: Path, built: Built, settings: Settings) -> None:
         "use_rslora": settings.scaling == "alpha/sqrt(r)",
         "lora_dropout": 0.0,
         "bias": "none",
+        "fan_in_fan_out": any(_is_transposed(layer) for _, layer in adapters),
         "target_modules": [name.removeprefix(prefix) for name, _ in adapters] or NO_TARGETS,
         "modules_to_save": [name.removeprefix(prefix) for name in whole] or None,
         "inference_mode": True,
     }
     write_atomic(folder / "adapter_config.json", (json.dumps(config, indent=1) + "\n").encode())
     write_atomic(folder / "adapter_model.safetensors", to_safetensors(tensors, metadata={"format": "pt"}))
+
+
+def peft_tensors(key: str, layer: AdaptedLinear) -> dict[str, Tensor]:
+    """Return A and B as PEFT names and shapes them: a convolution's are kernels, B's of size 1.
+
+    Returns:
+        Tensors by name; none for a convolution with a dilation or another padding than zeros, of which PEFT's update
+        knows nothing.
+    """
+    A, B, base = layer.A.detach().float().contiguous(), layer.B.detach().float().contiguous(), layer.base
+    if isinstance(layer, AdaptedEmbedding):
+        return {f"{key}.lora_embedding_A": A, f"{key}.lora_embedding_B": B}
+    if isinstance(layer, AdaptedConv):
+        if base.padding_mode != "zeros" or any(step != 1 for step in base.dilation):
+            return {}
+        A, B = A.reshape(-1, *base.weight.shape[1:]), B.reshape(*B.shape, *(1 for _ in base.kernel_size))
+    return {f"{key}.lora_A.weight": A, f"{key}.lora_B.weight": B}
+
+
+def _is_transposed(layer: AdaptedLinear) -> bool:
+    """Say whether a linear layer's weight is stored ``(d_in, d_out)``, as GPT-2's are."""
+    return type(layer) is AdaptedLinear and not isinstance(layer.base, torch.nn.Linear)
 
 
 def _source(settings: Settings) -> dict[str, str | None]:

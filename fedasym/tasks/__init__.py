@@ -6,7 +6,7 @@ family.
 
 from typing import TYPE_CHECKING
 
-from fedasym.parts import parts_of
+from fedasym.plugins import plugins_of
 
 if TYPE_CHECKING:
     from fedasym.tasks.base import Task
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def task_names() -> tuple[str, ...]:
     """Return what the setting ``task`` may be."""
-    return tuple(name for tasks in parts_of("fedasym.tasks", "TASKS").values() for name in tasks)
+    return tuple(name for tasks in plugins_of("fedasym.tasks", "TASKS").values() for name in tasks)
 
 
 def task_of(settings: "TaskSettings") -> "Task":
@@ -25,6 +25,6 @@ def task_of(settings: "TaskSettings") -> "Task":
         ValueError: neither one nor two text columns.
         FileNotFoundError: GLUE's folder is set and not there.
     """
-    makers = {name: make for tasks in parts_of("fedasym.tasks", "TASKS").values() for name, make in tasks.items()}
+    makers = {name: make for tasks in plugins_of("fedasym.tasks", "TASKS").values() for name, make in tasks.items()}
     task: Task = makers[settings.task](settings)
     return task

@@ -70,8 +70,15 @@ class Encoded:
 class Evaluation(Protocol):
     """An evaluation under way: it takes batches and keeps of each no more than the scores need."""
 
-    def add(self, model: "nn.Module", inputs: Mapping[str, "Tensor"], labels: "Tensor") -> None:
-        """Judge the model on one batch; inputs and labels as `Inputs.collate` made them, on the model's device."""
+    def add(self, model: "nn.Module", inputs: Mapping[str, "Tensor"], labels: "Tensor", items: Sequence[Any]) -> None:
+        """Judge the model on one batch.
+
+        Args:
+            model: in evaluation mode.
+            inputs: as `Inputs.collate` made them, on the model's device.
+            labels: likewise.
+            items: the batch's own of `Encoded`, for what is not a tensor.
+        """
 
     def scores(self) -> dict[str, float]:
         """Return the task's metrics, fractions, and ``loss``, the mean over all that was added.
@@ -122,6 +129,9 @@ class Inputs(Protocol):
         Raises:
             ValueError: an example that cannot be read so; names it.
         """
+
+    def positions(self, processor: Any, max_length: int) -> tuple[int, int]:
+        """Return how many tokens the model reads of an example at most, and its decoder where it has one beside."""
 
     def collate(self, processor: Any, encoded: Encoded, places: Sequence[int]) -> "tuple[dict[str, Tensor], Tensor]":
         """Return the chosen examples as one batch: the model's inputs by name, padded, and the labels of the loss."""
@@ -194,6 +204,8 @@ class Task:
         source: the setting that says where the data are.
         judged: what judges a run on held-out examples, with data of its own; None: the task itself.
         shown: makes the inputs of the training split's table, where its rows stand before every held-out example.
+        layout: of images: ``table``, or how their folder is laid out, ``domains`` or ``classes``; empty: a table.
+        hold_out: the domain that judges and is not trained on; empty: none.
     """
 
     name: str
@@ -211,6 +223,8 @@ class Task:
     source: str = "data"
     judged: "Task | None" = None
     shown: Callable[[Any], Inputs] | None = None
+    layout: str = ""
+    hold_out: str = ""
 
     @property
     def judge(self) -> "Task":

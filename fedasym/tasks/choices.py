@@ -92,6 +92,10 @@ class Questions:
             cells.append(json.dumps(cell))
         return cells, rows
 
+    def positions(self, processor: Any, max_length: int) -> tuple[int, int]:
+        """Return ``max_length``, of one decoder."""
+        return max_length, max_length
+
     def probe(self, processor: Any) -> tuple[list[str], list[str]]:
         """Return a question of one word of the tokenizer's own, with two answers."""
         word = next(word for word, i in sorted(processor.get_vocab().items()) if i not in processor.all_special_ids)
@@ -209,7 +213,7 @@ def choices_in(cell: Any, row: str) -> list[str]:
             f"{row}: column 'choices' holds {str(cell)[:80]!r}; it must be a list of 2 to {len(LETTERS)} texts, none "
             "empty (parquet or jsonl)"
         )
-    return choices
+    return [str(choice) for choice in choices]
 
 
 @dataclass(frozen=True)
@@ -268,7 +272,7 @@ class ChoiceEvaluation:
         self._right: list[bool] = []
         self._loss, self._bad = 0.0, 0
 
-    def add(self, model: "nn.Module", inputs: Mapping[str, "Tensor"], labels: "Tensor") -> None:
+    def add(self, model: "nn.Module", inputs: Mapping[str, "Tensor"], labels: "Tensor", items: Sequence[Any]) -> None:
         """Judge the model on one batch of `Questions.collate`."""
         import torch
 
@@ -321,7 +325,7 @@ def log_likelihoods(model: "nn.Module", inputs: Mapping[str, "Tensor"]) -> "Tens
         now = (row >= start) & (row < start + size)
         ending, step = (follow & now[:, None]).nonzero(as_tuple=True)
         wanted = at[ending, step]
-        kept = wanted.unique() if selective else every  # type: ignore[no-untyped-call]
+        kept = torch.unique(wanted) if selective else every
         logits = model(
             input_ids=inputs["input_ids"][start : start + size],
             attention_mask=inputs["attention_mask"][start : start + size],

@@ -85,6 +85,10 @@ class Instructions:
         records = texts.rename(columns={self.column: "text"} if self.format == "text" else {}).to_dict("records")
         return [json.dumps(record) for record in records], rows
 
+    def positions(self, processor: Any, max_length: int) -> tuple[int, int]:
+        """Return ``max_length``, of one decoder."""
+        return max_length, max_length
+
     def probe(self, processor: Any) -> tuple[list[str], list[str]]:
         """Return some texts of the tokenizer's own vocabulary: cut as short as they like, they are still learned."""
         (texts,) = Texts(("text",)).probe(processor)

@@ -1,7 +1,7 @@
 """The target of models that write: the next token of an answer, with the model's own head."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +65,7 @@ class TokenEvaluation:
         self._target = target
         self._loss, self._tokens, self._right = 0.0, 0, 0
 
-    def add(self, model: "nn.Module", inputs: Mapping[str, "Tensor"], labels: "Tensor") -> None:
+    def add(self, model: "nn.Module", inputs: Mapping[str, "Tensor"], labels: "Tensor", items: Sequence[Any]) -> None:
         """Judge the model on one batch."""
         logits, tokens = model(**inputs).logits, int((labels != IGNORED).sum())
         self._loss += self._target.loss(logits, labels).item() * tokens

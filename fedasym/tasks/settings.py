@@ -5,6 +5,10 @@ from dataclasses import dataclass
 
 from fedasym.fields import Checked, names_in, require_named, setting
 from fedasym.tasks import choices, glue, instruct, task_names
+from fedasym.tasks.images import LAYOUTS
+
+WRITTEN = ("summarize", "summarize-causal")  # the tasks of models that write an answer, and the settings of those alone
+ANSWER = ("answer_column", "answer_length", "prompt", "beams")
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,25 @@ class TaskSettings(Checked):
     choices_score: str = setting(
         "letter", "what is scored after the question: a choice's letter, or its text", choices=choices.SCORES
     )
+    answer_column: str = setting("summary", "column of what is to be written")
+    answer_length: int = setting(64, "tokens of what is written; longer ones are cut", least=1)
+    prompt: str = setting("", "words before the text, or around it where it is {document}")
+    beams: int = setting(1, "beams of the search for what is written; 1: greedy", least=1)
+
+    image_layout: str = setting(
+        "table",
+        "how images lie: in a table's column, as DOMAIN/CLASS/NAME.png, or [SPLIT/]CLASS/NAME.png",
+        choices=LAYOUTS,
+    )
+    image_column: str = setting("image", "column of images: bytes, or paths relative to the table's folder")
+    hold_out_domain: str = setting("", "domain of images that judges a run and is not trained on; empty: none")
 
     def _check(self) -> None:
         super()._check()
-        require_named(self, "text_columns", "label_column", "data")
+        require_named(self, "text_columns", "label_column", "answer_column", "image_column", "data")
+        if self.task not in WRITTEN:
+            self._require_unset(ANSWER, f"with task={self.task!r}")
+        self._check_images()
         if self.label_column in self.text_column_names:
             raise ValueError(
                 f"text-columns={self.text_columns!r} holds label-column={self.label_column!r}: the label would be read "
@@ -83,6 +102,14 @@ class TaskSettings(Checked):
     def judging_data(self) -> str:
         """Where the server's held-out examples are."""
         return self.choices_data or self.data
+
+    def _check_images(self) -> None:
+        """Check the settings that are of ``task="images"`` alone, or not of its layout."""
+        idle = ["image_layout", "image_column", "hold_out_domain"]
+        if self.task == "images":
+            idle = ["text_columns", *([] if self.image_layout == "domains" else ["hold_out_domain"])]
+            idle += [] if self.image_layout == "table" else ["image_column", "label_column"]
+        self._require_unset(idle, f"with task={self.task!r} and image-layout={self.image_layout!r}")
 
     @property
     def label_names(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from fedasym.tasks.columns import class_name, class_names_in
 from fedasym.tasks.metrics import score
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor, nn
 
@@ -141,7 +141,7 @@ class LogitsEvaluation:
         self._labels: list[NDArray[Any]] = []
         self._loss, self._bad = 0.0, 0
 
-    def add(self, model: "nn.Module", inputs: "Mapping[str, Tensor]", labels: "Tensor") -> None:
+    def add(self, model: "nn.Module", inputs: "Mapping[str, Tensor]", labels: "Tensor", items: "Sequence[Any]") -> None:
         """Judge the model on one batch."""
         logits = model(**inputs).logits
         self._loss += self._target.loss(logits, labels).item() * len(labels)

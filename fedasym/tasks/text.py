@@ -67,6 +67,10 @@ class Texts:
         lengths = [len(item["input_ids"]) + len(item.get(f"{_SECOND}input_ids", ())) for item in items]
         return Encoded(items, np.asarray(lengths, np.int64), examples.labels, np.ones(len(items), np.int64))
 
+    def positions(self, processor: Any, max_length: int) -> tuple[int, int]:
+        """Return ``max_length`` twice: where there is a decoder, it reads the text once more."""
+        return max_length, max_length
+
     def collate(self, processor: Any, encoded: Encoded, places: Sequence[int]) -> "tuple[dict[str, Tensor], Tensor]":
         """Pad the chosen examples to the longest of them; second texts that stand apart by themselves."""
         import torch

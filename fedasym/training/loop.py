@@ -71,6 +71,7 @@ def train_steps(
     task: Task,
     settings: TrainingSettings,
     tell: Tell = to_nobody,
+    factor: float = 1.0,
 ) -> Trained:
     """Train the given parameters, and only those, one optimizer step a batch.
 
@@ -85,6 +86,7 @@ def train_steps(
         settings: optimizer, rates, clipping, and how many examples are computed at a time: the gradient of a batch is
             the sum of those of its parts, weighted by their terms of the loss, equal to that of the whole to rounding.
         tell: told after every step how many are done, of how many.
+        factor: of both rates, as `fedasym.training.schedule.rate_factor`.
 
     Raises:
         FloatingPointError: the loss is not finite; names the step.
@@ -95,7 +97,7 @@ def train_steps(
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in parameters)  # what is frozen in this round keeps no activations
     whole = METHODS[settings.method].factors == "W"
-    optimizer = _optimizer(parameters, (f"{model.base_model_prefix}.",) if whole else (), settings)
+    optimizer = _optimizer(parameters, _base(model) if whole else (), settings, factor)
     total, examples = 0.0, 0
     size = settings.micro_batch or settings.batch_size
     recompute = recomputed(model, settings.model) if settings.gradient_checkpointing else nullcontext()
@@ -140,12 +142,18 @@ def _less(settings: TrainingSettings) -> str:
     return f"set {', '.join([*steps, f'a smaller max-length (now {settings.max_length})'])}, or fewer clients at a time"
 
 
+def _base(model: Any) -> tuple[str, ...]:
+    """Return how the names of the base model's parameters begin: all of them where no part is called so, as in T5."""
+    return ("",) if model.base_model is model else (f"{model.base_model_prefix}.",)
+
+
 def _optimizer(
-    parameters: Mapping[str, Tensor], base: tuple[str, ...], settings: TrainingSettings
+    parameters: Mapping[str, Tensor], base: tuple[str, ...], settings: TrainingSettings, factor: float
 ) -> torch.optim.Optimizer:
     inner = {name: p for name, p in parameters.items() if name.endswith((".A", ".B")) or name.startswith(base)}
     head = [p for name, p in parameters.items() if name not in inner]
-    groups = [{"params": [*inner.values()], "lr": settings.lr}, {"params": head, "lr": settings.head_lr}]
+    rates = (settings.lr * factor, settings.head_lr * factor)
+    groups = [{"params": [*inner.values()], "lr": rates[0]}, {"params": head, "lr": rates[1]}]
     groups = [group for group in groups if group["params"]]
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
@@ -183,6 +191,7 @@ def evaluate(
     with torch.no_grad(), memory_named(f"evaluation on {where}", f"lower eval-batch={batch_size}"):
         for start in range(0, len(order), batch_size):
             places = order[start : start + batch_size].tolist()
-            evaluation.add(model, *_on(where, task.inputs.collate(processor, encoded, places)))
+            inputs, labels = _on(where, task.inputs.collate(processor, encoded, places))
+            evaluation.add(model, inputs, labels, [encoded.items[i] for i in places])
             tell(min(start + batch_size, len(order)), len(order))
     return evaluation.scores()

@@ -2,18 +2,20 @@
 
 from dataclasses import dataclass
 
-from fedasym.fields import setting
+from fedasym.fields import RoundSettings, setting
 from fedasym.models.settings import ModelSettings
 from fedasym.training.transforms import transforms_of
 
 
 @dataclass(frozen=True)
-class TrainingSettings(ModelSettings):
+class TrainingSettings(ModelSettings, RoundSettings):
     """Local optimizer, steps, batches, and the model they train. ``auto`` and 0 mean the method's where so said."""
 
     optimizer: str = setting("auto", "local optimizer", choices=("auto", "sgd", "adamw"))
     lr: float = setting(0.0, "rate of the adapters; 0: the method's", least=0.0)
     head_lr: float = setting(0.0, "rate of the output layer; 0: the method's", least=0.0)
+    schedule: str = setting("constant", "both rates over the rounds of the run", choices=("constant", "cosine"))
+    warmup_rounds: int = setting(0, "rounds in which both rates rise to what they are, in equal steps", least=0)
     weight_decay: float = setting(0.0, "decoupled weight decay of AdamW", least=0.0)
     clip: float = setting(1.0, "largest gradient norm of a step; 0: no clipping", least=0.0)
     batch_size: int = setting(14, "examples of a local step", least=1)
@@ -34,6 +36,11 @@ class TrainingSettings(ModelSettings):
         if self.local_steps and self.local_epochs:
             raise ValueError(
                 f"local-steps={self.local_steps} and local-epochs={self.local_epochs} are both set; set one to 0"
+            )
+        if self.warmup_rounds >= self.num_rounds:
+            raise ValueError(
+                f"warmup-rounds={self.warmup_rounds} leaves none of num-rounds={self.num_rounds} at the whole rate; "
+                "lower it"
             )
         if self.micro_batch > self.batch_size:
             raise ValueError(f"micro-batch={self.micro_batch} exceeds batch-size={self.batch_size}; lower it")

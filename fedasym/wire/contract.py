@@ -29,8 +29,8 @@ class Contract:
     Attributes:
         method, factors, seed, kind, rank, alpha, scaling, head: as in the settings.
         base: fingerprint of all frozen weights.
-        config: ``(key, value)`` of the model's configuration, as `behaviour.described`.
-        tokenizer: digest of how text becomes ids, as `behaviour.digest_tokenizer`.
+        config: ``(key, value)`` of the model's configuration, as `equivalence.described`.
+        tokenizer: digest of how inputs become what the model reads, as `equivalence.digest_processor`.
         A: fingerprint of the initial A of every layer.
         schema: ``(name, shape)`` of every matrix that trains, sorted by name, float32 all; what of it travels
             when is the method's.
@@ -150,10 +150,13 @@ def contract_of(settings: AgreedSettings, built: Built, labels: tuple[str, ...],
     local = {
         key: getattr(settings, key)
         for key in (
-            "optimizer", "lr", "head_lr", "weight_decay", "clip", "batch_size", "local_steps", "local_epochs",
-            "micro_batch", "max_length", "attention", "dtype", "client_holdout", "threads", "transforms",
+            "optimizer", "lr", "head_lr", "schedule", "warmup_rounds", "weight_decay", "clip", "batch_size",
+            "local_steps", "local_epochs", "micro_batch", "max_length", "answer_length", "prompt", "attention", "dtype",
+            "client_holdout", "threads", "transforms",
         )
     }  # fmt: skip
+    if settings.schedule != "constant":
+        local["num_rounds"] = settings.num_rounds  # by which the rates go
     return Contract(
         settings.method, METHODS[settings.method].factors, settings.seed, settings.kind, settings.rank,
         settings.alpha, settings.scaling, settings.head,

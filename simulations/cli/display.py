@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedasym.ops.progress import EVERY_SECONDS, Pace, Progress, clocked, look, words
-from fedasym.reports.study.table import Sheet
+from fedasym.reports.table import Sheet
 from fedasym.runs.record import NODES, read_json, read_rounds
 
 REFRESH_SECONDS = 0.5

@@ -21,7 +21,7 @@ from fedasym.ops.flower_cli import FlowerError, connection, flwr
 from fedasym.ops.processes import flower_environment, free_port, started, tail, tool
 from fedasym.ops.progress import begin
 from fedasym.settings import Settings
-from simulations.stopping import STOPPING
+from simulations.interrupts import STOPPING
 
 POLL_SECONDS = 120.0  # without a new round; each poll is a process of about 2 s of one core, taken from the training
 _LOOK_SECONDS = 0.5

@@ -25,7 +25,7 @@ from fedasym.ops.processes import held_alone
 from fedasym.settings import Settings
 from server.round.run import FederationError
 from simulations.cli.waiting import cells_shown
-from simulations.stopping import interrupts_held
+from simulations.interrupts import interrupts_held
 from simulations.study.cells import Cell, cell_settings, comparable, run_cell
 
 Line = dict[str, Any]

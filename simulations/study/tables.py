@@ -14,8 +14,8 @@ from fedasym.reports.comparison import percent, scientific
 from fedasym.reports.study.figures import figures
 from fedasym.reports.study.result_lines import in_order
 from fedasym.reports.study.study_page import comparison_markdown
-from fedasym.reports.study.table import Entry, Sheet, to_markdown
 from fedasym.reports.study.tuning_table import tuning_markdown
+from fedasym.reports.table import Entry, Sheet, to_markdown
 from simulations.study.results import RESULTS
 from simulations.study.tuning import grid_points
 

@@ -129,7 +129,7 @@ def test_targets_are_all_linear_or_paths_or_their_endings_less_the_excluded(net)
     assert lora.adapt(copy.deepcopy(net), "all-linear", exclude=["head"]) == LINEARS[:4]
     assert lora.adapt(copy.deepcopy(net), "value") == ["blocks.0.value", "blocks.1.value"]
     assert lora.adapt(copy.deepcopy(net), ["1.query", "head"]) == ["blocks.1.query", "head"]
-    with pytest.raises(ValueError, match=r"\['uery'\] match no linear layer.* end in head, query, value"):
+    with pytest.raises(ValueError, match=r"\['uery'\] match no layer.* end in head, query, value"):
         lora.adapt(net, ["query", "uery"])
     for name, wrong in {"targets": "", "scaling": "r", "factors": "C", "kind": "x"}.items():
         with pytest.raises(ValueError, match=f"{name}.*'{wrong}'"):

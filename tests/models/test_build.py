@@ -159,7 +159,9 @@ def test_targets_by_name_adapt_those_layers_and_the_hidden_head(of) -> None:
     attention = [f"roberta.encoder.layer.{i}.attention.self.{n}" for i in (0, 1) for n in ("query", "value")]
     assert built.layers == ("classifier.dense", *attention)
     assert build(of("roberta", targets="query,value", head="full"), 3, TEXTS).layers == tuple(attention)
-    with pytest.raises(ValueError, match=r"targets \['q_proj'\] match no linear layer; this model's end in .*query"):
+    with pytest.raises(
+        ValueError, match=r"targets \['q_proj'\] match no layer that can be adapted; this model's end in .*query"
+    ):
         build(of("roberta", targets="q_proj"), 3, TEXTS)
 
 

@@ -86,7 +86,7 @@ def test_sites_and_a_server_train_on_what_a_site_has_installed_and_leave_out_the
     settings = site_settings(tmp_path, out=str(tmp_path / "run"), num_rounds=1, client_holdout=0.2, data="none")
     code = f"""
 import sys
-import clients.app, clients.handle, clients.deploy.data_check, clients.deploy.plan, clients.deploy.up
+import clients.app, clients.message_handler, clients.deploy.data_check, clients.deploy.plan, clients.deploy.up
 import clients.worker.child, clients.worker.service
 assert not [name for name in sys.modules if name.startswith("fedasym.reports")]
 

@@ -13,17 +13,17 @@ from html_resources import Resources
 from matplotlib import image
 from study_lines import METHODS, make_line, make_lines
 
+from fedasym.reports.html_page import render
 from fedasym.reports.plots import COLOURS, MARKERS, STYLES
 from fedasym.reports.study.costs import cost_sheet, reach_sheet, savings
 from fedasym.reports.study.figures import figures
-from fedasym.reports.study.gaps import gaps
 from fedasym.reports.study.panels import Curve, Panel, draw_panels
-from fedasym.reports.study.result_lines import in_order
+from fedasym.reports.study.result_lines import gaps, in_order
 from fedasym.reports.study.scores import TIED, clients_sheet, difference_sheet, score_sheets
 from fedasym.reports.study.shared_settings import settings_sheets
 from fedasym.reports.study.study_page import comparison_markdown, write_comparison
-from fedasym.reports.study.table import Entry, Sheet, to_html, to_markdown
 from fedasym.reports.study.tuning_table import tuning_markdown
+from fedasym.reports.table import Entry, Sheet, to_markdown
 from simulations.__main__ import main
 
 SCRIPT = "<script>alert('x')</script>"
@@ -189,7 +189,9 @@ def test_everything_from_the_lines_is_escaped(tmp_path) -> None:
 def test_a_table_is_the_same_in_markdown_and_html() -> None:
     sheet = Sheet("t", ("a", "b\nc"), [[Entry("x|y"), Entry("1", "n", True, "≈")], [Entry("block")]], "note")
     assert to_markdown(sheet) == "| a | b c |\n| --- | --- |\n| x\\|y | **1** ≈ (n) |\n| *block* |  |\n\nnote"
-    assert '<td><strong>1</strong><span class="sign">≈</span><small>n</small></td>' in to_html(sheet)
+    said = render('{% from "macros" import section %}{{ section(sheet) }}', sheet=sheet)
+    assert '<td><strong>1</strong><span class="sign">≈</span><small>n</small></td>' in said
+    assert '<th scope="col">b<br>c</th>' in said and '<th colspan="2">block</th>' in said
 
 
 def test_the_tuning_table_takes_any_settings_and_tasks() -> None:

@@ -15,7 +15,7 @@ from fedasym.runs.record import read_json, read_rounds
 from simulations.engines.superlink import run_app
 from simulations.federation import Server, await_sites, has_nginx, server_up, site_up
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.deployed]
 NAMES = ("north", "south", "east")
 SECONDS = 180.0  # until something must have happened; many times what it takes
 LONG = {"local_steps": 400}  # some seconds of the tiny model's training, so that a kill finds it at work

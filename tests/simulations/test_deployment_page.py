@@ -72,6 +72,7 @@ def test_a_home_is_made_a_site_added_and_the_certificate_renewed_as_the_page_say
 
 
 @pytest.mark.slow
+@pytest.mark.deployed
 def test_a_server_runs_trains_and_bars_a_site_as_the_page_says(
     shell: Shell, environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -79,7 +79,8 @@ def link(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Superlink]:
         yield link
 
 
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow  # on MiniLM; the tiny world's are in test_plugins.py and test_readme.py
+@pytest.mark.parametrize("workers", [1, 2])
 def test_flowers_engine_gives_the_same_bits(reference: Path, link: Superlink, tmp_path: Path, workers: int) -> None:
     folder = run_flower(demo_settings(tmp_path / "flower"), workers, link=link)
     assert digests(folder) == digests(reference)

@@ -16,8 +16,8 @@ from world import simulate
 from fedasym.adapters import lora
 from fedasym.data.examples import load_examples
 from fedasym.data.partition import partition
-from fedasym.models.behaviour import digest_tokenizer
 from fedasym.models.build import build
+from fedasym.models.equivalence import digest_tokenizer
 from fedasym.runs.record import read_rounds
 from fedasym.settings import Settings
 from fedasym.tasks import task_of
@@ -284,7 +284,7 @@ def test_models_that_cannot_write_are_refused_by_name(tmp_path: Path, models: di
     transformers.ViTModel(transformers.ViTConfig(image_size=8, patch_size=4, **numbers)).save_pretrained(
         tmp_path / "vit"
     )
-    refused(tmp_path / "vit", "vit': transformers has no AutoModelForCausalLM for it, the head that the task needs")
+    refused(tmp_path / "vit", "vit' is configured by a ViTConfig, which is no AutoModelForCausalLM: the task is for")
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from world import TEXTS, make_data, make_model, tiny_settings, watched_run
+from world import make_data, make_model, tiny_settings, watched_run
 
 from fedasym.data.examples import load_examples
 from fedasym.models.build import build
 from fedasym.runs.record import read_rounds
+from fedasym.tasks.text import Texts
+
+PAIRS = Texts(("text", "second"))
 
 
 @pytest.fixture
@@ -20,8 +23,8 @@ def paired(models, tiny):
 
 
 def test_each_text_of_a_pair_is_tokenised_as_if_it_were_alone(paired) -> None:
-    built, (examples, _) = build(paired, 3, TEXTS), load_examples(paired)
-    encoded = TEXTS.encode(built.processor, examples, 6, "pair")
+    built, (examples, _) = build(paired, 3, PAIRS), load_examples(paired)
+    encoded = PAIRS.encode(built.processor, examples, 6, "pair")
     for i in (0, 1, 7):
         item = encoded.items[i]
         for own, column in ((item["input_ids"], 0), (item["second_input_ids"], 1)):
@@ -32,10 +35,10 @@ def test_each_text_of_a_pair_is_tokenised_as_if_it_were_alone(paired) -> None:
 
 
 def test_each_side_of_a_batch_is_padded_by_itself(paired) -> None:
-    built, (examples, _) = build(paired, 3, TEXTS), load_examples(paired)
-    encoded = TEXTS.encode(built.processor, examples, 16, "pair")
+    built, (examples, _) = build(paired, 3, PAIRS), load_examples(paired)
+    encoded = PAIRS.encode(built.processor, examples, 16, "pair")
     places = [3, 0, 11]
-    inputs, labels = TEXTS.collate(built.processor, encoded, places)
+    inputs, labels = PAIRS.collate(built.processor, encoded, places)
     for prefix in ("", "second_"):
         rows = [encoded.items[i][f"{prefix}input_ids"] for i in places]
         assert inputs[f"{prefix}input_ids"].shape == (3, max(map(len, rows)))
@@ -46,14 +49,14 @@ def test_each_side_of_a_batch_is_padded_by_itself(paired) -> None:
 
 
 def test_the_logits_of_a_pair_are_those_of_distance_and_product_of_the_means_of_its_tokens(paired) -> None:
-    built, (examples, _) = build(paired, 3, TEXTS), load_examples(paired)
+    built, (examples, _) = build(paired, 3, PAIRS), load_examples(paired)
     model, output = built.model, built.model.get_submodule(built.output)
     assert output.weight.shape == (3, 2 * 16)
     with torch.no_grad():
         output.bias.copy_(torch.tensor([0.5, -1.0, 2.0]))
-    encoded = TEXTS.encode(built.processor, examples, 16, "pair")
+    encoded = PAIRS.encode(built.processor, examples, 16, "pair")
     places = [0, 5, 9, 2]
-    inputs, _ = TEXTS.collate(built.processor, encoded, places)
+    inputs, _ = PAIRS.collate(built.processor, encoded, places)
     with torch.no_grad():
         found = model(**inputs).logits
         for row, i in zip(found, places, strict=True):
@@ -77,7 +80,7 @@ def test_pairs_apart_of_one_text_column_are_refused(paired) -> None:
     single = dataclasses.replace(paired, text_columns="text")
     examples, _ = load_examples(single)
     with pytest.raises(ValueError, match="pooling='pair' needs two text columns; there are 1"):
-        TEXTS.encode(build(single, 3, TEXTS).processor, examples, 16, "pair")
+        PAIRS.encode(build(single, 3, PAIRS).processor, examples, 16, "pair")
 
 
 def test_a_federation_on_pairs_apart_runs_and_gives_the_same_bits_with_two_workers(tmp_path: Path) -> None:

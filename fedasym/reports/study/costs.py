@@ -7,10 +7,9 @@ from fedasym.reports.comparison import human_bytes, percent
 from fedasym.reports.study import result_lines
 from fedasym.reports.study.estimates import reach, within_half
 from fedasym.reports.study.result_lines import Line, cell_of
-from fedasym.reports.study.table import Entry, Sheet
+from fedasym.reports.table import DASH, Entry, Sheet
 
 EXACT = 1e-6  # relative mismatch up to which a broadcast counts as the mean of the clients' updates
-_DASH = Entry("–")
 
 
 def cost_sheet(lines: Sequence[Line], reference: str = "lora") -> Sheet:
@@ -30,11 +29,11 @@ def cost_sheet(lines: Sequence[Line], reference: str = "lora") -> Sheet:
         sends = any(line["payload_total"] for line in own)
         row = [Entry(label)]
         for way in ("up", "down"):
-            row.append(_with_adapters(own, f"payload_{way}_per_client_round", human_bytes) if sends else _DASH)
+            row.append(_with_adapters(own, f"payload_{way}_per_client_round", human_bytes) if sends else DASH)
         for way in ("up", "down"):
             key = f"message_{way}_per_client_round"
-            row.append(Entry(_range([x[key] for x in own], human_bytes)) if sends else _DASH)
-        row.append(_saving_entry(lines, method, reference) if sends else _DASH)
+            row.append(Entry(_range([x[key] for x in own], human_bytes)) if sends else DASH)
+        row.append(_saving_entry(lines, method, reference) if sends else DASH)
         row.append(_mismatch_entry(own))
         examples = _range([x["examples_trained"] for x in own], lambda n: f"{n:,.0f}")
         row.append(Entry(f"{statistics.fmean(x['seconds'] for x in own):,.0f}", f"{examples} examples"))
@@ -88,14 +87,14 @@ def reach_sheet(lines: Sequence[Line], reference: str = "lora") -> Sheet | None:
             text = f"{len(known)} of {len(cell)}" if cell else "–"
             row.append(Entry(text, human_bytes(statistics.median(known)) if known else ""))
         share, count = within_half(lines, method, reference)
-        row.append(Entry(f"{share} of {count}", percent(share / count)) if count else _DASH)
+        row.append(Entry(f"{share} of {count}", percent(share / count)) if count else DASH)
         rows.append(row)
     note = (
         f"In how many cells (task, split, seed) some evaluated round is at least as good as {names[reference]} after "
         "its last round. Small: the payload of all clients, up and down, spent until then; the median of the cells "
         f"that reach it. Last column: cells that reach it with at most half of what {names[reference]} spent in all."
     )
-    columns = ["method", *(split.replace(":", " ") for split in every), "with at most\nhalf the bytes"]
+    columns = ["method", *(result_lines.split_name(split) for split in every), "with at most\nhalf the bytes"]
     return Sheet(f"Bytes until {names[reference]}'s final value is reached", columns, rows, note)
 
 
@@ -108,13 +107,13 @@ def _with_adapters(lines: Sequence[Line], key: str, write: Callable[[float], str
 def _saving_entry(lines: Sequence[Line], method: str, reference: str) -> Entry:
     whole, bare = (savings(lines, method, reference, adapters) for adapters in (False, True))
     if method == reference or not whole:
-        return _DASH
+        return DASH
     return Entry(_range(whole, percent), f"no head {_range(bare, percent)}")
 
 
 def _mismatch_entry(lines: Sequence[Line]) -> Entry:
     worst = worst_mismatch(lines)
-    return _DASH if worst is None else Entry(f"{worst:.1e}", "exact" if worst <= EXACT else "not exact")
+    return DASH if worst is None else Entry(f"{worst:.1e}", "exact" if worst <= EXACT else "not exact")
 
 
 def _traffic(line: Line, adapters: bool) -> float:

@@ -87,7 +87,7 @@ def _grids(
                     if (curve := _curve([x for x in here if x["method"] == method], place, by_round, **scales))
                 ]
                 y = y_label or " / ".join(sorted({x["metric"] for x in here}))
-                title = f"{task}, {split.replace(':', ' ')}"
+                title = f"{task}, {result_lines.split_name(split)}"
                 panels[-1].append(Panel(title, y, curves, _levels(levels)) if curves else None)
         if any(panel for row in panels for panel in row):
             png = draw_panels(panels, x_label, **scales)
@@ -129,7 +129,7 @@ def _partitions(lines: Sequence[Line]) -> dict[str, tuple[str, bytes]]:
         here = [x for x in lines if (x["task"], x["split"]) == (task, split) and x["method"] != "central"]
         first = min(here, key=lambda x: x["seed"])
         part: dict[str, Any] = first["partition"]
-        title = f"{task}, {split.replace(':', ' ')}: examples by client"
+        title = f"{task}, {result_lines.split_name(split)}: examples by client"
         png = draw_clients(part["sizes"], part["classes"], part["label_counts"], title=title, width=4.6)
         name = "".join(c if c.isalnum() or c in ".-" else "-" for c in f"split-{task}-{split}")
         found[name] = (f"Seed {first['seed']}, partition digest {part['digest'][:12]}", png)

@@ -6,9 +6,9 @@ from typing import NamedTuple
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
-from fedasym.reports.plots import COLOURS, INK, MARKERS, STYLES, finish, legend, png, use_decades
+from fedasym.reports.plots import COLOURS, INK, MARKERS, STYLES, finish, legend, png, use_decades, use_log_bytes
 
 _LEVEL_STYLES = ((0, (1, 1.5)), (0, (6, 2)))
 _GREY = "#777777"
@@ -74,7 +74,6 @@ def draw_panels(
                 handles[10**6 + nth, name] = axes.axhline(value, color=_GREY, linestyle=style, linewidth=1.4, zorder=1)
             last = down == len(rows) - 1
             finish(axes, panel.title, x_label if last else "", "" if shared else panel.y_label)
-            axes.grid(True, color="#E2E2E2", linewidth=0.6)
             shared = shared or axes
         here = [curve for panel in row if panel for curve in panel.curves]
         if shared and here:
@@ -116,9 +115,6 @@ def _scale(axes: Axes, curves: Sequence[Curve], x_bytes: bool, y_log: bool) -> N
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
         return
     known = [x for curve in curves for x in curve.xs if x > 0]
-    axes.set_xscale("log")
     wide = not known or max(known) > 100 * min(known)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 3.0)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(EngFormatter(unit="B"))
+    use_log_bytes(axes, (1.0,) if wide else (1.0, 3.0))
     axes.tick_params(colors=INK)

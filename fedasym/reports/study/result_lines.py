@@ -77,6 +77,11 @@ def splits(lines: Iterable[Line]) -> list[str]:
     return sorted({line["split"] for line in lines}, key=_split_key)
 
 
+def split_name(split: str) -> str:
+    """Return the split as tables and figures write it."""
+    return split.replace(":", " ")
+
+
 def places(lines: Iterable[Line], split: str | None = None) -> list[Place]:
     """Return the places that hold a line of a federated method, of one split or of all."""
     found = {(line["task"], line["split"]) for line in lines if line["method"] not in REFERENCES}
@@ -125,3 +130,30 @@ def unequal_partitions(lines: Iterable[Line]) -> list[Cell]:
         if line["method"] != "central":
             digests.setdefault(cell_of(line), set()).add(line["partition"]["digest"])
     return sorted(cell for cell, found in digests.items() if len(found) > 1)
+
+
+def gaps(lines: Sequence[Line]) -> list[str]:
+    """Say what is missing or cannot be compared: absent cells, a single seed, partitions that differ."""
+    names, said = labels(lines), []
+    seeds = {line["seed"] for line in lines}
+    if len(seeds) == 1:
+        said.append(
+            f"n = 1 seed ({seeds.pop()}): no interval over seeds. Intervals of paired differences are over tasks and "
+            "splits, and say nothing of how the methods vary with the seed."
+        )
+    for method, absent in missing(lines).items():
+        listed = ", ".join(f"{task} {split} seed {seed}" for task, split, seed in absent[:6])
+        more = f" and {len(absent) - 6} more" if len(absent) > 6 else ""
+        said.append(f"{names[method]} lacks {_count(len(absent), 'cell')} that others have: {listed}{more}.")
+    unequal = unequal_partitions(lines)
+    if unequal:
+        task, split, seed = unequal[0]
+        said.append(
+            f"In {_count(len(unequal), 'cell')} the methods do not hold the same partition, so their pairs are not "
+            f"over the same data; the first: {task} {split} seed {seed}."
+        )
+    return said
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")

@@ -15,9 +15,8 @@ from fedasym.reports.study.estimates import (
     values,
 )
 from fedasym.reports.study.result_lines import Line, Place
-from fedasym.reports.study.table import Entry, Sheet
+from fedasym.reports.table import DASH, Entry, Sheet
 
-DASH = Entry("–")
 TIED = "≈"
 MAIN, PERSONAL, OTHER = (
     "federated, one global model",
@@ -35,7 +34,7 @@ def score_sheets(lines: Sequence[Line]) -> list[Sheet]:
     every, found = result_lines.splits(lines), []
     several = len(result_lines.tasks(lines)) > 1
     if len(every) > 1 or not several:
-        columns = {_split_name(split): result_lines.places(lines, split) for split in every}
+        columns = {result_lines.split_name(split): result_lines.places(lines, split) for split in every}
         uneven = non_iid(lines)
         if len({split for _, split in uneven}) > 1:
             columns["non-iid splits"] = uneven
@@ -47,7 +46,7 @@ def score_sheets(lines: Sequence[Line]) -> list[Sheet]:
         if len(here) > 1:
             columns["mean"] = here
         kept = [line for line in lines if line["split"] == split or line["method"] == "central"]
-        sheet = _score_sheet(f"Split {_split_name(split)}", kept, columns, final, ranked=True)
+        sheet = _score_sheet(f"Split {result_lines.split_name(split)}", kept, columns, final, ranked=True)
         found.append(sheet._replace(note="") if found and sheet.note == found[0].note else sheet)
     return found
 
@@ -57,7 +56,9 @@ def clients_sheet(lines: Sequence[Line]) -> Sheet | None:
     measured = [line for line in lines if final_at_clients(line) is not None]
     if not measured:
         return None
-    columns = {_split_name(split): result_lines.places(measured, split) for split in result_lines.splits(measured)}
+    columns = {
+        result_lines.split_name(split): result_lines.places(measured, split) for split in result_lines.splits(measured)
+    }
     return _score_sheet("At the clients, after local training", measured, columns, final_at_clients, ranked=False)
 
 
@@ -75,7 +76,7 @@ def difference_sheet(lines: Sequence[Line], ours: str = "asymmetric") -> Sheet |
     if ours not in names or len(names) < 2:
         return None
     lines = result_lines.with_central_everywhere(lines)
-    columns = {_split_name(split): {split} for split in result_lines.splits(lines)}
+    columns = {result_lines.split_name(split): {split} for split in result_lines.splits(lines)}
     uneven = {split for _, split in non_iid(lines)}
     if 1 < len(uneven) < len(columns):
         columns["non-iid splits"] = uneven
@@ -186,11 +187,6 @@ def _note(most: int, ranked: bool, at_clients: bool) -> str:
             "(Student's t) of the difference paired by seed contains 0."
         )
     return text
-
-
-def _split_name(split: str) -> str:
-    kind, _, number = split.partition(":")
-    return f"{kind} {number}".strip()
 
 
 def _metric(lines: Sequence[Line], task: str) -> str:

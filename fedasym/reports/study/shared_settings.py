@@ -6,7 +6,7 @@ from typing import Any
 from fedasym.reports.run_page import ABOUT
 from fedasym.reports.study import result_lines
 from fedasym.reports.study.result_lines import Line
-from fedasym.reports.study.table import Entry, Sheet
+from fedasym.reports.table import Entry, Sheet
 
 _NAMED = {"method", "task", "split", "seed", "out"}  # what a cell is; not settings of it
 _AXES = (

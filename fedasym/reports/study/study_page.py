@@ -5,25 +5,23 @@ The page holds its figures; they lie beside it as PNG too. The same lines in any
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from fedasym.files import write_atomic
-from fedasym.reports.html_page import document, figures_html
+from fedasym.reports.html_page import render, write_page
 from fedasym.reports.run_page import command_with
 from fedasym.reports.study import result_lines
 from fedasym.reports.study.costs import cost_sheet, reach_sheet
 from fedasym.reports.study.figures import figures
-from fedasym.reports.study.gaps import gaps
 from fedasym.reports.study.result_lines import Line
 from fedasym.reports.study.scores import clients_sheet, difference_sheet, score_sheets
 from fedasym.reports.study.shared_settings import settings_sheets, versions_sheet
-from fedasym.reports.study.table import Sheet, to_html, to_markdown
+from fedasym.reports.study.study_page_template import STUDY_PAGE
 from fedasym.reports.study.tuning_table import tuning_sheet
+from fedasym.reports.table import Sheet, to_markdown
 from fedasym.settings import Settings
 
-_WIDE = ("metric-by", "train-loss", "mismatch", "clients-metric")
+_CURVES = ("metric-by", "train-loss", "mismatch", "clients-metric")  # beginnings of the names of such figures
 
 
 def write_comparison(
@@ -50,11 +48,21 @@ def write_comparison(
     """
     found = result_lines.in_order(lines)
     drawn = figures(found)
-    plots = out.parent / "plots"
-    plots.mkdir(parents=True, exist_ok=True)
-    for name, (_, png) in drawn.items():
-        write_atomic(plots / f"{name}.png", png)
-    write_atomic(out, _page(found, drawn, ours, reference, tuning, command).encode())
+    page = render(
+        STUDY_PAGE,
+        title=_title(found),
+        gaps=result_lines.gaps(found),
+        sheets=comparison_sheets(found, ours, reference),
+        curves={name: each for name, each in drawn.items() if name.startswith(_CURVES)},
+        partitions={name: each for name, each in drawn.items() if not name.startswith(_CURVES)},
+        tuning=tuning_sheet(tuning)._replace(title="") if tuning else None,
+        command=command,
+        commands=_commands(found),
+        seeds=sorted({line["seed"] for line in found}),
+        settings=settings_sheets(found),
+        versions=versions_sheet(found),
+    )
+    write_page(out, page, drawn)
 
 
 def comparison_markdown(lines: Sequence[Line], *, ours: str = "asymmetric", reference: str = "lora") -> str:
@@ -65,7 +73,7 @@ def comparison_markdown(lines: Sequence[Line], *, ours: str = "asymmetric", refe
     """
     found = result_lines.in_order(lines)
     sheets = comparison_sheets(found, ours, reference)
-    said = [f"* {text}" for text in gaps(found)]
+    said = [f"* {text}" for text in result_lines.gaps(found)]
     return "\n\n".join((["\n".join(said)] if said else []) + [f"### {s.title}\n\n{to_markdown(s)}" for s in sheets])
 
 
@@ -79,44 +87,6 @@ def comparison_sheets(lines: Sequence[Line], ours: str = "asymmetric", reference
         reach_sheet(lines, reference),
     )
     return [*score_sheets(lines), *(sheet for sheet in optional if sheet is not None)]
-
-
-def _page(
-    lines: Sequence[Line],
-    drawn: Mapping[str, tuple[str, bytes]],
-    ours: str,
-    reference: str,
-    tuning: Sequence[Mapping[str, Any]],
-    command: str,
-) -> str:
-    curves = {name: each for name, each in drawn.items() if name.startswith(_WIDE)}
-    held = {name: each for name, each in drawn.items() if name not in curves}
-    said = gaps(lines)
-    warning = ""
-    if said:
-        items = "".join(f"<li>{escape(text)}</li>" for text in said)
-        warning = f'<section class="warning"><h2>What is missing</h2><ul>{items}</ul></section>'
-    tables = "\n".join(to_html(sheet) for sheet in comparison_sheets(lines, ours, reference))
-    settings = "\n".join(to_html(sheet, "facts") for sheet in settings_sheets(lines))
-    grid = f"<h2>How it was tuned</h2>\n{to_html(tuning_sheet(tuning)._replace(title=''))}\n" if tuning else ""
-    seeds = ", ".join(str(seed) for seed in sorted({line["seed"] for line in lines}))
-    whole = f"<p>All of it:</p>\n<pre>{escape(command)}</pre>\n" if command else ""
-    body = f"""{warning}
-<h2>What was reached, and at what cost</h2>
-{tables}
-<h2>Curves</h2>
-{figures_html(curves, wide=_WIDE)}
-<h2>Who holds what</h2>
-{figures_html(held, wide=())}
-{grid}<h2>Run it again</h2>
-{whole}<p>One cell a method, its first; the settings below say what the other cells change.</p>
-<pre>{escape(_commands(lines))}</pre>
-<h2>Settings</h2>
-<p>Seeds {seeds}. Every setting of a cell not listed under “shared by all cells” is below it.</p>
-{settings}
-<h2>Versions</h2>
-{to_html(versions_sheet(lines), "facts")}"""
-    return document(_title(lines), body)
 
 
 def _title(lines: Sequence[Line]) -> str:

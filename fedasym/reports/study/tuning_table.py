@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedasym.reports.study.table import Entry, Sheet, to_markdown
+from fedasym.reports.table import Entry, Sheet, to_markdown
 
 
 def tuning_sheet(lines: Sequence[Mapping[str, Any]]) -> Sheet:

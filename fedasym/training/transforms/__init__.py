@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedasym.fields import names_in
-from fedasym.parts import part
+from fedasym.plugins import plugin
 
 Matrices = dict[str, NDArray[np.float32]]
 
@@ -44,7 +44,7 @@ def transforms_of(named: str) -> list[Transform]:
     Raises:
         ValueError: there is none of a name, or it does not take this parameter.
     """
-    return [part("fedasym.training.transforms", "transform", name, "transforms") for name in names_in(named)]
+    return [plugin("fedasym.training.transforms", "transform", name, "transforms") for name in names_in(named)]
 
 
 def transformed(transforms: list[Transform], change: Change, rng: np.random.Generator) -> Matrices:

@@ -1,6 +1,6 @@
 """How matrices become the arrays of a message: one file per codec, named by the setting ``codec``."""
 
-from fedasym.parts import part
+from fedasym.plugins import plugin
 from fedasym.wire.codecs.base import Codec
 
 
@@ -10,5 +10,5 @@ def codec_of(named: str) -> Codec:
     Raises:
         ValueError: there is none of this name, or it does not take this parameter.
     """
-    found: Codec = part("fedasym.wire.codecs", "codec", named, "codec")
+    found: Codec = plugin("fedasym.wire.codecs", "codec", named, "codec")
     return found

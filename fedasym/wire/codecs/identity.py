@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from fedasym.parts import without
+from fedasym.plugins import without
 from fedasym.wire.codecs.base import Arrays, Codec, Float32, Matrices, Schema
 
 PACKED = "packed"

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -11,30 +12,29 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Client, Listener
 from pathlib import Path
 
-import grpc
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from kits import wait_for
 from world import tiny_settings
 
 from clients.errors import QUERY, TRAIN
-from clients.handle import answer
+from clients.message_handler import answer
 from clients.node import NodeContext
 from clients.session import session_of
-from clients.worker.call import SERVICE, address_of, ask_worker
-from clients.worker.child_supervisor import ChildSupervisor, Limits, resident_gigabytes
+from clients.worker import call
+from clients.worker.call import TURN, ask_worker
+from clients.worker.frames import pack, unpack
 from clients.worker.private_folder import make_private
-from clients.worker.service import worker
+from clients.worker.service import Limits, Worker, resident_gigabytes, worker
 from fedasym.settings import Settings
 from fedasym.wire import records
 
 ROOT = Path(__file__).parents[3]
 ENDLESS = 10**7  # local steps: no test waits for their end
-SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 def place_in(root: Path, **more: str) -> NodeContext:
@@ -74,7 +74,7 @@ class Running:
     """A worker on a tiny site."""
 
     root: Path
-    supervisor: ChildSupervisor
+    worker: Worker
 
     @property
     def socket(self) -> str:
@@ -88,15 +88,15 @@ class Running:
         settings = site_settings(self.root)
         return "about" in self.ask(QUERY, settings, query(settings))
 
-    def state(self) -> int:
-        with grpc.insecure_channel(address_of(self.socket)) as channel:
-            asked = health_pb2.HealthCheckRequest(service=SERVICE)
-            return int(health_pb2_grpc.HealthStub(channel).Check(asked, timeout=10).status)
+    def child(self) -> int:
+        """The process id of the child, when it can take a message."""
+        assert self.worker.ready.wait(300)
+        return self.worker.pid
 
     def await_work(self, seconds: float = 0.5) -> int:
-        """Wait until the child has worked on its message for some seconds of processor time; return its id."""
-        wait_for(lambda: self.supervisor.busy)
-        pid, before = self.supervisor.pid, processor_seconds(self.supervisor.pid)
+        """Wait until the child, idle until now, has worked for some seconds of processor time; return its id."""
+        pid = self.child()
+        before = processor_seconds(pid)
         wait_for(lambda: processor_seconds(pid) > before + seconds)
         return pid
 
@@ -111,9 +111,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """One worker for all the tests that leave it usable."""
     root = tmp_path_factory.mktemp("site")
     site_settings(root)
-    with worker(make_private(root / "state"), place_in(root), Limits(seconds=300.0)) as supervisor:
-        assert supervisor.await_ready(300)
-        yield Running(root, supervisor)
+    with worker(make_private(root / "state"), place_in(root), Limits(seconds=300.0)) as warm:
+        yield Running(root, warm)
 
 
 def test_a_round_through_the_worker_has_the_bits_of_a_round_in_process(running: Running, tmp_path: Path) -> None:
@@ -155,18 +154,24 @@ print(json.dumps([sorted(heavy), sorted(reply.content["about"]), time.perf_count
     print(f"\nthe process of a message took {seconds:.2f} s")
 
 
-def test_a_child_that_hangs_is_killed_at_the_deadline_and_the_next_message_is_answered(running: Running) -> None:
+@pytest.mark.parametrize(("round_timeout", "deadline"), [(1.0, 300.0), (300.0, 1.0)], ids=["run", "site"])
+def test_a_child_that_hangs_is_killed_at_the_deadline_and_the_next_message_is_answered(
+    running: Running, monkeypatch, round_timeout: float, deadline: float
+) -> None:
     assert running.answers()
-    hung = running.supervisor.pid
-    settings = site_settings(running.root, round_timeout=1.0)
+    hung = running.child()
+    settings = site_settings(running.root, round_timeout=round_timeout)
     content = query(settings)
     content["large"] = ArrayRecord({"zeros": Array(np.zeros(1 << 20))})  # more than a socket holds unread
     os.kill(hung, signal.SIGSTOP)
-    told = reason(running.ask(QUERY, settings, content))
-    assert re.fullmatch(r"the worker of site north did not finish within \S+ s and was restarted; raise --d.*", told)
+    with monkeypatch.context() as patch:
+        patch.setattr(running.worker, "_limits", Limits(seconds=deadline))
+        told = reason(running.ask(QUERY, settings, content))
+    who, remedy = ("the site", "round-timeout of the run") if round_timeout < deadline else ("site north", "--deadline")
+    assert told.startswith(f"the worker of {who} did not finish within 1 s and was restarted; raise {remedy}")
     assert running.answers()
-    assert running.supervisor.pid not in (0, hung)
-    assert told in log_of(running.root)
+    assert running.child() != hung
+    assert ("whoever asked is gone" if round_timeout < deadline else told) in log_of(running.root)
 
 
 def test_a_child_that_is_killed_in_training_is_named_and_the_next_message_is_answered(running: Running) -> None:
@@ -201,12 +206,12 @@ print(ask_worker(sys.argv[1], "train", content, config, 1))
     try:
         worked = running.await_work()
         told = reason(running.ask(QUERY, short, query(short)))
-        assert told == "the worker of site north is still busy with an earlier message"
+        assert told == "the worker of the site is still busy with an earlier message, or not up; see its log"
     finally:
         caller.kill()
         caller.wait()
     assert running.answers()
-    assert running.supervisor.pid != worked
+    assert running.child() != worked
     assert "whoever asked is gone" in log_of(running.root)
 
 
@@ -215,12 +220,10 @@ def test_messages_at_the_same_time_are_all_answered_one_after_another(running: R
         assert all(pool.map(lambda _: running.answers(), range(6)))
 
 
-def test_health_says_whether_the_child_can_take_a_message(running: Running) -> None:
-    assert running.answers()
-    assert running.state() == SERVING
-    os.kill(running.supervisor.pid, signal.SIGKILL)
-    wait_for(lambda: running.state() == NOT_SERVING)
-    wait_for(lambda: running.state() == SERVING)
+def test_a_child_that_dies_while_nobody_asks_is_replaced_at_once(running: Running) -> None:
+    died = running.child()
+    os.kill(died, signal.SIGKILL)
+    wait_for(lambda: running.worker.pid != died)
     assert running.answers()
 
 
@@ -233,36 +236,69 @@ def test_an_error_that_quotes_the_data_leaves_as_a_code_and_stays_in_the_log(run
     assert "holds the labels good" in kept
 
 
-def test_what_is_no_frame_is_refused_and_the_worker_goes_on(running: Running) -> None:
-    with grpc.insecure_channel(address_of(running.socket)) as channel, pytest.raises(grpc.RpcError) as raised:
-        channel.unary_unary(f"/{SERVICE}/Answer")(b"no frame at all", timeout=10)
-    assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+@pytest.mark.parametrize("sent", [b"no frame at all", b"{}\n", b'[{"run_config": {}}, []]\n', pack(RecordDict())])
+def test_what_is_no_frame_is_refused_and_the_worker_goes_on(running: Running, sent: bytes) -> None:
+    with Client(running.socket) as worker:
+        assert worker.recv_bytes() == TURN
+        worker.send_bytes(sent)
+        assert re.match(
+            "the worker of the site cannot read|error [0-9a-f]{8} at", reason(unpack(worker.recv_bytes())[1])
+        )
     assert running.answers()
+
+
+@pytest.mark.parametrize("sent", [b"", b"\0", b"\xff\xff\xff\xff" * 3, b"\x7f\xff\xff\xffhalf", b"GET / HTTP/1.1\r\n"])
+def test_who_hangs_up_in_the_midst_of_a_message_or_speaks_otherwise_costs_nobody_anything(
+    running: Running, sent: bytes
+) -> None:
+    child = running.child()
+    with socket.socket(socket.AF_UNIX) as caller:
+        caller.connect(running.socket)
+        caller.sendall(sent)
+    assert running.answers() and running.child() == child
+    assert "is gone, hangs, or is of another version of fedasym" in log_of(running.root)
+
+
+def test_who_hangs_in_the_midst_of_a_message_holds_the_others_for_a_while_only(running: Running, monkeypatch) -> None:
+    monkeypatch.setattr(call, "_STALL_SECONDS", 1)
+    with Client(running.socket) as hung, Client(running.socket) as silent:
+        assert hung.recv_bytes() == TURN
+        os.write(hung.fileno(), b"\0\0\1\0half")
+        assert running.answers()
+        assert silent.recv_bytes() == TURN  # it had its turn between the two
+
+
+def test_a_worker_of_another_version_or_one_that_ends_is_named(tmp_path: Path) -> None:
+    for said in (b"fedasym worker 1", b"", b"x" * 99):
+        with Listener(str(tmp_path / "worker.sock")) as listener, ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(ask_worker, listener.address, QUERY, RecordDict(), {"round-timeout": 60.0}, 1)
+            with listener.accept() as caller:
+                caller.send_bytes(said)
+            assert "another version of fedasym: restart the site" in reason(asked.result(60))
 
 
 def test_another_contract_than_the_pinned_one_is_refused_before_any_data_are_read(tmp_path: Path) -> None:
     settings = site_settings(tmp_path)
     pinned = place_in(tmp_path, data=str(tmp_path / "not there"), contract="f" * 64)
-    with worker(tmp_path / "state", pinned, Limits(threads=1)) as supervisor:
-        site = Running(tmp_path, supervisor)
+    with worker(tmp_path / "state", pinned, Limits(threads=1)) as warm:
+        site = Running(tmp_path, warm)
         told = [reason(site.ask(QUERY, settings, query(settings))), reason(site.ask(TRAIN, settings, order(settings)))]
         assert all("works under the contract ffff" in each and "not there" not in each for each in told)
         greedy = replace(settings, threads=2)
         assert "threads=2, and site north allows 1" in reason(site.ask(QUERY, greedy, RecordDict()))
-        child = supervisor.pid
-        assert child
+        child = site.child()
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
 
 
 def test_a_child_over_its_memory_is_named_and_started_again(tmp_path: Path) -> None:
     settings = site_settings(tmp_path)
-    with worker(make_private(tmp_path / "state"), place_in(tmp_path), Limits(gigabytes=0.01)) as supervisor:
-        assert supervisor.await_ready(300)
-        child = supervisor.pid
-        told = reason(Running(tmp_path, supervisor).ask(QUERY, settings, query(settings)))
+    with worker(make_private(tmp_path / "state"), place_in(tmp_path), Limits(gigabytes=0.01)) as warm:
+        site = Running(tmp_path, warm)
+        child = site.child()
+        told = reason(site.ask(QUERY, settings, query(settings)))
         assert re.fullmatch(r"the worker of site north holds \S+ GB of memory, more than 0.01 GB, and was .*", told)
-        assert supervisor.pid != child
+        assert site.child() != child
 
 
 def test_the_memory_of_a_process_is_that_of_its_pages() -> None:
@@ -291,4 +327,4 @@ def test_a_socket_that_cannot_be_bound_is_named(tmp_path: Path) -> None:
 
 
 def test_no_thread_of_a_worker_outlives_it(running: Running) -> None:
-    assert [thread.name for thread in threading.enumerate() if thread.name == "keeper"] == ["keeper"]
+    assert [thread.name for thread in threading.enumerate() if thread.name == "worker"] == ["worker"]

@@ -267,6 +267,7 @@ def test_pins_are_the_apps_digest_and_the_contract_of_the_settings(
 
 
 @pytest.mark.slow
+@pytest.mark.deployed
 def test_nginx_itself_takes_the_configuration(tmp_path: Path) -> None:
     home = Home(tmp_path / "a home", ("localhost",), 8443, 8444)
     create_home(home)

@@ -251,6 +251,7 @@ def command(home: Home, *words: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.deployed
 def test_flower_itself_bars_a_revoked_and_a_removed_site_and_the_server_starts_and_goes_on(tmp_path: Path) -> None:
     home = new_home(tmp_path / "home", "north", "south")
     key = tmp_path / "north.pub"

@@ -28,7 +28,7 @@ from server.deploy.home import Home, create_home
 from server.deploy.nginx import find_nginx, nginx_command, write_configuration
 from server.deploy.status import status
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.deployed]
 SECONDS = 400.0  # a machine may be busy
 
 

@@ -1,8 +1,8 @@
-"""What a model and its tokenizer do, told apart from which versions of which libraries do it.
+"""What a model and its processor do, told apart from which versions of which libraries do it.
 
-Two parties may train together if equal texts become equal token ids and the initial model gives equal logits, up to
-the rounding of its arithmetic. The ids are compared by a digest, which is a part of the contract; the logits are
-numbers, which no digest can hold, and are compared by `logits_refusal`.
+Two parties may train together if equal texts become equal token ids, or equal images equal pixel values, and the
+initial model gives equal logits, up to the rounding of its arithmetic. Ids and pixel values are compared by a digest,
+which is a part of the contract; the logits are numbers, which no digest can hold, and are compared by `logits_refusal`.
 """
 
 import hashlib
@@ -22,6 +22,11 @@ from fedasym.tasks.next_tokens import IGNORED
 # Of a config.json: who wrote it (names with "_" and these), in which dtype (the setting `dtype` says it), and names of
 # classes (the contract's `labels`). All else may change what the model computes, and is compared.
 _BOOKKEEPING = ("transformers_version", "architectures", "torch_dtype", "dtype", "id2label", "label2id")
+# Of an image processor: who wrote and who reads it, and what it does where a call says nothing, which ours do.
+_PROCESSOR_BOOKKEEPING = (
+    "image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "transformers_version",
+    "data_format", "input_data_format", "return_tensors", "device", "disable_grouping",
+)  # fmt: skip
 _SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 # One each for what tokenizers are known to treat differently.
 _HARD = (
@@ -51,7 +56,7 @@ _LONGEST = 8  # tokens of a row: enough to pass every part of the model, and som
 # about u sqrt(d) inside a product of length d: L = 32, d = 4096 give 7e-5 in float32, 7e-2 in bfloat16, whose products
 # are summed in float32. Measured on MiniLM (AVX2): eager and sdpa 2e-6 and 2e-2, one and two threads 0, torch 2.13 and
 # 2.14 0 in float32; bfloat16 is 4e-2 from float32. Another head count, mask or activation moves logits by more than
-# 1e-3 (tests/models/test_behaviour.py).
+# 1e-3 (tests/models/test_equivalence.py).
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1}
 
 
@@ -85,6 +90,31 @@ def digest_tokenizer(tokenizer: Any) -> str:
         ([_vocabulary_texts(vocabulary)], {"add_special_tokens": False}),
     ):
         _update(state, tokenizer(*texts, verbose=False, return_attention_mask=False, **options))
+    return state.hexdigest()
+
+
+def digest_processor(processor: Any, inputs: Inputs) -> str:
+    """Digest what reads a model's inputs: `digest_tokenizer`, or of images `digest_image_processor`."""
+    if inputs.processor_class == "AutoTokenizer":
+        return digest_tokenizer(processor)
+    return digest_image_processor(processor, inputs)
+
+
+def digest_image_processor(processor: Any, inputs: Inputs) -> str:
+    """Digest what an image processor does: SHA-256 of its settings, and of the pixel values of fixed images.
+
+    Values are rounded to 1/8. There are 256 of a channel before normalisation, about 1/60 apart, and libraries that
+    compute them in another order differ by 1e-7; the chance that one of them crosses an edge so is about 1 in 1,000.
+    What is finer shows in the logits.
+    """
+    said = {key: value for key, value in processor.to_dict().items() if key not in _PROCESSOR_BOOKKEEPING}
+    state = hashlib.sha256(_canonical({key: said[key] for key in said if not key.startswith("_")}).encode())
+    columns = inputs.probe(processor)
+    encoded = inputs.encode(processor, Examples(columns, np.zeros(len(columns[0]), np.int64), ()), _LONGEST)
+    batch, _ = inputs.collate(processor, encoded, range(len(encoded)))
+    for key in sorted(batch):
+        values = np.rint(batch[key].numpy() * 8).astype("<i4")
+        state.update(f"{key} {values.shape} ".encode() + values.tobytes())
     return state.hexdigest()
 
 

@@ -14,8 +14,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from world import TEXTS, tiny_settings
 
 from fedasym.methods import METHODS
-from fedasym.models.behaviour import TOLERANCES, digest_tokenizer, initial_logits, logits_gap, logits_refusal
 from fedasym.models.build import build
+from fedasym.models.equivalence import TOLERANCES, digest_tokenizer, initial_logits, logits_gap, logits_refusal
 
 
 def fast(backend: Tokenizer) -> PreTrainedTokenizerFast:

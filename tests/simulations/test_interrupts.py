@@ -221,9 +221,9 @@ def stopping(polite_seconds: float) -> list[str]:
     parent = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {orphan!r}], start_new_session=True)"
     code = f"""
         import subprocess, sys, time
-        from simulations import stopping
-        stopping._POLITE_SECONDS = {polite_seconds}
-        stopping.STOPPING.install()
+        from simulations import interrupts
+        interrupts._POLITE_SECONDS = {polite_seconds}
+        interrupts.STOPPING.install()
         subprocess.run([sys.executable, "-c", {parent!r}])
         while True:
             time.sleep(600)

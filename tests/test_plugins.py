@@ -18,7 +18,7 @@ from world import tiny_values
 
 from fedasym.aggregation.base import aggregator_of
 from fedasym.ops.bundle import stage
-from fedasym.parts import parts_of
+from fedasym.plugins import plugins_of
 from fedasym.runs.record import read_json, read_rounds
 from fedasym.settings import from_run_config
 from fedasym.training.transforms import transforms_of
@@ -52,7 +52,7 @@ TASKS = {"hinge": hinge}
     "fedasym/wire/codecs/half.py": '''
 """Every value in half precision; what is lost is added to the sender's next message."""
 import numpy as np
-from fedasym.parts import without
+from fedasym.plugins import without
 
 class Half:
     def layout(self, schema):
@@ -79,7 +79,7 @@ def codec(parameter):
     "fedasym/aggregation/median.py": '''
 """The median of the replies, value by value, whatever their weights."""
 import numpy as np
-from fedasym.parts import without
+from fedasym.plugins import without
 
 class Median:
     single_replies = True
@@ -198,12 +198,12 @@ def test_a_part_that_is_not_there_is_refused_with_those_that_are(key: str, value
 
 
 def test_the_defaults_are_parts_like_any_other() -> None:
-    assert set(parts_of("fedasym.wire.codecs", "codec")) == {"identity"}
-    assert set(parts_of("fedasym.aggregation", "aggregator")) == {"exact"}
+    assert set(plugins_of("fedasym.wire.codecs", "codec")) == {"identity"}
+    assert set(plugins_of("fedasym.aggregation", "aggregator")) == {"exact"}
     assert not aggregator_of("exact").single_replies and transforms_of("") == []
 
 
-@pytest.mark.parametrize("name", parts_of("fedasym.wire.codecs", "codec"))
+@pytest.mark.parametrize("name", plugins_of("fedasym.wire.codecs", "codec"))
 @given(matrix=arrays(np.float32, (3, 5), elements=st.floats(-(2.0**99), 2.0**99, width=32)))
 def test_what_a_codec_decodes_is_decoded_to_the_same_bits_when_it_is_sent_on(name: str, matrix: np.ndarray) -> None:
     schema, codec = (("layer.B", (3, 5)), ("output.bias", (1,))), codec_of(name)

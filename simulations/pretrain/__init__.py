@@ -1,0 +1,1 @@
+"""Small models made here, for runs on machines that reach no hub."""
