@@ -141,7 +141,7 @@ class Questions:
                     "start": len(prompt) - 1,
                     "endings": [whole[len(asked) :] for whole in wholes],
                     "sizes": cell["sizes"],
-                    "subject": cell["subject"].encode(),
+                    "subject": cell["subject"],
                 }
             )
         lengths = [max(map(len, item["inputs"])) for item in items]
@@ -154,8 +154,7 @@ class Questions:
             The model's ``input_ids`` and ``attention_mask`` ``(rows, length)``. For each ending, in the order of
             questions and choices: ``question``, its place in the batch; ``row``, that of its inputs; ``start``, the
             token that its first follows; ``size``, what its log-likelihood is divided by, all ``(endings,)``;
-            ``tokens`` ``(endings, longest)``, `IGNORED` behind the last. ``subject`` ``(n, longest)`` in UTF-8, zeros
-            behind it. And the right choices ``(n,)``. All int64.
+            ``tokens`` ``(endings, longest)``, `IGNORED` behind the last. And the right choices ``(n,)``. All int64.
         """
         import torch
 
@@ -172,7 +171,6 @@ class Questions:
             "start": torch.tensor([item["start"] for _, item, _ in counted]),
             "size": torch.tensor([item["sizes"][k] for _, item, k in counted]),
             "tokens": padded([item["endings"][k] for _, item, k in counted], IGNORED)["input_ids"],
-            "subject": padded([list(item["subject"]) for item in items], 0)["input_ids"],
         }
         return inputs, torch.from_numpy(encoded.labels[np.asarray(places)])
 
@@ -276,7 +274,7 @@ class ChoiceEvaluation:
         """Judge the model on one batch of `Questions.collate`."""
         import torch
 
-        found = log_likelihoods(model, inputs)
+        found = log_likelihoods(model, inputs, len(labels))
         self._bad += int((~found.isfinite()).sum())
         question = inputs["question"]
         first = torch.searchsorted(question, question)  # of each ending, where those of its question begin
@@ -285,7 +283,7 @@ class ChoiceEvaluation:
         scores[question, place] = found / inputs["size"]
         self._loss += self._target.loss(scores, labels).item() * len(labels)
         self._right += (scores.argmax(-1) == labels).tolist()
-        self._subjects += [bytes(row).rstrip(b"\0").decode() for row in inputs["subject"].tolist()]
+        self._subjects += [item["subject"] for item in items]
 
     def scores(self) -> dict[str, float]:
         """Return ``accuracy``, ``accuracy-mean`` over subjects, ``accuracy-SUBJECT`` of each, and ``loss``.
@@ -307,11 +305,16 @@ class ChoiceEvaluation:
         }
 
 
-def log_likelihoods(model: "nn.Module", inputs: Mapping[str, "Tensor"]) -> "Tensor":
+def log_likelihoods(model: "nn.Module", inputs: Mapping[str, "Tensor"], size: int) -> "Tensor":
     """Return the log-likelihood of every ending of a batch of `Questions.collate`, float32 ``(endings,)``.
 
-    As many rows are computed at a time as there are questions, and of their tokens only those are asked for that an
-    ending follows, where the model can be asked so: a row of logits is as long as the vocabulary.
+    Of the tokens only those are asked for logits that an ending follows, where the model can be asked so: there are as
+    many logits as words.
+
+    Args:
+        model: in evaluation mode.
+        inputs: on its device.
+        size: rows to compute at a time.
     """
     import torch
 
@@ -320,7 +323,7 @@ def log_likelihoods(model: "nn.Module", inputs: Mapping[str, "Tensor"]) -> "Tens
     found = torch.zeros(len(follow), device=follow.device)
     every = torch.arange(inputs["input_ids"].shape[1], device=follow.device)
     selective = "logits_to_keep" in inspect.signature(model.forward).parameters
-    size, row = len(inputs["subject"]), inputs["row"]
+    row = inputs["row"]
     for start in range(0, len(inputs["input_ids"]), size):
         now = (row >= start) & (row < start + size)
         ending, step = (follow & now[:, None]).nonzero(as_tuple=True)
