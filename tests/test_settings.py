@@ -144,6 +144,15 @@ def test_settings_at_the_edge_of_a_contradiction_are_taken(config) -> None:
     assert config.items() <= from_run_config(config).run_config().items()
 
 
+@pytest.mark.parametrize(
+    "file", sorted((PROJECT.parent / "simulations" / "configs").glob("*.toml")), ids=lambda file: file.stem
+)
+def test_every_committed_file_of_settings_is_taken(file: Path) -> None:
+    given = {"data": "quiz", "choices-data": "quiz"} if file.stem == "llama-quiz" else {}  # on the command line
+    values = {**tomllib.loads(file.read_text()), **given}
+    assert values.items() <= from_run_config(values).resolved().run_config().items()
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_resolved_puts_the_methods_defaults_in_place_of_auto_and_zero(name) -> None:
     method = METHODS[name]

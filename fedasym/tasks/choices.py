@@ -141,7 +141,7 @@ class Questions:
                     "start": len(prompt) - 1,
                     "endings": [whole[len(asked) :] for whole in wholes],
                     "sizes": cell["sizes"],
-                    "subject": cell["subject"].encode(),
+                    "subject": cell["subject"],
                 }
             )
         lengths = [max(map(len, item["inputs"])) for item in items]
@@ -154,8 +154,7 @@ class Questions:
             The model's ``input_ids`` and ``attention_mask`` ``(rows, length)``. For each ending, in the order of
             questions and choices: ``question``, its place in the batch; ``row``, that of its inputs; ``start``, the
             token that its first follows; ``size``, what its log-likelihood is divided by, all ``(endings,)``;
-            ``tokens`` ``(endings, longest)``, `IGNORED` behind the last. ``subject`` ``(n, longest)`` in UTF-8, zeros
-            behind it. And the right choices ``(n,)``. All int64.
+            ``tokens`` ``(endings, longest)``, `IGNORED` behind the last. And the right choices ``(n,)``. All int64.
         """
         import torch
 
@@ -172,7 +171,6 @@ class Questions:
             "start": torch.tensor([item["start"] for _, item, _ in counted]),
             "size": torch.tensor([item["sizes"][k] for _, item, k in counted]),
             "tokens": padded([item["endings"][k] for _, item, k in counted], IGNORED)["input_ids"],
-            "subject": padded([list(item["subject"]) for item in items], 0)["input_ids"],
         }
         return inputs, torch.from_numpy(encoded.labels[np.asarray(places)])
 
@@ -206,9 +204,9 @@ def choices_in(cell: Any, row: str) -> list[str]:
     Raises:
         ValueError: it is no list of two to 26 texts; names the row.
     """
-    choices = cell.tolist() if isinstance(cell, np.ndarray) else cell
-    good = isinstance(choices, list) and 2 <= len(choices) <= len(LETTERS)
-    if not good or not all(isinstance(choice, str) and choice.strip() for choice in choices):
+    choices: list[str] = list(cell) if isinstance(cell, list | np.ndarray) else []
+    good = all(isinstance(choice, str) and choice.strip() for choice in choices)
+    if not good or not 2 <= len(choices) <= len(LETTERS):
         raise ValueError(
             f"{row}: column 'choices' holds {str(cell)[:80]!r}; it must be a list of 2 to {len(LETTERS)} texts, none "
             "empty (parquet or jsonl)"
@@ -276,7 +274,7 @@ class ChoiceEvaluation:
         """Judge the model on one batch of `Questions.collate`."""
         import torch
 
-        found = log_likelihoods(model, inputs)
+        found = log_likelihoods(model, inputs, len(labels))
         self._bad += int((~found.isfinite()).sum())
         question = inputs["question"]
         first = torch.searchsorted(question, question)  # of each ending, where those of its question begin
@@ -285,7 +283,7 @@ class ChoiceEvaluation:
         scores[question, place] = found / inputs["size"]
         self._loss += self._target.loss(scores, labels).item() * len(labels)
         self._right += (scores.argmax(-1) == labels).tolist()
-        self._subjects += [bytes(row).rstrip(b"\0").decode() for row in inputs["subject"].tolist()]
+        self._subjects += [item["subject"] for item in items]
 
     def scores(self) -> dict[str, float]:
         """Return ``accuracy``, ``accuracy-mean`` over subjects, ``accuracy-SUBJECT`` of each, and ``loss``.
@@ -307,11 +305,16 @@ class ChoiceEvaluation:
         }
 
 
-def log_likelihoods(model: "nn.Module", inputs: Mapping[str, "Tensor"]) -> "Tensor":
+def log_likelihoods(model: "nn.Module", inputs: Mapping[str, "Tensor"], size: int) -> "Tensor":
     """Return the log-likelihood of every ending of a batch of `Questions.collate`, float32 ``(endings,)``.
 
-    As many rows are computed at a time as there are questions, and of their tokens only those are asked for that an
-    ending follows, where the model can be asked so: a row of logits is as long as the vocabulary.
+    Of the tokens only those are asked for logits that an ending follows, where the model can be asked so: there are as
+    many logits as words.
+
+    Args:
+        model: in evaluation mode.
+        inputs: on its device.
+        size: rows to compute at a time.
     """
     import torch
 
@@ -320,16 +323,18 @@ def log_likelihoods(model: "nn.Module", inputs: Mapping[str, "Tensor"]) -> "Tens
     found = torch.zeros(len(follow), device=follow.device)
     every = torch.arange(inputs["input_ids"].shape[1], device=follow.device)
     selective = "logits_to_keep" in inspect.signature(model.forward).parameters
-    for rows in torch.split(torch.arange(len(inputs["input_ids"]), device=follow.device), len(inputs["subject"])):
-        ending, step = (follow & torch.isin(inputs["row"], rows)[:, None]).nonzero(as_tuple=True)
+    row = inputs["row"]
+    for start in range(0, len(inputs["input_ids"]), size):
+        now = (row >= start) & (row < start + size)
+        ending, step = (follow & now[:, None]).nonzero(as_tuple=True)
         wanted = at[ending, step]
         kept = torch.unique(wanted) if selective else every
         logits = model(
-            input_ids=inputs["input_ids"][rows],
-            attention_mask=inputs["attention_mask"][rows],
+            input_ids=inputs["input_ids"][start : start + size],
+            attention_mask=inputs["attention_mask"][start : start + size],
             **({"logits_to_keep": kept} if selective else {}),
         ).logits
-        picked = logits[inputs["row"][ending] - rows[0], torch.searchsorted(kept, wanted)].float()
+        picked = logits[row[ending] - start, torch.searchsorted(kept, wanted)].float()
         terms = picked.log_softmax(-1).gather(1, inputs["tokens"][ending, step][:, None])[:, 0]
         found.index_add_(0, ending, terms)
     return found

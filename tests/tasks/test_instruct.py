@@ -10,16 +10,19 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-from quiz import TEMPLATE, make_tokenizer, make_writer, quiz_settings
+from quiz import TEMPLATE, make_quiz, make_tokenizer, make_writer, quiz_settings
 from world import simulate
 
+from clients.deploy.data_check import look
+from clients.node import LENT, NodeContext
+from clients.train_round import Refusal, require_fit
 from fedasym.adapters import lora
 from fedasym.data.examples import load_examples
 from fedasym.data.partition import partition
 from fedasym.models.build import build
 from fedasym.models.equivalence import digest_tokenizer
 from fedasym.runs.record import read_rounds
-from fedasym.settings import Settings
+from fedasym.settings import Settings, from_run_config
 from fedasym.tasks import task_of
 from fedasym.tasks.base import Task
 from fedasym.tasks.next_tokens import IGNORED
@@ -317,3 +320,15 @@ def test_a_federation_without_multiple_choice_is_judged_by_the_held_out_tokens(t
     assert row["metrics"].keys() == {"token_accuracy", "perplexity", "loss"}
     assert row["metrics"]["perplexity"] == pytest.approx(math.exp(row["metrics"]["loss"]))
     assert {"token_accuracy_before", "perplexity_after", "loss_after"} <= row["client_metrics"].keys()
+
+
+def test_a_site_lends_the_columns_of_one_format_and_says_how_many_rows_it_has(tmp_path: Path) -> None:
+    make_quiz(tmp_path)
+    own = {"task": "instruct", "sites": "north", "min-examples": 1}
+    lends = task_of(from_run_config(own)).reads
+    place = NodeContext(site="north", data=str(tmp_path / "instructions"), lends=lends)
+    assert {*lends} == {*LENT}
+    require_fit(from_run_config({**own, "labels": ""}), place)
+    with pytest.raises(Refusal, match="text-columns: 'instruction,input,output' there, 'messages' here"):
+        require_fit(from_run_config({**own, "instruct-format": "chat"}), place)
+    assert look(json.dumps(own), place.data) == "36 rows of train"
