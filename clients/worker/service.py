@@ -113,8 +113,7 @@ class Worker:
                 try:
                     came_up = self._serve(ours, process)
                 finally:
-                    self.ready.clear()
-                    code = _kill(process)
+                    code = self._end(process)
             if not self.closing.is_set():
                 pause = 0.0 if came_up else min(2 * pause + 1.0, _LONGEST_PAUSE)
                 note(f"the worker's process {self.pid} ended with {code}; the next starts in {pause:g} s", self._place)
@@ -169,19 +168,19 @@ class Worker:
             exchange = pool.submit(_exchange, pipe, frame)
             while True:
                 if why := self._why_end(caller, process, end):
-                    _kill(process)  # which ends the exchange
+                    self._end(process)  # which ends the exchange
                     return self._refusal(why)
                 if futures.wait([exchange], _LOOK_SECONDS).done:
                     break
         try:
             answer = exchange.result()
         except (EOFError, OSError, MemoryError):
-            code = _kill(process)
+            code = self._end(process)
             died = "was killed" if code == -signal.SIGKILL else f"ended with {code}"
             return self._refusal(f"{died} while it worked; is there memory enough for it?")
         if held := self._too_large(process):
             note(f"the worker holds {held} after a message and is started again; is it a leak?", self._place)
-            _kill(process)
+            self._end(process)
         return answer
 
     def _why_end(self, caller: Connection, process: "subprocess.Popen[bytes]", end: float) -> str:
@@ -203,6 +202,14 @@ class Worker:
         note(text, self._place)
         return pack(refused(text))
 
+    def _end(self, process: "subprocess.Popen[bytes]") -> int:
+        """Kill a child, which may be stopped and holds nothing that is not written; return how it ended."""
+        self.ready.clear()  # before whoever asked is answered
+        if process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        return process.wait()
+
     def _too_large(self, process: "subprocess.Popen[bytes]") -> str:
         """Say what the child holds, if that is more than it may; else ""."""
         most = self._limits.gigabytes
@@ -221,14 +228,6 @@ def resident_gigabytes(pid: int) -> float:
 def _exchange(pipe: Connection, frame: bytes) -> bytes:
     pipe.send_bytes(frame)
     return pipe.recv_bytes(MOST_BYTES)
-
-
-def _kill(process: "subprocess.Popen[bytes]") -> int:
-    """Kill a child, which may be stopped and holds nothing that is not written; return how it ended."""
-    if process.poll() is None:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    return process.wait()
 
 
 def _environment(limits: Limits) -> Mapping[str, str]:
