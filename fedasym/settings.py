@@ -28,6 +28,7 @@ class FederationSettings(RoundSettings):
     """Rounds, and who takes part in them."""
 
     eval_every: int = setting(1, "evaluate every so many rounds, and after the last", least=1)
+    eval_untouched: bool = setting(False, "evaluate the model before the first round too, for the summary")
     sites: str = setting("", "registered names of sites with data of their own, by commas; empty: the data is split")
     clients_per_round: int = setting(0, "clients asked each round; 0 asks all", least=0)
     fraction: float = setting(1.0, "share of the clients that are there which a round asks, rounded up", least=0.0)

@@ -43,7 +43,10 @@ app = ServerApp()
 log = logging.getLogger("fedasym")
 
 # Settings in which a continued run may differ from its checkpoint; in num-rounds not where the rates go by it.
-_FREE = ("out", "num-rounds", "round-timeout", "min-valid", "device", "eval-batch", "gradient-checkpointing")
+_FREE = (
+    "out", "eval-untouched", "num-rounds", "round-timeout", "min-valid", "device", "eval-batch",
+    "gradient-checkpointing",
+)  # fmt: skip
 
 
 @app.main()
@@ -112,6 +115,8 @@ def train(grid: Grid, settings: Settings, folder: Path, reporter: Reporter) -> t
         session = prepare(for_this_machine(settings, folder))
     state = _resume(folder, session)
     record.write_json(folder / "config.json", session.config)
+    if settings.eval_untouched and state.round == 0:
+        _judge_untouched(session, state.matrices, folder, reporter)
     log.info("run folder %s, contract %s", folder, session.contract.hash[:12])
     if aggregator_of(settings.aggregation).single_replies:
         size = settings.asked_of(settings.num_clients) * 4 * values(session.contract.schema)
@@ -122,8 +127,22 @@ def train(grid: Grid, settings: Settings, folder: Path, reporter: Reporter) -> t
             state = _next_round(grid, roster, session, state, folder, reporter)
     else:
         log.info("all %d rounds are done already", state.round)
-    record.write_json(folder / "summary.json", record.summarise(session.config, record.read_rounds(folder)))
+    untouched = folder / record.UNTOUCHED
+    before = record.read_json(untouched) if untouched.exists() else None
+    summary = record.summarise(session.config, record.read_rounds(folder), before)
+    record.write_json(folder / "summary.json", summary)
     return session, state
+
+
+def _judge_untouched(session: Session, matrices: Matrices, folder: Path, reporter: Reporter) -> None:
+    """Write what the model scores before the first round, where a common model is judged at the server."""
+    settings = session.settings
+    if judged_at_clients(settings.method, settings.head, settings.judging_data):
+        log.info("eval-untouched: there is no common model to evaluate before the first round")
+        return
+    metrics = _judged(session, matrices, reporter, "before the first round")
+    record.write_json(folder / record.UNTOUCHED, metrics)
+    log.info("untouched  %s %.4f", session.task.metric, metrics[session.task.metric])
 
 
 def _next_round(
@@ -192,23 +211,7 @@ def _row(
     elif result.number % settings.eval_every and result.number != settings.num_rounds:
         metrics = dict.fromkeys((*session.task.judge.metrics, "loss"))
     else:
-        _load(session, matrices)
-        device.prepare(device.device_of(session.built.model), cores(), settings.deterministic)
-        metrics = {}
-        for suffix, tokens in session.held_out.items():
-            reporter.begin("evaluating", "examples", len(tokens))
-            try:
-                found = evaluate(
-                    session.built.model,
-                    session.built.processor,
-                    tokens,
-                    session.task.judge,
-                    settings.eval_batch,
-                    reporter.tell,
-                )
-            except (FloatingPointError, device.DeviceMemoryError) as error:
-                raise FederationError(f"round {result.number}: {error}") from error
-            metrics |= {f"{name}_{suffix}" if suffix else name: value for name, value in found.items()}
+        metrics = {**_judged(session, matrices, reporter, f"round {result.number}")}
     return {
         "round": result.number,
         "seconds": 0.0,
@@ -231,6 +234,28 @@ def _row(
         "mismatch": mismatch,
         "digest": records.digest(matrices),
     }
+
+
+def _judged(session: Session, matrices: Matrices, reporter: Reporter, when: str) -> dict[str, float]:
+    """Return the metrics of what all parties hold, on every held-out set.
+
+    Raises:
+        FederationError: they are not finite, or the device's memory is too small; says when.
+    """
+    settings, built = session.settings, session.built
+    _load(session, matrices)
+    device.prepare(device.device_of(built.model), cores(), settings.deterministic)
+    metrics = {}
+    for suffix, encoded in session.held_out.items():
+        reporter.begin("evaluating", "examples", len(encoded))
+        try:
+            found = evaluate(
+                built.model, built.processor, encoded, session.task.judge, settings.eval_batch, reporter.tell
+            )
+        except (FloatingPointError, device.DeviceMemoryError) as error:
+            raise FederationError(f"{when}: {error}") from error
+        metrics |= {f"{name}_{suffix}" if suffix else name: value for name, value in found.items()}
+    return metrics
 
 
 def _resume(folder: Path, session: Session) -> checkpoint.State:

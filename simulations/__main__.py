@@ -184,27 +184,32 @@ def _compare(options: argparse.Namespace, console: "Console") -> None:
     from simulations.run import parse_overrides, read_toml
     from simulations.study.compare import Comparison
     from simulations.study.runner import run_study
-    from simulations.study.tuning import best_rates, grid_points, rates_study
+    from simulations.study.tuning import TUNED, best_rates, grid_of, grid_points, rates_study
 
-    base = read_toml(options.config) if options.config else {}
-    base |= parse_overrides(options.set)
+    told = parse_overrides(options.set)
+    base = {**(read_toml(options.config) if options.config else {}), **told}
     # One dtype for all cells, and for those of another day: their lines say it.
     where = choose_device(str(base.get("device", "auto")))
     base["dtype"] = choose_dtype(str(base.get("dtype", "auto")), where)
     tuning, work = options.out / "tuning.jsonl", options.out / "work"
-    taken = {"task", "split", "method", "seed", "out"} & base.keys()
+    task, split = str(base.pop("task", "reviews")), str(base.pop("split", "dirichlet:0.5"))
+    tasks, splits = options.task or (task,), options.split or (split,)
+    taken = {"method", "seed", "out"} & base.keys()
     if taken:
-        raise ValueError(f"{', '.join(sorted(taken))} cannot be set for all cells; use --task, --split, --methods, ...")
-    comparison = Comparison(options.task, options.split, options.methods, tuple(range(options.seeds)), base, {})
+        raise ValueError(f"{', '.join(sorted(taken))} cannot be set for all cells; use --methods, --seeds, --out")
+    comparison = Comparison(tasks, splits, options.methods, tuple(range(options.seeds)), base, {})
     comparison.study()  # a bad name is refused before hours of tuning
     if options.tune:
-        study = rates_study(comparison, options.tune, options.split[0])
+        own = parse_overrides(options.tune_set)
+        study = rates_study(comparison, options.tune, splits[0], grid_of(options.grid), own)
         run_study(study, tuning, work, options.jobs, console)
     grid = read_lines(tuning)
     rates = best_rates(grid)
-    if rates and (own := {"lr", "head-lr", "optimizer"} & base.keys()):
-        named = ", ".join(sorted(own))
-        raise ValueError(f"{named} would be overridden by the tuned rates of {tuning}; leave them out")
+    if rates and (own := sorted(TUNED & base.keys())):
+        named = ", ".join(own)
+        if TUNED & told.keys():
+            raise ValueError(f"{named} would be overridden by the tuned rates of {tuning}; leave them out")
+        console.print(f"{named} of {options.config} give way to the tuned rates of {tuning}", soft_wrap=True)
     comparison = dataclasses.replace(comparison, rates=rates)
     lines = run_study(comparison.study(), options.out / "cells.jsonl", work, options.jobs, console)
     page = options.out.absolute() / "report.html"

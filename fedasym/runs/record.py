@@ -11,6 +11,7 @@ from fedasym import __version__
 from fedasym.files import read_lines, write_atomic
 from fedasym.settings import Settings
 
+UNTOUCHED = "untouched.json"  # the metrics before the first round
 NODES = "nodes.json"  # what the nodes of a run said of themselves
 _PACKAGES = ("flwr", "flwr-datasets", "torch", "transformers", "tokenizers", "datasets", "numpy", "safetensors")
 
@@ -90,11 +91,14 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def summarise(config: dict[str, Any], rounds: list[dict[str, Any]]) -> dict[str, Any]:
+def summarise(
+    config: dict[str, Any], rounds: list[dict[str, Any]], untouched: dict[str, float] | None = None
+) -> dict[str, Any]:
     """Sum up a finished run.
 
     Bytes per client and round are means over all asked (down) and all valid (payload up) clients, and over all that
-    replied at all (message up).
+    replied at all (message up). ``untouched`` is the metric before the first round, from metrics of
+    `UNTOUCHED`; None where it was not evaluated.
 
     Raises:
         ValueError: a round is missing, or none is evaluated yet.
@@ -126,6 +130,8 @@ def summarise(config: dict[str, Any], rounds: list[dict[str, Any]]) -> dict[str,
         "metric": metric,
         "final": values[-1],
         "best": max(values),
+        "untouched": untouched[metric] if untouched else None,
+        "held_out_examples": config["held_out_examples"],
         "payload_up_per_client_round": up / valid,
         "payload_down_per_client_round": down / asked,
         "message_up_per_client_round": sum(row["message_up"] for row in rounds) / replied,

@@ -39,18 +39,24 @@ def make_parser() -> argparse.ArgumentParser:
     )
     whole.add_argument("--set", action="append", default=[], metavar="key=value", help="one more setting; repeatable")
     many = commands.add_parser("compare", help="methods on the same tasks, splits, seeds and budget")
-    many.add_argument("--task", type=_names, default=("reviews",), metavar="TASK,...", help="default: reviews")
+    many.add_argument("--task", type=_names, default=(), metavar="TASK,...", help="default: the config's, else reviews")
     many.add_argument(
         "--methods", type=_names, default=("asymmetric", "lora"), metavar="METHOD,...", help="default: asymmetric,lora"
     )
     many.add_argument(
-        "--split", type=_names, default=("dirichlet:0.5",), metavar="SPLIT,...", help="default: dirichlet:0.5"
+        "--split", type=_names, default=(), metavar="SPLIT,...", help="default: the config's, else dirichlet:0.5"
     )
     many.add_argument("--seeds", type=_positive, default=3, metavar="N", help="seeds 0 to N - 1 (default: %(default)s)")
     many.add_argument("--config", type=Path, metavar="CONFIG.toml", help="settings that all cells share")
     many.add_argument("--set", action="append", default=[], metavar="key=value", help="one more setting; repeatable")
     many.add_argument(
         "--tune", type=_names, default=(), metavar="TASK,...", help="tune every method's rate on these tasks first"
+    )
+    many.add_argument(
+        "--grid", type=_names, default=(), metavar="OPTIMIZER:RATE,...", help="of the tuning; default: four of sgd"
+    )
+    many.add_argument(
+        "--tune-set", action="append", default=[], metavar="key=value", help="a setting of the tuning alone; repeatable"
     )
     many.add_argument(
         "--out", type=Path, default=Path("runs/compare"), metavar="DIR", help="folder; a used one is continued"

@@ -21,6 +21,7 @@ def result_lines(folders: Sequence[Path]) -> list[dict[str, Any]]:
             "mismatch_by_round": [each["mismatch"] for each in run.rounds],
             "seconds_by_round": [each["seconds"] for each in run.rounds],
             "payload_by_round": [each["payload_up"] + each["payload_down"] for each in run.rounds],
+            "stderr": run.rounds[-1]["metrics"].get(f"{run.metric}_stderr"),
             "client_metric_by_round": [
                 each["client_metrics"][f"{run.metric}_after"] for each in run.rounds if each["client_metrics"]
             ],

@@ -3,8 +3,9 @@
 A block stands between ``<!-- table: FILE -->`` and ``<!-- end -->``; FILE is a results file.
 """
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from simulations.study.tuning import grid_points
 
 PAGES = (RESULTS.parents[1] / "README.md", RESULTS.parent / "README.md")
 PLOTS = RESULTS / "plots"
+FAMILIES = "families.jsonl"
 _BLOCK = re.compile(r"<!-- table: (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -46,6 +48,8 @@ def refresh() -> list[Path]:
         write_atomic(page, refreshed(page).encode())
     comparison = read_lines(RESULTS / "comparison.jsonl")
     drawn = figures(in_order(comparison)) if comparison else {}
+    for task, lines in _by_task(read_lines(RESULTS / FAMILIES)).items():
+        drawn[f"families-{task}"] = figures(in_order(lines))["metric-by-bytes"]
     PLOTS.mkdir(exist_ok=True)
     for name, (_, png) in drawn.items():
         write_atomic(PLOTS / f"{name}.png", png)
@@ -54,11 +58,50 @@ def refresh() -> list[Path]:
 
 def _content(file: Path) -> str:
     lines = read_lines(file)
+    if file.name == FAMILIES:
+        return families_markdown(lines)
+    if file.name == FAMILIES.replace(".", "-tuning."):
+        return "\n\n".join(
+            f"{task}:\n\n{tuning_markdown(grid_points(points))}"
+            for task, points in _by_task({"task": line["cell"]["task"], **line} for line in lines).items()
+        )
     if file.name == "comparison.jsonl":
         return comparison_markdown(lines)
     if file.name == "comparison-tuning.jsonl":
         return tuning_markdown(grid_points(lines))
     return tuning_markdown(lines) if file.name == "tuning.jsonl" else _runs_markdown(lines)
+
+
+def families_markdown(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Return one row a family: what B only and standard LoRA reach from the untouched model, and their bytes."""
+    rows = []
+    for task, found in _by_task(lines).items():
+        of = {line["method"]: line for line in found}
+        ours, lora = of["asymmetric"], of["lora"]
+        settings = ours["settings"]
+        ups = [f"{line['payload_up_per_client_round']:,.0f} B" for line in (ours, lora)]
+        who = f"{settings['num_clients']} clients, {settings['split']}, {ours['rounds']} rounds"
+        judged = f"{ours['metric']}, n = {ours['held_out_examples']:,}"
+        reached = [f"{line['final']:.3f} ± {standard_error(line):.3f}" for line in (ours, lora)]
+        rows.append((task, Path(settings["model"]).name, who, judged, f"{ours['untouched']:.3f}", *reached, *ups))
+    head = (
+        "task", "model", "federation", "judged by", "untouched", "B only", "standard LoRA", "up, B only", "up, LoRA",
+    )  # fmt: skip
+    return to_markdown(Sheet("", head, [[Entry(text) for text in row] for row in rows]))
+
+
+def standard_error(line: Mapping[str, Any]) -> float:
+    """Return the standard error of a final metric over held-out examples: the line's own, or that of a share."""
+    if line["stderr"] is not None:
+        return float(line["stderr"])
+    return math.sqrt(line["final"] * (1.0 - line["final"]) / line["held_out_examples"])
+
+
+def _by_task(lines: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for line in lines:
+        found.setdefault(line["task"], []).append(line)
+    return found
 
 
 def _runs_markdown(lines: Sequence[Mapping[str, Any]]) -> str:

@@ -6,7 +6,9 @@ mean over the tuned ones. A point whose training fails is out.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from fedasym.fields import Value
@@ -16,27 +18,60 @@ from simulations.study.runner import Study
 
 SEED = 1000
 CUT = 500  # training examples that judge a grid point
+TUNED = frozenset({"optimizer", "lr", "head-lr"})  # the settings of a grid point
+HEAD_LR = {"sgd": 0.5, "adamw": 1e-3}  # the output layer's, which is not tuned
 GRID: tuple[dict[str, Value], ...] = tuple(
-    {"optimizer": "sgd", "lr": lr, "head-lr": 0.5} for lr in (0.03, 0.1, 0.3, 1.0)
+    {"optimizer": "sgd", "lr": lr, "head-lr": HEAD_LR["sgd"]} for lr in (0.03, 0.1, 0.3, 1.0)
 )
 
 
-def rates_study(comparison: Comparison, tasks: Sequence[str], split: str) -> Study:
+def grid_of(points: Sequence[str]) -> tuple[dict[str, Value], ...]:
+    """Read a grid: each point an optimizer and its rate.
+
+    Raises:
+        ValueError: a point that is none.
+
+    >>> grid_of(["adamw:0.003"])
+    ({'optimizer': 'adamw', 'lr': 0.003, 'head-lr': 0.001},)
+    """
+    found = []
+    for point in points:
+        optimizer, _, rate = point.partition(":")
+        try:
+            lr = float(rate)
+        except ValueError:
+            lr = math.nan
+        if optimizer not in HEAD_LR or not 0.0 < lr < math.inf:
+            raise ValueError(f"the grid point {point!r} is no OPTIMIZER:RATE, such as sgd:0.1 or adamw:0.003")
+        found.append({"optimizer": optimizer, "lr": lr, "head-lr": HEAD_LR[optimizer]})
+    return tuple(found)
+
+
+def rates_study(
+    comparison: Comparison,
+    tasks: Sequence[str],
+    split: str,
+    grid: Sequence[Mapping[str, Value]] = (),
+    own: Mapping[str, Value] = MappingProxyType({}),
+) -> Study:
     """Return the grid of rates: one cell a method, task and grid point.
 
     Args:
         comparison: whose methods to tune, under its settings; ``local`` takes the rates of ``asymmetric``.
         tasks: what to tune on.
         split: who holds what.
+        grid: its points; none: `GRID`.
+        own: what the tuning alone sets, for example fewer rounds, or other data to judge by than a cut.
     """
     cells = [
         Cell(task, split, method, SEED, tuple(sorted(point.items())))
-        for point in GRID
+        for point in grid or GRID
         for task in tasks
         for method in comparison.methods
         if method != "local"
     ]
-    return Study(cells, {**comparison.shared(), "validation-cut": CUT, "test-cap": 0}, _key, _values, failed)
+    base = {**comparison.shared(), "validation-cut": CUT, "test-cap": 0, "eval-untouched": False, **own}
+    return Study(cells, base, _key, _values, failed)
 
 
 def failed(reason: str) -> dict[str, Any]:
@@ -76,7 +111,7 @@ def best_rates(lines: Sequence[Mapping[str, Any]]) -> Rates:
             scores[""] = point["score"]
         for task, score in scores.items():
             if score is not None and score > best.get((method, task), (float("-inf"), {}))[0]:
-                best[method, task] = (score, {key: point["cell"][key] for key in GRID[0]})
+                best[method, task] = (score, {key: point["cell"][key] for key in sorted(TUNED)})
     rates = {place: config for place, (_, config) in best.items()}
     return rates | {("local", task): config for (method, task), config in rates.items() if method == "asymmetric"}
 
