@@ -10,6 +10,7 @@ import importlib.util
 import re
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -74,14 +75,18 @@ def partition(examples: Examples, settings: DataSettings) -> Partition:
     if settings.num_clients > len(examples):
         raise ValueError(f"num-clients={settings.num_clients} exceeds the {len(examples)} training examples")
     labels, bins = _labels(examples, settings)
-    order = np.random.Generator(np.random.Philox(key=settings.seed & (2**128 - 1))).permutation(len(examples))
+    order = _shuffled(settings.seed, len(examples))
     if name in ("mild", "severe") and not parameter:
         table = label_proportions(name, settings.num_clients, len(bins or examples.class_names))
         shares = [np.sort(order[places]) for places in deal(labels[order], table)]
     elif name == "domain" and examples.groups is not None:
         shares = _of_each_group(examples.groups, order, parameter, settings)
     else:
-        shares = _library_shares(examples, labels, order, settings)
+        groups = None if examples.groups is None else examples.groups.tobytes()
+        asked = _Asked(
+            settings.split, settings.num_clients, settings.min_examples, settings.seed, labels.tobytes(), groups
+        )
+        shares = [*_library_shares(asked)]
     for client, share in enumerate(shares):
         if len(share) < settings.min_examples:
             raise ValueError(
@@ -119,27 +124,49 @@ def _of_each_group(
     return [np.sort(part) for part in dealt]
 
 
-def _library_shares(
-    examples: Examples, labels: NDArray[np.int64], order: NDArray[np.int64], settings: DataSettings
-) -> list[NDArray[np.int64]]:
-    """Let flwr-datasets split the shuffled examples; return each client's sorted places."""
+@dataclass(frozen=True)
+class _Asked:
+    """All that flwr-datasets' partitioners go by: settings, and ``(n,)`` int64 labels and groups as bytes."""
+
+    split: str
+    num_clients: int
+    min_examples: int
+    seed: int
+    labels: bytes
+    groups: bytes | None
+
+    def __len__(self) -> int:
+        return len(self.labels) // 8
+
+
+@lru_cache(maxsize=2)  # server and clients of one process, and the methods of a comparison, ask for the same
+def _library_shares(asked: _Asked) -> tuple[NDArray[np.int64], ...]:
+    """Let flwr-datasets split the shuffled examples; return each client's sorted places, which cannot be written."""
     with extras.named():
         import datasets
 
-    partitioner = _partitioner(examples, settings)
-    columns = {"index": order.tolist(), "label": labels[order].tolist()}
-    if examples.groups is not None:
-        columns["group"] = examples.groups[order].tolist()
+    partitioner = _partitioner(asked)
+    order = _shuffled(asked.seed, len(asked))
+    columns = {"index": order.tolist(), "label": np.frombuffer(asked.labels, np.int64)[order].tolist()}
+    if asked.groups is not None:
+        columns["group"] = np.frombuffer(asked.groups, np.int64)[order].tolist()
     partitioner.dataset = datasets.Dataset.from_dict(columns)
     try:
-        return [
-            np.sort(np.asarray(partitioner.load_partition(k)["index"], np.int64)) for k in range(settings.num_clients)
+        shares = [
+            np.sort(np.asarray(partitioner.load_partition(k)["index"], np.int64)) for k in range(asked.num_clients)
         ]
     except (ValueError, ZeroDivisionError) as error:
         raise ValueError(
-            f"split={settings.split!r} with num-clients={settings.num_clients} and "
-            f"min-examples={settings.min_examples} is not possible on {len(examples)} examples: {error}"
+            f"split={asked.split!r} with num-clients={asked.num_clients} and "
+            f"min-examples={asked.min_examples} is not possible on {len(asked)} examples: {error}"
         ) from error
+    for share in shares:
+        share.flags.writeable = False
+    return tuple(shares)
+
+
+def _shuffled(seed: int, count: int) -> NDArray[np.int64]:
+    return np.random.Generator(np.random.Philox(key=seed & (2**128 - 1))).permutation(count)
 
 
 def _library() -> Any:
@@ -155,16 +182,16 @@ def _library() -> Any:
         del sys.modules[name]  # whoever imports it has it whole
 
 
-def _partitioner(examples: Examples, settings: DataSettings) -> Any:
+def _partitioner(asked: _Asked) -> Any:
     with extras.named():
         library = _library()
-    name, _, parameter = settings.split.partition(":")
-    clients, seed = settings.num_clients, settings.seed % 2**32
-    if name == "column" and examples.groups is not None:
-        values = len(np.unique(examples.groups))
+    name, _, parameter = asked.split.partition(":")
+    clients, seed = asked.num_clients, asked.seed % 2**32
+    if name == "column" and asked.groups is not None:
+        values = len(np.unique(np.frombuffer(asked.groups, np.int64)))
         if values != clients:
             raise ValueError(
-                f"split={settings.split!r} makes a client of each value, and the training examples have {values}; "
+                f"split={asked.split!r} makes a client of each value, and the training examples have {values}; "
                 f"set num-clients={values} (it is {clients})"
             )
         # Groups of one value: NaturalIdPartitioner without its progress bar.
@@ -174,7 +201,7 @@ def _partitioner(examples: Examples, settings: DataSettings) -> Any:
             return library.IidPartitioner(clients)
         if name == "dirichlet":
             return library.DirichletPartitioner(
-                clients, "label", float(parameter), min_partition_size=settings.min_examples, seed=seed
+                clients, "label", float(parameter), min_partition_size=asked.min_examples, seed=seed
             )
         if name == "pathological":
             return library.PathologicalPartitioner(
@@ -183,14 +210,14 @@ def _partitioner(examples: Examples, settings: DataSettings) -> Any:
         if name == "shard":
             return library.ShardPartitioner(clients, "label", num_shards_per_partition=int(parameter), seed=seed)
         if name == "quantity":
-            rng = generator(settings.seed, "quantity")
-            sizes = draw_sizes(len(examples), clients, float(parameter), settings.min_examples, rng)
+            rng = generator(asked.seed, "quantity")
+            sizes = draw_sizes(len(asked), clients, float(parameter), asked.min_examples, rng)
             return library.SizePartitioner(sizes)
         if name in _SIZE_SKEWS and not parameter:
             return getattr(library, _SIZE_SKEWS[name])(clients)
     except ValueError as error:
-        raise ValueError(f"split={settings.split!r} has a bad parameter ({error}); use {SPLITS}") from error
-    raise ValueError(f"split={settings.split!r} is unknown; use {SPLITS}")
+        raise ValueError(f"split={asked.split!r} has a bad parameter ({error}); use {SPLITS}") from error
+    raise ValueError(f"split={asked.split!r} is unknown; use {SPLITS}")
 
 
 def _digest(examples: Examples, shares: list[NDArray[np.int64]]) -> str:

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ def versions() -> dict[str, str]:
     return {"fedasym": __version__, "python": platform.python_version(), "machine": platform.platform(), **found}
 
 
+@cache
 def _version(name: str) -> str:
     """Return a package's version; a site does without some."""
     try:
