@@ -140,6 +140,7 @@ def run(app: Path, world: Path, *runs: tuple[dict[str, str], str, list[str]]) ->
     # The copy comes first on the path; only simulations/ is the project's.
     script = (
         f"import sys; sys.path[:0] = [{str(app)!r}, {str(ROOT)!r}]\n"
+        "sys.modules['matplotlib'] = None  # no reports, of which these tests say nothing\n"
         f"from simulations.__main__ import main\nsys.exit(any([main(words) for words in {lines!r}]))"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(app), str(ROOT)])}
@@ -177,6 +178,8 @@ def test_each_of_them_changes_what_comes_out(in_process: list[Path]) -> None:
     assert len(without) == len(CHOSEN) and whole not in without
 
 
+@pytest.mark.slow
+@pytest.mark.engine
 def test_flowers_engine_runs_them_to_the_same_bits(app: Path, world: Path, in_process: list[Path]) -> None:
     (there,) = run(app, world, (CHOSEN, "flower", ["--engine", "flower", "--workers", "2"]))
     assert digest(there) == digest(in_process[0])

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from clients.app import app as honest
+from fedasym.runs import checkpoint
 from fedasym.runs.communication import CommunicationCost
 from fedasym.runs.record import read_json, read_rounds
 from fedasym.settings import Settings, from_run_config
@@ -181,6 +182,25 @@ def watched_run(
     with InProcessGrid(app, config, settings.num_clients, workers) as grid, no_report():
         server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(config)))
     return Path(settings.out), sorted(seen, key=lambda one: (one.round, one.client, one.whole))
+
+
+class Crash(Exception):
+    """The server's process ends here."""
+
+
+def crash_in_round(settings: Settings, number: int) -> Path:
+    """Run a federation in process until the checkpoint of a round is about to be written: its line is there already."""
+    save = checkpoint.save
+
+    def crash_or_save(folder: Path, state: checkpoint.State) -> None:
+        if state.round == number:
+            raise Crash
+        save(folder, state)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(checkpoint, "save", crash_or_save)
+        simulate(settings)
+    return Path(settings.out)
 
 
 def _packed(content: RecordDict) -> np.ndarray:

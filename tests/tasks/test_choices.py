@@ -10,8 +10,7 @@ import pytest
 import torch
 import transformers
 from quiz import SUBJECTS, make_writer, quiz_settings, quiz_values
-from warm import kill_one_process_after_round
-from world import simulate, watched_run, what_is_left
+from world import crash_in_round, simulate, watched_run, what_is_left
 
 from fedasym.data.examples import load_examples, load_held_out
 from fedasym.models.build import build
@@ -252,10 +251,9 @@ def test_two_workers_give_the_same_bits(world: Path, whole: Path) -> None:
 
 
 def test_killed_after_a_round_and_resumed_equals_never_killed(world: Path, whole: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "killed"
-    kill_one_process_after_round(quiz_values(world), folder, 1, rounds=2)
-    simulate(quiz_settings(world, out=str(folder)))
-    assert what_is_left(folder) == what_is_left(whole)
+    settings = quiz_settings(world, out=str(tmp_path / "killed"))
+    assert len(read_rounds(crash_in_round(settings, 2))) == 2
+    assert what_is_left(simulate(settings)) == what_is_left(whole)
 
 
 def test_a_server_without_held_out_instructions_judges_sites_by_multiple_choice(world: Path, tmp_path: Path) -> None:

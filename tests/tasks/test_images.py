@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import json
-import signal
 import struct
 import zlib
 from pathlib import Path
@@ -13,12 +12,11 @@ import peft
 import pytest
 import torch
 import transformers
-import warm
 from hypothesis import given
 from hypothesis import strategies as st
 from pictures import CLASSES, drawing, image_settings, image_values, make_domains, make_vit, png
 from PIL import Image
-from world import simulate, what_is_left
+from world import crash_in_round, simulate, what_is_left
 
 from fedasym.adapters import lora
 from fedasym.adapters.projection import seeded_normal
@@ -270,14 +268,9 @@ def test_two_workers_give_the_same_bits(world: Path, whole: Path, tmp_path: Path
 
 
 def test_killed_and_resumed_equals_never_killed(world: Path, whole: Path, tmp_path: Path) -> None:
-    folder, more = tmp_path / "killed", {"targets": "all-linear,projection"}
-    simulate(image_settings(world, out=str(folder), num_rounds=1, **more))
-    words = ["run", *(f"--set={key}={value}" for key, value in image_values(world, **more).items())]
-    process = warm.start([*words, "--out", str(folder)], tmp_path / "log", killed_before="checkpoint.safetensors.new")
-    process.join()
-    assert process.exitcode == -signal.SIGKILL, (tmp_path / "log").read_text()
-    assert len(read_rounds(folder)) == 2  # the second is recorded and not in the checkpoint
-    assert what_is_left(simulate(image_settings(world, out=str(folder), **more))) == what_is_left(whole)
+    settings = image_settings(world, targets="all-linear,projection", out=str(tmp_path / "killed"))
+    assert len(read_rounds(crash_in_round(settings, 2))) == 2  # the second is recorded and not in the checkpoint
+    assert what_is_left(simulate(settings)) == what_is_left(whole)
 
 
 def test_sites_with_a_domain_each_end_with_the_bits_of_a_split_by_domain(world: Path, tmp_path: Path) -> None:

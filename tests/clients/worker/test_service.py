@@ -154,7 +154,13 @@ print(json.dumps([sorted(heavy), sorted(reply.content["about"]), time.perf_count
     print(f"\nthe process of a message took {seconds:.2f} s")
 
 
-@pytest.mark.parametrize(("round_timeout", "deadline"), [(1.0, 300.0), (300.0, 1.0)], ids=["run", "site"])
+@pytest.mark.parametrize(
+    ("round_timeout", "deadline"),
+    [
+        pytest.param(1.0, 300.0, id="run", marks=[pytest.mark.slow, pytest.mark.deployed]),
+        pytest.param(300.0, 1.0, id="site"),
+    ],
+)
 def test_a_child_that_hangs_is_killed_at_the_deadline_and_the_next_message_is_answered(
     running: Running, monkeypatch, round_timeout: float, deadline: float
 ) -> None:
@@ -220,6 +226,8 @@ def test_messages_at_the_same_time_are_all_answered_one_after_another(running: R
         assert all(pool.map(lambda _: running.answers(), range(6)))
 
 
+@pytest.mark.slow
+@pytest.mark.deployed
 def test_a_child_that_dies_while_nobody_asks_is_replaced_at_once(running: Running) -> None:
     died = running.child()
     os.kill(died, signal.SIGKILL)
