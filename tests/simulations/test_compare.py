@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import tomli_w
 import warm
 from rich.console import Console
 from world import tiny_values
@@ -24,7 +25,7 @@ from simulations.study.compare import Comparison
 from simulations.study.demo_tuning import TUNING, demo_study
 from simulations.study.results import RESULTS, result_lines
 from simulations.study.runner import require_same, run_study
-from simulations.study.tuning import CUT, GRID, SEED, best_rates, grid_points, rates_study
+from simulations.study.tuning import CUT, GRID, SEED, best_rates, grid_of, grid_points, rates_study
 
 ROOT = Path(__file__).resolve().parents[2]
 QUIET = Console(quiet=True)
@@ -121,10 +122,11 @@ def test_killed_at_any_point_and_started_again_a_comparison_ends_with_the_same_l
     comparison, lines = whole
     lines = [line for line in lines if line["split"] == "iid"]
     out = world / "killed"
-    settings = [f"--set={key}={value}" for key, value in comparison.base.items()]
+    config = world / "killed.toml"
+    config.write_text(tomli_w.dumps({"task": "classification", "split": "iid", "lr": 0.0, **comparison.base}))
     words = [
-        "compare", "--task", "classification", "--split", "iid", "--methods", "asymmetric,lora,central",
-        "--seeds", "1", "--jobs", "1", "--out", str(out), *settings,
+        "compare", "--config", str(config), "--methods", "asymmetric,lora,central", "--seeds", "1", "--jobs", "1",
+        "--out", str(out),
     ]  # fmt: skip
     out.mkdir()
     rates = {"cell": {"method": "lora", "task": "t", **GRID[0], "lr": 0.25}, "score": 1.0}
@@ -134,6 +136,7 @@ def test_killed_at_any_point_and_started_again_a_comparison_ends_with_the_same_l
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)  # its workers are of its process group
     process.join()
+    assert f"lr of {config} give way to the tuned rates of" in " ".join((world / "killed.log").read_text().split())
     assert len(read_lines(out / "cells.jsonl")) < len(lines), "the comparison was over before it was killed"
     assert main(words) == 0
     order = [line["method"] for line in lines]
@@ -171,28 +174,26 @@ def test_the_best_rates_are_a_tasks_own_or_those_of_the_highest_mean_over_all_ta
     assert failed == best_rates(lines)
 
 
-def test_tuning_gives_every_method_the_same_grid_on_a_cut_of_the_training_data_alone(
-    world, monkeypatch, in_this_process
-) -> None:
+def test_tuning_gives_every_method_the_same_grid_on_a_cut_of_the_training_data_alone(world, in_this_process) -> None:
     data = world / "train-only"
     shutil.copytree(world / "data", data)
     (data / "test.jsonl").unlink()  # reading it would fail
-    monkeypatch.setattr("simulations.study.tuning.GRID", GRID[:1])
-    monkeypatch.setattr("simulations.study.tuning.CUT", 40)
+    grid, own = grid_of(["adamw:0.003"]), {"validation-cut": 40}
     file = world / "tuning.jsonl"
     shared = {**base(world), "data": str(data)}
     compared = Comparison((), (), ("asymmetric", "fedsa", "local"), (), shared, {})
-    run_study(rates_study(compared, ["classification"], "iid"), file, world / "tuning", 1, QUIET)
+    run_study(rates_study(compared, ["classification"], "iid", grid, own), file, world / "tuning", 1, QUIET)
     lines = read_lines(file)
+    assert best_rates(lines)["fedsa", ""] == grid[0]
     assert [line["cell"]["method"] for line in lines] == ["asymmetric", "fedsa"]
     assert {line["settings"]["client_holdout"] for line in lines} == {0.2}
     assert best_rates(lines)["local", ""] == best_rates(lines)["asymmetric", ""]
     other = dataclasses.replace(compared, base={**shared, "rank": 2})
     with pytest.raises(ValueError, match="rank: 4 there, 2 here"):
-        run_study(rates_study(other, ["classification"], "iid"), file, world / "tuning", 1, QUIET)
+        run_study(rates_study(other, ["classification"], "iid", grid, own), file, world / "tuning", 1, QUIET)
     assert {line["settings"]["validation_cut"] for line in lines} == {40}
     assert {line["settings"]["seed"] for line in lines} == {SEED}
-    assert CUT > 0 and all(line["score"] == sum(line["metric_by_round"][-2:]) / 2 for line in lines)
+    assert all(line["score"] == sum(line["metric_by_round"][-2:]) / 2 for line in lines)
 
 
 def test_a_cell_that_fails_is_named_after_the_others_are_done_and_tried_again(world, tmp_path, in_this_process) -> None:

@@ -37,6 +37,16 @@ def test_every_second_round_and_the_last_are_evaluated_and_training_is_the_same(
         assert {**row, "metrics": 0, "seconds": 0} == {**other, "metrics": 0, "seconds": 0}
 
 
+def test_the_untouched_model_is_evaluated_where_it_is_asked_for(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    more = {"eval_untouched": True, "num_rounds": 1, "num_clients": 2}
+    still = simulate(tiny_settings(tmp_path, out=str(tmp_path / "still"), lr=1e-12, head_lr=1e-12, **more))
+    untouched = read_json(still / "untouched.json")
+    (row,) = read_rounds(still)  # rates that move no logit by a bit that a metric sees
+    assert untouched == pytest.approx(row["metrics"], abs=1e-6)
+    assert read_json(still / "summary.json")["untouched"] == untouched["accuracy"]
+    assert read_json(folders[0] / "summary.json")["untouched"] is None
+
+
 def test_the_summary_speaks_of_the_evaluated_rounds(folders: tuple[Path, Path]) -> None:
     rounds = read_rounds(folders[1])
     known = [row["metrics"]["accuracy"] for row in rounds[1:]]
