@@ -26,7 +26,7 @@ _SIZE_SKEWS = {"linear": "LinearPartitioner", "square": "SquarePartitioner", "ex
 _BINS = {"dirichlet": 5, "pathological": 5, "shard": 5, "mild": 2, "severe": 2}  # of a regression's scores
 SPLITS = (
     "iid, dirichlet:ALPHA, pathological:CLASSES, shard:SHARDS, mild, severe, "
-    "linear, square, exponential, quantity:ALPHA, domain, domain:CLIENTS or column:NAME"
+    "linear, square, exponential, quantity:ALPHA, domain, domain:CLIENTS, column:NAME or column:NAME:CLIENTS"
 )
 
 
@@ -78,8 +78,8 @@ def partition(examples: Examples, settings: DataSettings) -> Partition:
     if name in ("mild", "severe") and not parameter:
         table = label_proportions(name, settings.num_clients, len(bins or examples.class_names))
         shares = [np.sort(order[places]) for places in deal(labels[order], table)]
-    elif name == "domain" and examples.groups is not None:
-        shares = _of_each_group(examples.groups, order, parameter, settings)
+    elif settings.dealt_column[0] and examples.groups is not None:
+        shares = _of_each_group(examples.groups, order, settings)
     else:
         shares = _library_shares(examples, labels, order, settings)
     for client, share in enumerate(shares):
@@ -104,16 +104,19 @@ def _labels(examples: Examples, settings: DataSettings) -> tuple[NDArray[np.int6
 
 
 def _of_each_group(
-    groups: NDArray[np.int64], order: NDArray[np.int64], parameter: str, settings: DataSettings
+    groups: NDArray[np.int64], order: NDArray[np.int64], settings: DataSettings
 ) -> list[NDArray[np.int64]]:
-    """Deal the shuffled examples of each group to as many clients as the parameter says, in nearly equal parts."""
-    if not re.fullmatch("[1-9][0-9]{0,5}", parameter or "1"):
+    """Deal the shuffled examples of each group to as many clients as the split says, in nearly equal parts."""
+    column, parameter = settings.dealt_column
+    if not re.fullmatch("[1-9][0-9]{0,5}", parameter):
         raise ValueError(f"split={settings.split!r} has a bad parameter ({parameter!r} is no count); use {SPLITS}")
-    parts, values = int(parameter or 1), np.unique(groups)
+    parts, values = int(parameter), np.unique(groups)
     if parts * len(values) != settings.num_clients:
+        clients = "a client" if parts == 1 else f"{parts} clients"
         raise ValueError(
-            f"split={settings.split!r} makes {parts} clients of each domain, and the training examples have "
-            f"{len(values)}; set num-clients={parts * len(values)} (it is {settings.num_clients})"
+            f"split={settings.split!r} makes {clients} of each {'domain' if column == 'domain' else 'value'}, and the "
+            f"training examples have {len(values)}; set num-clients={parts * len(values)} (it is "
+            f"{settings.num_clients})"
         )
     dealt = [part for value in values for part in np.array_split(order[groups[order] == value], parts)]
     return [np.sort(part) for part in dealt]
@@ -127,10 +130,7 @@ def _library_shares(
         import datasets
 
     partitioner = _partitioner(examples, settings)
-    columns = {"index": order.tolist(), "label": labels[order].tolist()}
-    if examples.groups is not None:
-        columns["group"] = examples.groups[order].tolist()
-    partitioner.dataset = datasets.Dataset.from_dict(columns)
+    partitioner.dataset = datasets.Dataset.from_dict({"index": order.tolist(), "label": labels[order].tolist()})
     try:
         return [
             np.sort(np.asarray(partitioner.load_partition(k)["index"], np.int64)) for k in range(settings.num_clients)
@@ -160,15 +160,6 @@ def _partitioner(examples: Examples, settings: DataSettings) -> Any:
         library = _library()
     name, _, parameter = settings.split.partition(":")
     clients, seed = settings.num_clients, settings.seed % 2**32
-    if name == "column" and examples.groups is not None:
-        values = len(np.unique(examples.groups))
-        if values != clients:
-            raise ValueError(
-                f"split={settings.split!r} makes a client of each value, and the training examples have {values}; "
-                f"set num-clients={values} (it is {clients})"
-            )
-        # Groups of one value: NaturalIdPartitioner without its progress bar.
-        return library.GroupedNaturalIdPartitioner("group", 1, mode="strict", sort_unique_ids=True)
     try:
         if name == "iid" and not parameter:
             return library.IidPartitioner(clients)

@@ -73,7 +73,8 @@ def divide(reviews: Any, train: int = TRAIN, test: int = TEST, seed: int = 0) ->
 
     Args:
         reviews: as `packaged_reviews` reads them.
-        train, test: examples of each source in a table, even numbers.
+        train: examples of each source in the table, an even number.
+        test: likewise.
         seed: of what is drawn.
 
     Raises:
