@@ -9,9 +9,9 @@ anew each time, 15 % of the tokens are to be told from the others; 80 % of these
 token, 10 % left. Its tokenizer is a byte-level BPE of the same texts, which reads capitals as small letters.
 
 So few steps do not suffice to learn what words mean from nothing, so the model begins near it: words begin where latent
-semantic analysis of the texts places them (Deerwester et al. 1990), the bias of each word as its frequency, and the
-products of values with outputs in attention as multiples of the identity (after Trockman and Kolter 2023, arXiv
-2305.09828): each word begins by hearing all of its text. All of it trains.
+semantic analysis of the texts places them (Deerwester et al. 1990), the bias of each word as its frequency, and values
+and outputs of attention, and the layer before words are told, as multiples of the identity (after Trockman and Kolter
+2023, arXiv 2305.09828): what is masked begins by being told from the mean of its text. All of it trains.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from fedasym.tasks.next_tokens import IGNORED
 from simulations.pretrain import loop
 from simulations.pretrain.words import END, MASK, PAD, SPECIAL, START, make_tokenizer, sentences_of
 
-STEPS = 400
+STEPS = 300
 WORDS = 8192  # tokens of the vocabulary
 READ = 64  # tokens of an example, the two around a text included
 SENTENCES = 3  # of a review, from its beginning, are an example of the table
@@ -47,6 +47,8 @@ _MODEL = {
 }  # fmt: skip
 _ASKED, _MASKED, _REPLACED = 0.15, 0.8, 0.1  # share of the tokens that are asked for; of these, how they are shown
 _STD = 0.02
+# Of the identity in what is multiplied at first: by the values and outputs of attention, and before words are told.
+_IDENTITY = {"attention.self.value.weight": 0.5, "attention.output.dense.weight": 0.5, "lm_head.dense.weight": 1.0}
 _BATCH, _POOL = 32, 16  # texts of a step; batches whose texts are sorted by length together
 _RECIPE = loop.Recipe(1e-3, warmup=0.06, decay=0.01, betas=(0.9, 0.98))
 
@@ -137,8 +139,9 @@ def make_model(texts: Sequence[Sequence[int]], words: int, seed: int) -> Any:
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
                 parameter.copy_(torch.from_numpy(seeded_normal(seed, name, tuple(parameter.shape), _STD)))
-                if name.endswith(("attention.self.value.weight", "attention.output.dense.weight")):
-                    parameter.add_(0.5 * torch.eye(config.hidden_size))
+                for end, share in _IDENTITY.items():
+                    if name.endswith(end):
+                        parameter.add_(share * torch.eye(config.hidden_size))
         table = model.roberta.embeddings.word_embeddings.weight
         placed = torch.from_numpy(placed_words(texts, words, config.hidden_size, seed))
         table[:, : placed.shape[1]].copy_(table[:, : placed.shape[1]] * 0.1 + placed)
