@@ -220,16 +220,19 @@ def _compare(options: argparse.Namespace, console: "Console") -> None:
 
 
 def _bytes(options: argparse.Namespace, console: "Console") -> None:
+    from fedasym.runs.communication import WRITERS
     from simulations.cost.computed_bytes import as_json, communication_costs, print_costs
 
     if "central" in options.methods:
         raise ValueError("central has all data in one place, so nothing travels; leave it out")
     asked = {key: getattr(options, key) for key in ("model", "rank", "targets", "head", "pooling", "clients", "labels")}
+    if options.labels is None:
+        asked["labels"] = 0 if options.model in WRITERS else 2
     found = communication_costs(methods=options.methods, **asked)
     if options.json:
         print(json.dumps(as_json(found, **asked), indent=1))
     else:
-        print_costs(found, options.model, options.clients, options.labels, console)
+        print_costs(found, options.model, options.clients, asked["labels"], console)
 
 
 _COMMANDS = {

@@ -52,10 +52,8 @@ def load_examples(settings: DataSettings) -> tuple[Examples, Examples]:
         task.require(held, task.train_split)
     names = task.classes(train)
     examples = task.examples(train, names, task.train_split)
-    kind, _, column = settings.split.partition(":")
-    if kind == "domain":
-        column = "domain"
-    if kind in ("column", "domain") and column:
+    column, _ = settings.dealt_column
+    if column:
         examples = replace(examples, groups=_groups(train, column, task.train_split))
     if held is not None:
         return examples, task.examples(held, names, task.train_split)

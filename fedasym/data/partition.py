@@ -27,7 +27,7 @@ _SIZE_SKEWS = {"linear": "LinearPartitioner", "square": "SquarePartitioner", "ex
 _BINS = {"dirichlet": 5, "pathological": 5, "shard": 5, "mild": 2, "severe": 2}  # of a regression's scores
 SPLITS = (
     "iid, dirichlet:ALPHA, pathological:CLASSES, shard:SHARDS, mild, severe, "
-    "linear, square, exponential, quantity:ALPHA, domain, domain:CLIENTS or column:NAME"
+    "linear, square, exponential, quantity:ALPHA, domain, domain:CLIENTS, column:NAME or column:NAME:CLIENTS"
 )
 
 
@@ -79,13 +79,10 @@ def partition(examples: Examples, settings: DataSettings) -> Partition:
     if name in ("mild", "severe") and not parameter:
         table = label_proportions(name, settings.num_clients, len(bins or examples.class_names))
         shares = [np.sort(order[places]) for places in deal(labels[order], table)]
-    elif name == "domain" and examples.groups is not None:
-        shares = _of_each_group(examples.groups, order, parameter, settings)
+    elif settings.dealt_column[0] and examples.groups is not None:
+        shares = _of_each_group(examples.groups, order, settings)
     else:
-        groups = None if examples.groups is None else examples.groups.tobytes()
-        asked = _Asked(
-            settings.split, settings.num_clients, settings.min_examples, settings.seed, labels.tobytes(), groups
-        )
+        asked = _Asked(settings.split, settings.num_clients, settings.min_examples, settings.seed, labels.tobytes())
         shares = [*_library_shares(asked)]
     for client, share in enumerate(shares):
         if len(share) < settings.min_examples:
@@ -109,16 +106,19 @@ def _labels(examples: Examples, settings: DataSettings) -> tuple[NDArray[np.int6
 
 
 def _of_each_group(
-    groups: NDArray[np.int64], order: NDArray[np.int64], parameter: str, settings: DataSettings
+    groups: NDArray[np.int64], order: NDArray[np.int64], settings: DataSettings
 ) -> list[NDArray[np.int64]]:
-    """Deal the shuffled examples of each group to as many clients as the parameter says, in nearly equal parts."""
-    if not re.fullmatch("[1-9][0-9]{0,5}", parameter or "1"):
+    """Deal the shuffled examples of each group to as many clients as the split says, in nearly equal parts."""
+    column, parameter = settings.dealt_column
+    if not re.fullmatch("[1-9][0-9]{0,5}", parameter):
         raise ValueError(f"split={settings.split!r} has a bad parameter ({parameter!r} is no count); use {SPLITS}")
-    parts, values = int(parameter or 1), np.unique(groups)
+    parts, values = int(parameter), np.unique(groups)
     if parts * len(values) != settings.num_clients:
+        clients = "a client" if parts == 1 else f"{parts} clients"
         raise ValueError(
-            f"split={settings.split!r} makes {parts} clients of each domain, and the training examples have "
-            f"{len(values)}; set num-clients={parts * len(values)} (it is {settings.num_clients})"
+            f"split={settings.split!r} makes {clients} of each {'domain' if column == 'domain' else 'value'}, and the "
+            f"training examples have {len(values)}; set num-clients={parts * len(values)} (it is "
+            f"{settings.num_clients})"
         )
     dealt = [part for value in values for part in np.array_split(order[groups[order] == value], parts)]
     return [np.sort(part) for part in dealt]
@@ -126,14 +126,13 @@ def _of_each_group(
 
 @dataclass(frozen=True)
 class _Asked:
-    """All that flwr-datasets' partitioners go by: settings, and ``(n,)`` int64 labels and groups as bytes."""
+    """All that flwr-datasets' partitioners go by: settings, and the labels ``(n,)`` int64 as bytes."""
 
     split: str
     num_clients: int
     min_examples: int
     seed: int
     labels: bytes
-    groups: bytes | None
 
     def __len__(self) -> int:
         return len(self.labels) // 8
@@ -147,10 +146,8 @@ def _library_shares(asked: _Asked) -> tuple[NDArray[np.int64], ...]:
 
     partitioner = _partitioner(asked)
     order = _shuffled(asked.seed, len(asked))
-    columns = {"index": order.tolist(), "label": np.frombuffer(asked.labels, np.int64)[order].tolist()}
-    if asked.groups is not None:
-        columns["group"] = np.frombuffer(asked.groups, np.int64)[order].tolist()
-    partitioner.dataset = datasets.Dataset.from_dict(columns)
+    labels = np.frombuffer(asked.labels, np.int64)[order]
+    partitioner.dataset = datasets.Dataset.from_dict({"index": order.tolist(), "label": labels.tolist()})
     try:
         shares = [
             np.sort(np.asarray(partitioner.load_partition(k)["index"], np.int64)) for k in range(asked.num_clients)
@@ -187,15 +184,6 @@ def _partitioner(asked: _Asked) -> Any:
         library = _library()
     name, _, parameter = asked.split.partition(":")
     clients, seed = asked.num_clients, asked.seed % 2**32
-    if name == "column" and asked.groups is not None:
-        values = len(np.unique(np.frombuffer(asked.groups, np.int64)))
-        if values != clients:
-            raise ValueError(
-                f"split={asked.split!r} makes a client of each value, and the training examples have {values}; "
-                f"set num-clients={values} (it is {clients})"
-            )
-        # Groups of one value: NaturalIdPartitioner without its progress bar.
-        return library.GroupedNaturalIdPartitioner("group", 1, mode="strict", sort_unique_ids=True)
     try:
         if name == "iid" and not parameter:
             return library.IidPartitioner(clients)

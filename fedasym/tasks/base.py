@@ -24,8 +24,8 @@ class Examples:
         inputs: one list per column that the model reads, each of n cells.
         labels: ``(n,)``: class ids int64, or scores float32.
         class_names: names of the classes by id; empty where the labels are none.
-        groups: ``(n,)`` int64, the id of each one's value in the column that ``split="column:NAME"`` names; ids are in
-            the order of the values. None with every other split.
+        groups: ``(n,)`` int64, the id of each one's value in the column that the split names; ids are in the order of
+            the values. None where it names none.
     """
 
     inputs: tuple[list[Any], ...]

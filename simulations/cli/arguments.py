@@ -66,7 +66,9 @@ def make_parser() -> argparse.ArgumentParser:
     for command, names in ((many, ["--jobs"]), (grid, ["--jobs", "--workers"])):
         command.add_argument(*names, type=_positive, default=cores(), help="cells at the same time, one core each")
     size = commands.add_parser("bytes", help="what each method would send on a model, from its configuration alone")
-    size.add_argument("--model", default="demo", help="roberta-large, …, demo, a config's folder, or a hub id")
+    size.add_argument(
+        "--model", default="demo", help="roberta-large, qwen2.5-0.5b, …, demo, a config's folder, or a hub id"
+    )
     size.add_argument("--rank", type=_positive, default=8, help="r of every adapter (default: %(default)s)")
     size.add_argument("--targets", default="all-linear", help="endings of layer names, by commas (default: all-linear)")
     size.add_argument("--head", default="auto", help="output, frozen, full, local; auto: each method's own")
@@ -75,8 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
     size.add_argument(
         "--labels",
         type=_whole,
-        default=2,
-        help="outputs of the head; 0: a model that writes, by its own (default: %(default)s)",
+        help="outputs of the head; 0: a model that writes, by its own (default: 0 for the presets that write, else 2)",
     )
     size.add_argument("--methods", type=_names, default=federated, help="by commas; all by default")
     size.add_argument("--json", action="store_true", help="print raw numbers")

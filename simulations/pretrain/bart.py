@@ -15,29 +15,26 @@ identity in attention across (after Trockman and Kolter 2023, arXiv 2305.09828).
 
 import argparse
 import math
-import re
-import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedasym.adapters.projection import seeded_normal
 from fedasym.models import device
 from fedasym.ops.processes import cores
-from fedasym.rng import generator
 from fedasym.tasks.next_tokens import IGNORED
+from simulations.pretrain import loop
+from simulations.pretrain.words import END, MASK, PAD, START, make_tokenizer, sentences_of
 
 STEPS = 900
 WORDS = 8192  # tokens of the vocabulary
 READ, WRITTEN = 64, 28  # tokens of an input and of a target at most, the two around a text included
-_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
-_START, _PAD, _END, _, _MASK = range(len(_SPECIAL))
 _MODEL = {
     "d_model": 256, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 1024, "decoder_ffn_dim": 1024,
     "encoder_attention_heads": 4, "decoder_attention_heads": 4, "max_position_embeddings": 128,
@@ -45,7 +42,7 @@ _MODEL = {
 _GAP_SENTENCE = 0.25  # of the examples ask for a sentence that was taken out
 _HIDDEN, _SPAN = 0.15, 3.0  # share of an input's tokens in gaps, and a gap's mean length
 _BATCH, _POOL = 32, 16  # examples of a step; batches whose examples are sorted by length together
-_LR, _WARMUP, _DECAY = 1e-3, 0.06, 0.01
+_RECIPE = loop.Recipe(1e-3, warmup=0.06, decay=0.01, betas=(0.9, 0.98))
 
 
 @dataclass(frozen=True)
@@ -76,35 +73,11 @@ def read_documents(file: Path) -> list[str]:
     return documents
 
 
-def make_tokenizer(documents: Sequence[str], words: int = WORDS) -> Any:
-    """Return a byte-level BPE tokenizer of documents, with BART's special tokens around a text."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    raw = Tokenizer(models.BPE(unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)  # a first word is the word of any other place
-    raw.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=words,
-        special_tokens=[*_SPECIAL],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    raw.train_from_iterator(documents, trainer)
-    raw.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", _START), ("</s>", _END)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=raw, bos_token="<s>", pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
-        mask_token="<mask>", cls_token="<s>", sep_token="</s>", model_max_length=_MODEL["max_position_embeddings"],
-    )  # fmt: skip
-
-
 def make_model(words: int, seed: int) -> Any:
     """Return an untrained BART; every value is drawn from the seed, or computed as the module says."""
     from transformers import BartConfig, BartForConditionalGeneration
 
-    config = BartConfig(vocab_size=words, dropout=0.0, forced_eos_token_id=None, pad_token_id=_PAD, **_MODEL)
+    config = BartConfig(vocab_size=words, dropout=0.0, forced_eos_token_id=None, pad_token_id=PAD, **_MODEL)
     with torch.random.fork_rng(devices=[]):
         model = BartForConditionalGeneration(config)
     width = config.d_model
@@ -128,15 +101,6 @@ def _sinusoids(count: int, width: int) -> Tensor:
     return 0.02 * torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def sentences_of(text: str) -> list[str]:
-    """Cut a text after full stops, question and exclamation marks that a space follows.
-
-    >>> sentences_of("Reads files. Writes them too! See v1.2 there")
-    ['Reads files.', 'Writes them too!', 'See v1.2 there']
-    """
-    return [part for part in re.split(r"(?<=[.!?])\s+", text) if part]
-
-
 def example_of(sentences: Sequence[list[int]], rng: np.random.Generator) -> Example:
     """Ask for one sentence of a document.
 
@@ -146,11 +110,11 @@ def example_of(sentences: Sequence[list[int]], rng: np.random.Generator) -> Exam
     """
     read = list(sentences)
     if rng.random() < _GAP_SENTENCE and (place := _telling(read)) is not None:
-        wanted, read[place] = read[place], [_MASK]
+        wanted, read[place] = read[place], [MASK]
     else:
         wanted = read[0]
     ids = [word for sentence in read for word in sentence][: READ - 2]
-    return Example([_START, *_with_gaps(ids, rng), _END], [_START, *wanted[: WRITTEN - 2], _END])
+    return Example([START, *_with_gaps(ids, rng), END], [START, *wanted[: WRITTEN - 2], END])
 
 
 def _telling(sentences: Sequence[list[int]]) -> int | None:
@@ -171,7 +135,7 @@ def _with_gaps(ids: list[int], rng: np.random.Generator) -> list[int]:
     start = _HIDDEN / _SPAN / (1 - _HIDDEN)  # of a gap at a token that is not in one
     while place < len(ids):
         if rng.random() < start:
-            found.append(_MASK)
+            found.append(MASK)
             place += max(1, int(rng.poisson(_SPAN)))
         else:
             found.append(ids[place])
@@ -179,34 +143,29 @@ def _with_gaps(ids: list[int], rng: np.random.Generator) -> list[int]:
     return found
 
 
-def batch_of(examples: Sequence[Example]) -> tuple[dict[str, Tensor], Tensor]:
+def batch_of(examples: Sequence[Example]) -> dict[str, Tensor]:
     """Return inputs and labels, padded to the longest of each."""
     from torch.nn.utils.rnn import pad_sequence
 
     rows = [torch.tensor(one.read) for one in examples]
     labels = [torch.tensor(one.written) for one in examples]
-    inputs = {
-        "input_ids": pad_sequence(rows, batch_first=True, padding_value=_PAD),
+    return {
+        "input_ids": pad_sequence(rows, batch_first=True, padding_value=PAD),
         "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
         "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
     }
-    return inputs, inputs["labels"]
 
 
-def batches_of(documents: Sequence[Sequence[list[int]]], steps: int, seed: int) -> Any:
+def batches_of(documents: Sequence[Sequence[list[int]]], steps: int, seed: int) -> Iterator[dict[str, Tensor]]:
     """Yield a run's batches: shuffled passes over the documents, examples of about one length together."""
-    wanted: list[Example] = []
-    done = turn = 0
-    while done < steps:
-        rng = generator(seed, "pretrain", turn)
-        turn += 1
-        wanted += [example_of(documents[i], rng) for i in rng.permutation(len(documents))]
-        pool = _BATCH * _POOL
-        while len(wanted) >= pool and done < steps:
-            now, wanted = sorted(wanted[:pool], key=lambda one: len(one.read) + len(one.written)), wanted[pool:]
-            for k in rng.permutation(_POOL)[: steps - done]:
-                done += 1
-                yield batch_of(now[k * _BATCH : (k + 1) * _BATCH])
+
+    def one_pass(rng: np.random.Generator) -> list[Example]:
+        return [example_of(documents[i], rng) for i in rng.permutation(len(documents))]
+
+    return map(
+        batch_of,
+        loop.batches_of(one_pass, lambda one: len(one.read) + len(one.written), _BATCH, _POOL, steps, seed),
+    )
 
 
 def pretrain(file: Path, out: Path, steps: int, seed: int = 0) -> float:
@@ -223,41 +182,14 @@ def pretrain(file: Path, out: Path, steps: int, seed: int = 0) -> float:
         FloatingPointError: the loss is not finite.
     """
     texts = read_documents(file)
-    tokenizer = make_tokenizer(texts)
+    tokenizer = make_tokenizer(texts, WORDS, _MODEL["max_position_embeddings"])
     device.prepare(torch.device("cpu"), cores(), deterministic=True)
     model = make_model(len(tokenizer), seed).train()
     documents = [tokenizer(sentences_of(text) or [text], add_special_tokens=False)["input_ids"] for text in texts]
-    decayed = [p for p in model.parameters() if p.dim() > 1]
-    plain = [p for p in model.parameters() if p.dim() <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": _DECAY}, {"params": plain, "weight_decay": 0.0}], betas=(0.9, 0.98)
-    )
-    began = said = time.monotonic()
-    losses: list[float] = []
-    for step, (inputs, _) in enumerate(batches_of(documents, steps, seed)):
-        loss = model(**inputs).loss
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss.item()} at step {step}; lower the rate")
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = _LR * _rate(step / steps)
-        optimizer.step()
-        losses.append(loss.item())
-        if time.monotonic() - said > 15 or step + 1 == steps:
-            said = time.monotonic()
-            print(f"step {step + 1}/{steps}  loss {np.mean(losses[-50:]):.3f}  {said - began:.0f} s", flush=True)
+    losses = loop.train(model, batches_of(documents, steps, seed), lambda inputs: model(**inputs).loss, steps, _RECIPE)
     model.eval().save_pretrained(out)
     tokenizer.save_pretrained(out)
     return float(np.mean(losses[-max(1, steps // 10) :]))
-
-
-def _rate(done: float) -> float:
-    """Return the share of the rate after a part of the steps: up in a line, down in half a cosine."""
-    if done < _WARMUP:
-        return done / _WARMUP
-    return 0.5 + 0.5 * math.cos(math.pi * (done - _WARMUP) / (1 - _WARMUP))
 
 
 def main() -> None:

@@ -11,20 +11,21 @@ turned (after Gidaris et al. 2018, arXiv 1803.07728) and which hue it has: shape
 import argparse
 import gzip
 import math
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from fedasym.adapters.projection import seeded_normal
 from fedasym.models import device
 from fedasym.ops.processes import cores
 from fedasym.rng import generator
+from simulations.pretrain import loop
 
 FILES = (  # of training and of test garments
     ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
@@ -37,7 +38,7 @@ _MODEL = {
     "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4, "patch_size": 8,
 }  # fmt: skip
 _BATCH = 128
-_LR, _WARMUP, _DECAY = 1e-3, 0.05, 0.05
+_RECIPE = loop.Recipe(1e-3, warmup=0.05, decay=0.05)
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
@@ -143,26 +144,18 @@ def pretrain(data: Path, out: Path, steps: int, seed: int = 0) -> dict[str, floa
     (images, labels), held_out = ((read_idx(data / a), read_idx(data / b)) for a, b in FILES)
     device.prepare(torch.device("cpu"), cores(), deterministic=True)
     model = make_model(seed).train()
-    decayed = [p for p in model.parameters() if p.dim() > 1]
-    plain = [p for p in model.parameters() if p.dim() <= 1]
-    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": _DECAY}, {"params": plain, "weight_decay": 0.0}])
-    began = said = time.monotonic()
-    for step in range(steps):
-        rng = generator(seed, "pretrain", step)
-        places = rng.integers(0, len(images), _BATCH)
-        pixels, answers = draw(images[places], rng)
-        loss = losses(model(pixel_values=pixels).logits, {**answers, "garment": _ids(labels[places])})
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss.item()} at step {step}; lower the rate")
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = _LR * _rate(step / steps)
-        optimizer.step()
-        if time.monotonic() - said > 15 or step + 1 == steps:
-            said = time.monotonic()
-            print(f"step {step + 1}/{steps}  loss {loss.item():.3f}  {said - began:.0f} s", flush=True)
+
+    def batches() -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        for step in range(steps):
+            rng = generator(seed, "pretrain", step)
+            places = rng.integers(0, len(images), _BATCH)
+            pixels, answers = draw(images[places], rng)
+            yield pixels, {**answers, "garment": _ids(labels[places])}
+
+    def loss_of(batch: tuple[Tensor, dict[str, Tensor]]) -> Tensor:
+        return losses(model(pixel_values=batch[0]).logits, batch[1])
+
+    loop.train(model, batches(), loss_of, steps, _RECIPE)
     found = judge(model.eval(), *held_out, seed)
     model.vit.save_pretrained(out)
     ViTImageProcessorPil(size={"height": SIDE, "width": SIDE}).save_pretrained(out)
@@ -180,13 +173,6 @@ def judge(model: Any, images: NDArray[np.uint8], labels: NDArray[np.uint8], seed
         for name, part in zip(QUESTIONS, parts, strict=True):
             right[name] += int((part.argmax(-1) == answers[name]).sum())
     return {name: count / len(images) for name, count in right.items()}
-
-
-def _rate(done: float) -> float:
-    """Return the share of the rate after a part of the steps: up in a line, down in half a cosine."""
-    if done < _WARMUP:
-        return done / _WARMUP
-    return 0.5 + 0.5 * math.cos(math.pi * (done - _WARMUP) / (1 - _WARMUP))
 
 
 def _ids(labels: NDArray[np.uint8]) -> Tensor:

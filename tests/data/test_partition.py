@@ -138,7 +138,8 @@ def test_the_digest_moves_with_any_text_label_class_or_assignment(examples) -> N
         ("iid:3", {}, "split='iid:3' is unknown"),
         ("square:3", {}, "split='square:3' is unknown"),
         ("mild:3", {}, "split='mild:3' is unknown"),
-        ("column:", {}, "split='column:' is unknown; use .* or column:NAME"),
+        ("column:", {}, "split='column:' is unknown; use .* or column:NAME:CLIENTS"),
+        ("column::2", {}, "split='column::2' is unknown"),
         ("quantity:0", {}, "has a bad parameter .*0.0 is not a positive number"),
         ("quantity", {}, "has a bad parameter"),
         ("quantity:1", {"min_examples": 31}, "none of 100 draws gave every client 31 examples; use a larger ALPHA"),
@@ -227,8 +228,32 @@ def test_a_natural_column_makes_a_client_of_each_value_in_the_order_of_values(wr
 
 def test_a_column_with_another_number_of_values_is_refused_with_the_number(write) -> None:
     chosen = write(["north", "south"] * 15, num_clients=4)
-    with pytest.raises(ValueError, match="the training examples have 2; set num-clients=2"):
-        partition(load_examples(chosen)[0], chosen)
+    for split, said in (
+        ("column:hospital", "makes a client of each value, and the training examples have 2; set num-clients=2"),
+        ("column:hospital:3", r"makes 3 clients of each value, .* have 2; set num-clients=6 \(it is 4\)"),
+        ("column:hospital:0", r"split='column:hospital:0' has a bad parameter \('0' is no count\); use iid"),
+        ("column:hospital:", r"has a bad parameter \('' is no count\)"),
+        ("column:hospital:two", r"has a bad parameter \('two' is no count\)"),
+    ):
+        refused = dataclasses.replace(chosen, split=split)
+        with pytest.raises(ValueError, match=said):
+            partition(load_examples(refused)[0], refused)
+
+
+def test_each_value_of_a_column_is_dealt_to_as_many_clients_by_the_seed(write) -> None:
+    values = ["south" if i % 3 else "north" for i in range(30)]  # 20 and 10
+    chosen = dataclasses.replace(write(values, num_clients=6), split="column:hospital:3")
+    examples, _ = load_examples(chosen)
+    found = partition(examples, chosen)
+    assert [{values[i] for i in share} for share in found.indices] == [{"north"}] * 3 + [{"south"}] * 3
+    assert found.sizes == [4, 3, 3, 7, 7, 6]
+    assert sorted(np.concatenate(found.indices).tolist()) == list(range(30))
+    assert bits(found) == bits(partition(examples, chosen))
+    assert bits(found) != bits(partition(examples, dataclasses.replace(chosen, seed=1)))
+    one = dataclasses.replace(chosen, split="column:hospital:1", num_clients=2)
+    assert bits(partition(examples, one)) == bits(
+        partition(examples, dataclasses.replace(one, split="column:hospital"))
+    )
 
 
 def test_a_column_that_is_missing_or_has_an_empty_cell_is_named(write) -> None:

@@ -13,7 +13,7 @@ from quiz import make_writer, quiz_settings
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, ViTConfig
 from world import assert_moved, simulate, tiny_settings
 
-from fedasym.runs.communication import PRESETS, communication_cost, config_of, skeleton
+from fedasym.runs.communication import PRESETS, WRITERS, communication_cost, config_of, skeleton
 from fedasym.settings import Settings
 from simulations.__main__ import main
 from simulations.cost.computed_bytes import communication_costs
@@ -101,6 +101,8 @@ def test_grouped_queries_make_B_smaller_than_A() -> None:
         ("roberta-large", 354_310_144 + 1024 * 1024 + 1024 + 2 * 1024 + 2),
         ("bart-large", 406_291_456 + 1024 * 1024 + 1024 + 2 * 1024 + 2),
         ("llama-2-7b", 6_738_415_616 - 32_000 * 4096 + 2 * 4096),  # the language head gives way to `score`
+        ("llama-3.2-1b", 1_235_814_400 + 2 * 2048),  # its language head is its embedding
+        ("qwen2.5-0.5b", 494_032_768 + 2 * 896),
         ("vit-b16", 85_798_656 + 2 * 768 + 2),
     ],
 )
@@ -116,7 +118,33 @@ def test_a_preset_has_as_many_parameters_as_the_published_model_and_no_weights(m
 
 
 def test_all_presets_are_tested() -> None:
-    assert set(PRESETS) == {"roberta-base", "roberta-large", "bart-large", "llama-2-7b", "vit-b16"}
+    encoders = {"roberta-base", "roberta-large", "bart-large", "vit-b16"}
+    assert set(PRESETS) == encoders | set(WRITERS) and len(WRITERS) == 3
+
+
+@pytest.mark.parametrize(
+    ("model", "layers", "hidden", "inner", "grouped", "words", "biases", "parameters"),
+    [
+        ("llama-3.2-1b", 16, 2048, 8192, 8 * 64, 128_256, 0, 1_235_814_400),  # parameters: as published
+        ("qwen2.5-0.5b", 24, 896, 4864, 2 * 64, 151_936, 1, 494_032_768),
+    ],
+)
+def test_the_presets_with_grouped_queries_have_the_published_parameters_and_a_small_B(
+    model: str, layers: int, hidden: int, inner: int, grouped: int, words: int, biases: int, parameters: int
+) -> None:
+    attention = 2 * hidden * hidden + 2 * hidden * grouped + biases * (hidden + 2 * grouped)
+    layer = attention + 3 * hidden * inner + 2 * hidden  # the feed-forward part's three, and two norms
+    assert words * hidden + layers * layer + hidden == parameters  # the output layer is the embedding
+    asymmetric, lora = communication_costs(
+        model, ["asymmetric", "lora"], 8, "all-linear", "auto", "auto", clients=10, labels=0
+    )
+    assert asymmetric.parameters == parameters
+    assert layers * 8 * (6 * hidden + inner) == asymmetric.A  # q, k, v, o, gate and up read d values, down the inner
+    assert layers * 8 * (3 * hidden + 2 * grouped + 2 * inner) == asymmetric.B
+    assert asymmetric.rounds[0].up == 4 * asymmetric.B and asymmetric.head_values == 0
+    assert lora.rounds[0].up == 4 * (asymmetric.A + asymmetric.B)
+    small = communication_costs(model, ["asymmetric", "lora"], 8, "q_proj,v_proj", "auto", "auto", clients=10, labels=0)
+    assert small[0].saving(small[1]) == pytest.approx(2 * hidden / (3 * hidden + grouped))  # d_in / (d_in + d_out)
 
 
 def test_counting_asks_nothing_of_the_global_generator() -> None:
@@ -162,7 +190,10 @@ def test_the_command_prints_the_same_numbers_as_a_table_and_as_json(capsys: pyte
     assert rows["local"]["rounds"][0]["up"] == 0 and rows["full"]["saving_adapter"] is None
     writing = ["bytes", "--model", "llama-2-7b", "--targets", "q_proj,v_proj", "--labels", "0", "--methods", "lora"]
     assert main([*writing, "--json"]) == 0
-    (row,) = json.loads(capsys.readouterr().out)["methods"]
+    unsaid = [word for word in writing if word not in ("--labels", "0")]  # a preset that writes needs not say so
+    said = capsys.readouterr().out
+    assert main([*unsaid, "--json"]) == 0 and capsys.readouterr().out == said
+    (row,) = json.loads(said)["methods"]
     assert row["A_bytes"] == row["B_bytes"] == 4 * 32 * 2 * 8 * 4096 and row["head_bytes"] == 0
     assert row["parameters"] == 6_738_415_616  # the published model, its own head included
     assert main(writing) == 0

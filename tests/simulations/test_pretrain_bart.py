@@ -98,8 +98,8 @@ def test_every_document_is_shown_once_a_pass() -> None:
     documents = [[[10 + i]] for i in range(2 * bart._BATCH * bart._POOL)]
     seen = [
         int(word)
-        for inputs, labels in bart.batches_of(documents, 2 * bart._POOL, 0)
-        for word in labels[:, 1].tolist()
+        for inputs in bart.batches_of(documents, 2 * bart._POOL, 0)
+        for word in inputs["labels"][:, 1].tolist()
         if inputs["attention_mask"].any()
     ]
     assert sorted(seen) == [10 + i for i in range(len(documents))] and seen != sorted(seen)

@@ -16,13 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pictures import CLASSES, drawing, image_settings, image_values, make_domains, make_vit, png
 from PIL import Image
-from world import crash_in_round, simulate, what_is_left
+from world import assert_moved, crash_in_round, simulate, what_is_left
 
 from fedasym.adapters import lora
 from fedasym.adapters.projection import seeded_normal
 from fedasym.data.examples import load_examples
 from fedasym.models.build import build
 from fedasym.models.equivalence import TOLERANCES, digest_image_processor, logits_gap
+from fedasym.runs.communication import communication_cost, config_of
 from fedasym.runs.peft_folder import write_adapter
 from fedasym.runs.record import read_json, read_rounds
 from fedasym.settings import from_run_config
@@ -246,6 +247,11 @@ def test_peft_computes_the_same_logits_from_the_folder_with_the_patch_embedding_
 def whole(world: Path) -> Path:
     """A run of two clients each of two domains, judged on the third, the patch embedding adapted too."""
     return simulate(image_settings(world, targets="all-linear,projection", out=str(world / "whole")))
+
+
+def test_the_run_moved_the_bytes_that_are_computed_from_its_configuration(world: Path, whole: Path) -> None:
+    settings = image_settings(world, targets="all-linear,projection").resolved()
+    assert_moved(whole, communication_cost(settings, config_of(settings.model), 2), 4)
 
 
 def test_a_federation_of_domains_learns_and_is_judged_in_and_out_of_domain(whole: Path) -> None:
