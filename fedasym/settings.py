@@ -124,6 +124,12 @@ class Settings(AggregationSettings, AgreedSettings, DataSettings, FederationSett
             value, usual = getattr(self, name), default[name].default
             if value != usual:
                 raise ValueError(f"{name.replace('_', '-')}={value!r} does nothing with sites; leave it at {usual!r}")
+        if self.init_adapter:
+            raise ValueError(
+                f"init-adapter={self.init_adapter!r} does not go with sites: its A does not travel, and no folder of "
+                "the server's is read at a site; merge the adapter into its base model with PEFT (merge_and_unload, "
+                "then save_pretrained), give every site that folder as model and leave init-adapter out"
+            )
         task = task_of(self)
         if task.target.classified and len(task.class_names) < 2:
             raise ValueError(

@@ -49,6 +49,7 @@ class Method:
         cycle: letters that train in rounds 1, 2, …, then again; empty means ``factors`` in every round.
         private: letters that train but stay with their client; its model is then its own (a *personal* method).
         resent: letters that the server sends from round 2 on; empty means what was sent up the round before.
+        redraws: whether later rounds begin with another A, drawn from the seed.
         remembers: whether a client builds on what it was sent before, and so keeps it on its disk.
         merge: makes what is broadcast from (held, mean, replies); None broadcasts the mean.
         fold: makes a party's matrices from (held, the clients' stacked factors, their weights, round, frame). With
@@ -66,6 +67,7 @@ class Method:
     cycle: tuple[str, ...] = ()
     private: str = ""
     resent: str = ""
+    redraws: bool = False
     remembers: bool = False
     merge: Merge | None = None
     fold: Fold | None = None

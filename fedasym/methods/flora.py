@@ -34,6 +34,7 @@ flora = Method(
     optimizer="sgd",
     lr=0.3,
     head_lr=0.5,
+    redraws=True,
     remembers=True,
     fold=fold,
 )

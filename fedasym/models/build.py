@@ -27,6 +27,7 @@ from fedasym.adapters.projection import seeded_normal
 from fedasym.methods import METHODS
 from fedasym.models import device
 from fedasym.models.equivalence import described, digest_processor, initial_logits, require_causal
+from fedasym.models.init_adapter import load_init_adapter
 from fedasym.models.pooling import pooled
 from fedasym.models.settings import ModelSettings
 from fedasym.models.stored import source_of
@@ -59,6 +60,7 @@ class Built:
         ids: digest of how inputs become what the model reads, as `equivalence.digest_processor`.
         A: fingerprint of the initial A.
         logits: what the initial model says to a fixed input, as `equivalence.initial_logits`.
+        init_adapter: fingerprint of what was taken from the folder of ``init-adapter``; "" if it names none.
     """
 
     model: nn.Module
@@ -71,6 +73,7 @@ class Built:
     ids: str
     A: str
     logits: tuple[float, ...]
+    init_adapter: str = ""
 
 
 def build(settings: ModelSettings, num_labels: int, inputs: Inputs) -> Built:
@@ -83,9 +86,9 @@ def build(settings: ModelSettings, num_labels: int, inputs: Inputs) -> Built:
 
     Raises:
         ValueError: no output layer with ``num_labels`` outputs, targets that match nothing, a length for which the
-            model has no positions, logits that are not finite, a checkpoint of other shapes than its config's, a model
-            of another kind than the task's or without the head that it needs, or a writing model whose tokens see
-            later ones.
+            model has no positions, logits that are not finite, a checkpoint of other shapes than its config's, an
+            adapter to begin with that does not fit (`load_init_adapter`), a model of another kind than the task's or
+            without the head that it needs, or a writing model whose tokens see later ones.
         FileNotFoundError: no such local folder or file.
         ModuleNotFoundError: a packaged model, or the library that reads GGUF, is not installed.
         OSError: transformers cannot find or download the model, or its weights are not stored as safetensors.
@@ -103,6 +106,7 @@ def build(settings: ModelSettings, num_labels: int, inputs: Inputs) -> Built:
             _require_whole(model, missing, settings)
         _draw_missing(model, missing, settings.seed)
         layers, output = fit(model, settings, num_labels, missing)
+        taken = load_init_adapter(model, settings) if settings.init_adapter else ""
     model.eval()
     return Built(
         model,
@@ -115,6 +119,7 @@ def build(settings: ModelSettings, num_labels: int, inputs: Inputs) -> Built:
         digest_processor(processor, inputs),
         lora.fingerprint_A(model, settings.kind),
         initial_logits(model, processor, inputs, settings),
+        taken,
     )
 
 

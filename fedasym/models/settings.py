@@ -38,6 +38,9 @@ class ModelSettings(AdapterSettings, MethodSettings):
     )
     deterministic: bool = setting(True, "on a GPU: the same bits in every run; false: whatever is fastest")
     max_length: int = setting(64, "tokens of an example; longer ones are cut", least=1)
+    init_adapter: str = setting(
+        "", "folder of a PEFT LoRA that the run begins with, read by every party; its A replaces the drawn one"
+    )
 
     def _check(self) -> None:
         super()._check()
@@ -46,3 +49,19 @@ class ModelSettings(AdapterSettings, MethodSettings):
             raise ValueError(f"setting device={self.device!r} is not one of {DEVICES}")
         if METHODS[self.method].factors == "W" and self.head not in ("auto", "full"):
             raise ValueError(f"head={self.head!r}: full fine-tuning trains the whole head; leave head at 'auto'")
+        if self.init_adapter and (reason := _unfit_to_begin_with(self.method)):
+            raise ValueError(
+                f"init-adapter={self.init_adapter!r} does not go with method={self.method!r}: {reason}; use another "
+                "method, or merge the adapter into its base model with PEFT (merge_and_unload, then save_pretrained), "
+                "set model to that folder and leave init-adapter out"
+            )
+
+
+def _unfit_to_begin_with(name: str) -> str:
+    """Say why a method cannot begin with a given A and B; "" if it can."""
+    method = METHODS[name]
+    if method.factors == "W":
+        return "it trains the model itself, which has no adapters"
+    if method.factors == "A":
+        return "its B is drawn from the seed and frozen, and its A starts at zero"
+    return "later rounds begin with another A, drawn from the seed" if method.redraws else ""

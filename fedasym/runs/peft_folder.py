@@ -13,7 +13,8 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from fedasym.adapters import lora
-from fedasym.adapters.layers import AdaptedConv, AdaptedEmbedding, AdaptedLinear, TrainedLinear
+from fedasym.adapters.layers import AdaptedLinear, TrainedLinear
+from fedasym.adapters.peft_names import peft_tensors
 from fedasym.files import write_atomic
 from fedasym.methods import METHODS
 from fedasym.models.build import Built
@@ -88,23 +89,6 @@ def write_adapter(folder: Path, built: Built, settings: Settings) -> None:
     }
     write_atomic(folder / "adapter_config.json", (json.dumps(config, indent=1) + "\n").encode())
     write_atomic(folder / "adapter_model.safetensors", to_safetensors(tensors, metadata={"format": "pt"}))
-
-
-def peft_tensors(key: str, layer: AdaptedLinear) -> dict[str, Tensor]:
-    """Return A and B as PEFT names and shapes them: a convolution's are kernels, B's of size 1.
-
-    Returns:
-        Tensors by name; none for a convolution with a dilation or another padding than zeros, of which PEFT's update
-        knows nothing.
-    """
-    A, B, base = layer.A.detach().float().contiguous(), layer.B.detach().float().contiguous(), layer.base
-    if isinstance(layer, AdaptedEmbedding):
-        return {f"{key}.lora_embedding_A": A, f"{key}.lora_embedding_B": B}
-    if isinstance(layer, AdaptedConv):
-        if base.padding_mode != "zeros" or any(step != 1 for step in base.dilation):
-            return {}
-        A, B = A.reshape(-1, *base.weight.shape[1:]), B.reshape(*B.shape, *(1 for _ in base.kernel_size))
-    return {f"{key}.lora_A.weight": A, f"{key}.lora_B.weight": B}
 
 
 def _is_transposed(layer: AdaptedLinear) -> bool:

@@ -39,6 +39,7 @@ class Contract:
         local: the settings of local training.
         codec: how matrices travel.
         A_stream: how A is keyed, `projection.STREAM`.
+        init_adapter: fingerprint of what the run took from the folder of ``init-adapter``; "" if it names none.
 
     Versions of libraries are no part of it: parties are compared by what they do.
     """
@@ -62,6 +63,7 @@ class Contract:
     local: str
     codec: str = "identity"
     A_stream: int = STREAM
+    init_adapter: str = ""
 
     @property
     def hash(self) -> str:
@@ -162,5 +164,5 @@ def contract_of(settings: AgreedSettings, built: Built, labels: tuple[str, ...],
         settings.alpha, settings.scaling, settings.head,
         built.base, built.config, built.ids, built.A, schema, settings.task, labels, data,
         " ".join(f"{key}={value}" for key, value in local.items()),
-        settings.codec,
+        settings.codec, init_adapter=built.init_adapter,
     )  # fmt: skip

@@ -16,9 +16,9 @@ from transformers.pytorch_utils import Conv1D
 
 from fedasym.adapters import lora
 from fedasym.adapters.layers import sizes
+from fedasym.adapters.peft_names import peft_tensors
 from fedasym.adapters.projection import frozen_A
 from fedasym.aggregation.exact import ExactMean
-from fedasym.runs.peft_folder import peft_tensors
 
 KINDS = ("linear", "conv1d", "conv2d", "transposed", "embedding")
 
