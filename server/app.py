@@ -28,7 +28,10 @@ with uncollected():  # PyTorch is among them
     from fedasym.ops.processes import cores, held_alone
     from fedasym.runs import checkpoint, record
     from fedasym.runs.peft_folder import write_adapter
+    from fedasym.runs.shown_examples import answers_now, write_examples
+    from fedasym.runs.trained import load_common, private_parts
     from fedasym.settings import Settings, from_run_config, judged_at_clients
+    from fedasym.tasks.base import Answer
     from fedasym.training.loop import evaluate
     from fedasym.wire import records
     from fedasym.wire.codecs import codec_of
@@ -80,12 +83,16 @@ def federate(grid: Grid, settings: Settings, folder: Path, reporter: Reporter) -
     Raises:
         FederationError: the folder belongs to another run, the handshake fails, or a round has too few valid replies.
     """
-    session, state = train(grid, settings, folder, reporter)
+    session = opened(settings, folder)
+    before = _answers(session)
+    state = train(grid, session, folder, reporter)
     reporter.begin("writing the adapter and the report")
-    _load(session, state.matrices)
+    load_common(session.built.model, state.matrices)
     write_adapter(folder / "adapter", session.built, settings)
-    if settings.head == "local" or METHODS[settings.method].personal:
-        log.info("what is in adapter/ of private matrices is as first drawn: the trained ones stay with their clients")
+    if lacks := private_parts(settings):
+        log.info("adapter/: %s", lacks)
+    if session.shown is not None and before and (after := _answers(session)):
+        write_examples(folder, session.task.judge, session.shown, before, after)
     write_report([folder], folder / "report.html")
 
 
@@ -102,14 +109,33 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
     log.info("report %s", out)
 
 
-def train(grid: Grid, settings: Settings, folder: Path, reporter: Reporter) -> tuple[Session, checkpoint.State]:
+def opened(settings: Settings, folder: Path) -> Session:
+    """Build what the server of a run holds all along, in the dtype of the whole run."""
+    with uncollected():
+        return prepare(for_this_machine(settings, folder))
+
+
+def _answers(session: Session) -> list[Answer]:
+    """Return what the model says now to the examples that the report shows; none where there are none.
+
+    A run is whole without them: where there is no memory for them, or no answer that could be shown, the log says so.
+    """
+    if session.shown is None:
+        return []
+    try:
+        return answers_now(session.built, session.settings, session.task.judge, session.shown)
+    except (ArithmeticError, RuntimeError, ValueError) as error:
+        log.info("the report shows no examples: %s", error)
+        return []
+
+
+def train(grid: Grid, session: Session, folder: Path, reporter: Reporter) -> checkpoint.State:
     """Train from the folder's checkpoint, or from round 1, to ``num-rounds``; leave config, rounds and summary.
 
     Raises:
         FederationError: as `federate`.
     """
-    with uncollected():
-        session = prepare(for_this_machine(settings, folder))
+    settings = session.settings
     state = _resume(folder, session)
     record.write_json(folder / "config.json", session.config)
     log.info("run folder %s, contract %s", folder, session.contract.hash[:12])
@@ -123,7 +149,7 @@ def train(grid: Grid, settings: Settings, folder: Path, reporter: Reporter) -> t
     else:
         log.info("all %d rounds are done already", state.round)
     record.write_json(folder / "summary.json", record.summarise(session.config, record.read_rounds(folder)))
-    return session, state
+    return state
 
 
 def _next_round(
@@ -163,12 +189,6 @@ def _next_round(
     return state
 
 
-def _load(session: Session, matrices: Matrices) -> None:
-    """Load what all parties hold into the server's model; what is private to clients stays as drawn."""
-    tensors = lora.common(session.built.model)
-    lora.load({name: tensors[name] for name in matrices}, matrices)
-
-
 def _row(
     result: Round, session: Session, matrices: Matrices, mismatch: float | None, reporter: Reporter
 ) -> dict[str, Any]:
@@ -192,7 +212,7 @@ def _row(
     elif result.number % settings.eval_every and result.number != settings.num_rounds:
         metrics = dict.fromkeys((*session.task.judge.metrics, "loss"))
     else:
-        _load(session, matrices)
+        load_common(session.built.model, matrices)
         device.prepare(device.device_of(session.built.model), cores(), settings.deterministic)
         metrics = {}
         for suffix, tokens in session.held_out.items():

@@ -12,6 +12,7 @@ from fedasym.files import read_lines, write_atomic
 from fedasym.settings import Settings
 
 NODES = "nodes.json"  # what the nodes of a run said of themselves
+EXAMPLES = "examples.json"  # some held-out examples, and what the model said to them before and after
 _PACKAGES = ("flwr", "flwr-datasets", "torch", "transformers", "tokenizers", "datasets", "numpy", "safetensors")
 
 
