@@ -28,7 +28,10 @@ with uncollected():  # PyTorch is among them
     from fedasym.ops.processes import cores, held_alone
     from fedasym.runs import checkpoint, record
     from fedasym.runs.peft_folder import write_adapter
+    from fedasym.runs.shown_examples import answers_now, write_examples
+    from fedasym.runs.trained import load_common, private_parts
     from fedasym.settings import Settings, from_run_config, judged_at_clients
+    from fedasym.tasks.base import Answer
     from fedasym.training.loop import evaluate
     from fedasym.wire import records
     from fedasym.wire.codecs import codec_of
@@ -83,12 +86,16 @@ def federate(grid: Grid, settings: Settings, folder: Path, reporter: Reporter) -
     Raises:
         FederationError: the folder belongs to another run, the handshake fails, or a round has too few valid replies.
     """
-    session, state = train(grid, settings, folder, reporter)
+    session = opened(settings, folder)
+    before = _answers(session)
+    state = train(grid, session, folder, reporter)
     reporter.begin("writing the adapter and the report")
-    _load(session, state.matrices)
+    load_common(session.built.model, state.matrices)
     write_adapter(folder / "adapter", session.built, settings)
-    if settings.head == "local" or METHODS[settings.method].personal:
-        log.info("what is in adapter/ of private matrices is as first drawn: the trained ones stay with their clients")
+    if lacks := private_parts(settings):
+        log.info("adapter/: %s", lacks)
+    if session.shown is not None and before and (after := _answers(session)):
+        write_examples(folder, session.task.judge, session.shown, before, after)
     write_report([folder], folder / "report.html")
 
 
@@ -105,14 +112,33 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
     log.info("report %s", out)
 
 
-def train(grid: Grid, settings: Settings, folder: Path, reporter: Reporter) -> tuple[Session, checkpoint.State]:
+def opened(settings: Settings, folder: Path) -> Session:
+    """Build what the server of a run holds all along, in the dtype of the whole run."""
+    with uncollected():
+        return prepare(for_this_machine(settings, folder))
+
+
+def _answers(session: Session) -> list[Answer]:
+    """Return what the model says now to the examples that the report shows; none where there are none.
+
+    A run is whole without them: where there is no memory for them, or no answer that could be shown, the log says so.
+    """
+    if session.shown is None:
+        return []
+    try:
+        return answers_now(session.built, session.settings, session.task.judge, session.shown)
+    except (ArithmeticError, RuntimeError, ValueError) as error:
+        log.info("the report shows no examples: %s", error)
+        return []
+
+
+def train(grid: Grid, session: Session, folder: Path, reporter: Reporter) -> checkpoint.State:
     """Train from the folder's checkpoint, or from round 1, to ``num-rounds``; leave config, rounds and summary.
 
     Raises:
         FederationError: as `federate`.
     """
-    with uncollected():
-        session = prepare(for_this_machine(settings, folder))
+    settings = session.settings
     state = _resume(folder, session)
     record.write_json(folder / "config.json", session.config)
     if settings.eval_untouched and state.round == 0:
@@ -131,7 +157,7 @@ def train(grid: Grid, settings: Settings, folder: Path, reporter: Reporter) -> t
     before = record.read_json(untouched) if untouched.exists() else None
     summary = record.summarise(session.config, record.read_rounds(folder), before)
     record.write_json(folder / "summary.json", summary)
-    return session, state
+    return state
 
 
 def _judge_untouched(session: Session, matrices: Matrices, folder: Path, reporter: Reporter) -> None:
@@ -180,12 +206,6 @@ def _next_round(
     )  # fmt: skip
     reporter.end_round(row["seconds"])
     return state
-
-
-def _load(session: Session, matrices: Matrices) -> None:
-    """Load what all parties hold into the server's model; what is private to clients stays as drawn."""
-    tensors = lora.common(session.built.model)
-    lora.load({name: tensors[name] for name in matrices}, matrices)
 
 
 def _row(
@@ -243,7 +263,7 @@ def _judged(session: Session, matrices: Matrices, reporter: Reporter, when: str)
         FederationError: they are not finite, or the device's memory is too small; says when.
     """
     settings, built = session.settings, session.built
-    _load(session, matrices)
+    load_common(session.built.model, matrices)
     device.prepare(device.device_of(built.model), cores(), settings.deterministic)
     metrics = {}
     for suffix, encoded in session.held_out.items():

@@ -11,7 +11,8 @@ from fedasym.models import device
 from fedasym.models.build import Built, build
 from fedasym.ops.processes import cores
 from fedasym.runs import record
-from fedasym.settings import Settings
+from fedasym.runs.shown_examples import choose_examples
+from fedasym.settings import Settings, judged_at_clients
 from fedasym.tasks import task_of
 from fedasym.tasks.base import Encoded, Examples, Task
 from fedasym.wire.contract import SITES, Contract, contract_of
@@ -28,6 +29,7 @@ class Session:
     contract: Contract
     frozen: Matrices  # the factor of every layer that never moves, by name
     config: dict[str, Any]  # of config.json
+    shown: Examples | None  # held-out examples whose answers the report shows; None: there is nobody here to answer
 
 
 def prepare(settings: Settings) -> Session:
@@ -55,7 +57,10 @@ def prepare(settings: Settings) -> Session:
         for suffix, examples in data.held_out.items()
     }
     frozen = lora.read(lora.frozen_factors(built.model))
-    return Session(settings, built, task, held_out, contract, frozen, config)
+    shown = None
+    if "" in data.held_out and not judged_at_clients(settings.method, settings.head, settings.judging_data):
+        shown = choose_examples(data.held_out[""], settings.seed)
+    return Session(settings, built, task, held_out, contract, frozen, config, shown)
 
 
 @dataclass(frozen=True)

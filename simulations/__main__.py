@@ -62,10 +62,11 @@ def _is_ours(error: Exception) -> bool:
     """Say whether an error's words are all that its reader needs."""
     if isinstance(error, (ValueError, OSError, ModuleNotFoundError)):
         return True
+    from fedasym.models.device import DeviceMemoryError
     from fedasym.ops.flower_cli import FlowerError
     from server.round.run import FederationError
 
-    return isinstance(error, (FederationError, FlowerError))
+    return isinstance(error, (FederationError, FlowerError, DeviceMemoryError))
 
 
 def _run(options: argparse.Namespace, console: "Console") -> None:
@@ -128,6 +129,54 @@ def _page(options: argparse.Namespace, console: "Console") -> None:
     tuning = grid_points(require_lines(options.tuning)) if options.tuning else []
     write_comparison(lines, options.out.absolute(), tuning=tuning, command=options.words)
     console.print(f"page {options.out.absolute()}", soft_wrap=True)
+
+
+def _export(options: argparse.Namespace, console: "Console") -> None:
+    from fedasym.models.pooling import MeanPooledClassifier
+    from fedasym.runs.peft_folder import write_adapter, write_merged
+    from fedasym.runs.trained import load_trained, private_parts
+
+    if options.merged and options.out:
+        raise ValueError("--out is where the adapter goes, and with --merged none is written; leave one of them out")
+    trained = load_trained(options.run, options.device, "float32" if options.merged else "")
+    folder = (options.merged or options.out or options.run / "adapter").absolute()
+    if options.merged:
+        write_merged(folder, trained.built, trained.classes)
+        what = f"the model after round {trained.rounds}, for {trained.task.inputs.model_class}"
+        if isinstance(trained.built.model, MeanPooledClassifier):
+            what = (
+                f"the encoder after round {trained.rounds}, for AutoModel; its output layer, which is for "
+                f"pooling={trained.settings.pooling!r} and no Auto class knows, is beside it in output.safetensors"
+            )
+    else:
+        write_adapter(folder, trained.built, trained.settings)
+        what = f"the adapter after round {trained.rounds}, for PEFT"
+    console.print(f"{folder}\n{what}", markup=False, highlight=False, soft_wrap=True)
+    if lacks := private_parts(trained.settings):
+        console.print(f"warning: {lacks}", markup=False, soft_wrap=True)
+
+
+def _predict(options: argparse.Namespace, console: "Console") -> None:
+    if bool(options.text) + bool(options.image) + (options.file is not None) != 1:
+        raise ValueError("give one of these: texts, --file, or --image")
+    from fedasym.runs.trained import load_trained, private_parts
+    from simulations.predict import answers_to, as_json, as_lines, read_questions, typed
+
+    trained = load_trained(options.run, options.device)
+    if lacks := private_parts(trained.settings):
+        print(f"warning: {lacks}", file=sys.stderr)
+    inputs = trained.task.inputs.asked
+    if options.file:
+        answers = answers_to(trained, read_questions(inputs, options.file), options.file.name, options.length)
+    else:
+        answers = answers_to(trained, typed(inputs, options.text, options.image), length=options.length)
+    for place, answer in enumerate(answers):
+        if options.file or options.json:
+            print(as_json(answer, options.top))
+            continue
+        if len(answers) > 1:
+            print(f"{options.image[place]}:")
+        print("\n".join(as_lines(answer, options.top)))
 
 
 def _tables(options: argparse.Namespace, console: "Console") -> None:
@@ -238,7 +287,7 @@ def _bytes(options: argparse.Namespace, console: "Console") -> None:
 _COMMANDS = {
     "run": _run, "demo": _demo, "federation": _federation, "compare": _compare, "tune": _tune, "bytes": _bytes,
     "sockets": _sockets, "record": _record, "page": _page, "tables": _tables, "settings": _settings,
-    "devices": _devices,
+    "devices": _devices, "export": _export, "predict": _predict,
 }  # fmt: skip
 
 if __name__ == "__main__":

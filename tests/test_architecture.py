@@ -19,8 +19,8 @@ ROOMS = (
     "training", "wire", "settings", "runs", "reports",
 )  # fmt: skip
 SIMULATIONS = (
-    "interrupts", "pretrain", "cli", "engines", "run", "folders", "cost", "study", "demo", "federation", "versions",
-    "__main__",
+    "interrupts", "pretrain", "cli", "engines", "run", "folders", "cost", "study", "predict", "demo", "federation",
+    "versions", "__main__",
 )  # fmt: skip
 # Which room knows which of the heavy libraries, lazily (inside a function) too; all others none.
 HEAVY = {"torch", "transformers", "datasets", "flwr_datasets", "flwr", "ray", "peft"}

@@ -167,6 +167,7 @@ def test_new_files_alone_make_a_task_a_codec_a_rule_and_a_transform_of_a_run(in_
         assert row["clients_valid"] == 4
         assert row["payload_up"] == row["payload_down"] == 2 * 4 * config["trainable_values"]  # half precision
     assert list((toys / "clients").glob("*/*/codec-*"))  # what was lost waits for the next message
+    assert {entry["expected"] for entry in read_json(toys / "examples.json")} <= {"bad", "good"}
 
 
 def digest(folder: Path) -> str:

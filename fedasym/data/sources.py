@@ -53,10 +53,38 @@ def read_split(task: Task, split: str) -> Any:
         raise FileNotFoundError(f"{folder.parent} has no folder {folder.name!r}; it holds {_names_in(folder.parent)}")
     if task.layout in FOLDERS:
         return read_images(task, folder, split)
-    files = _files(folder, split)
-    name, options = _READERS[files[0].suffix]
-    frame = pd.concat([getattr(pd, name)(file, **options) for file in files], ignore_index=True)
+    frame = pd.concat([_read(file) for file in _files(folder, split)], ignore_index=True)
     return with_files(frame, task.inputs.columns[0], folder) if task.layout else frame
+
+
+def is_table(file: Path) -> bool:
+    """Say whether a file is a table, by the end of its name: .parquet, .csv, .tsv or .jsonl."""
+    return file.suffix in _READERS
+
+
+def read_table(file: Path) -> Any:
+    """Read one table as a pandas DataFrame.
+
+    Raises:
+        ValueError: it is none of its format; names it.
+        FileNotFoundError: there is no such file.
+        ModuleNotFoundError: the data's libraries are not installed; the text names the extra.
+    """
+    with extras.named():
+        import pandas as pd  # noqa: F401 (a want of it is named here)
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file {file}")
+    try:
+        return _read(file)
+    except ValueError as error:  # also what pyarrow and pandas' parsers raise
+        raise ValueError(f"{file} cannot be read as {file.suffix}: {error}") from error
+
+
+def _read(file: Path) -> Any:
+    import pandas as pd
+
+    name, options = _READERS[file.suffix]
+    return getattr(pd, name)(file, **options)
 
 
 def _files(folder: Path, split: str) -> list[Path]:

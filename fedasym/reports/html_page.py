@@ -51,6 +51,8 @@ small { display: block; font-size: 11px; color: #555; }
   background: #fff6f0; }
 .warning h2 { color: #8f2e00; margin-top: 10px; }
 .warning td { overflow-wrap: anywhere; }
+.examples td { overflow-wrap: anywhere; }
+.examples img { width: 64px; margin-top: 4px; image-rendering: pixelated; }
 .figures { display: flex; flex-wrap: wrap; gap: 16px 20px; }
 figure { margin: 0; break-inside: avoid; }
 .half { width: calc(50% - 10px); }

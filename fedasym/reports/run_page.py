@@ -10,6 +10,7 @@ from fedasym.reports.comparison import Run, human_bytes, percent, rows_of, scien
 from fedasym.reports.html_page import render
 from fedasym.reports.run_page_template import RUN_PAGE
 from fedasym.reports.table import Entry, Sheet
+from fedasym.runs.record import EXAMPLES, read_json
 from fedasym.settings import RESOLVED, Settings, judged_at_clients
 
 _LISTED = 50  # rejections, and warnings, on the page; all are in rounds.jsonl
@@ -61,11 +62,19 @@ def render_page(runs: Sequence[Run], figures: Mapping[str, tuple[str, bytes]]) -
         warnings=[(name, row["round"], text) for name, row in rounds for text in row.get("warnings", [])],
         listed=_LISTED,
         drawn=figures,
+        examples=[(run.name, found) for run in runs if (found := _examples(run))],
         commands=[(run.name, run_command(run.settings)) for run in runs],
         about=ABOUT if len(runs) <= 2 else {},
         settings=_facts(settings),
         origins=_facts([_origin(run) for run in runs]),
     )
+
+
+def _examples(run: Run) -> list[dict[str, str]]:
+    """Return the held-out examples that a run left with their answers; none if it left none."""
+    path = run.folder / EXAMPLES
+    entries: list[dict[str, str]] = read_json(path) if path.exists() else []
+    return entries
 
 
 def _lead(runs: Sequence[Run]) -> str:

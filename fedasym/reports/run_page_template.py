@@ -63,6 +63,25 @@ RUN_PAGE = """{% extends "layout" %}
 <h2>Curves and clients</h2>
 {{ figures(drawn, wide="clients") }}
 
+{% if examples %}
+<h2>Held-out examples</h2>
+{% for name, entries in examples %}
+{% if names | length > 1 %}<p>{{ name }}:</p>{% endif %}
+<div class="scroll"><table class="examples">
+<thead><tr><th>given</th><th>expected</th><th>before training (B = 0)</th><th>after</th></tr></thead>
+<tbody>
+{% for entry in entries %}
+<tr>
+  <td>{{ entry.question }}
+  {% if entry.picture %}<img alt="" src="data:image/png;base64,{{ entry.picture }}">{% endif %}</td>
+  <td>{{ entry.expected }}</td><td>{{ entry.before }}</td><td>{{ entry.after }}</td>
+</tr>
+{% endfor %}
+</tbody></table></div>
+{% endfor %}
+<p class="note">Drawn by the seed; texts are cut. They illustrate, and the numbers above judge.</p>
+{% endif %}
+
 <h2>Run it again</h2>
 {% for name, command in commands %}
 {% if names | length > 1 %}<p>{{ name }}:</p>{% endif %}

@@ -1,10 +1,12 @@
-"""A trained model as a PEFT adapter folder that ``peft.PeftModel.from_pretrained`` loads, or whole.
+"""A trained model as a PEFT adapter folder that ``peft.PeftModel.from_pretrained`` loads, or whole, B A in W.
 
 A is written out too, since PEFT draws its own otherwise. Layers that the checkpoint of the base model lacks (a new
 head) are saved in full, with their adapter merged, as PEFT's ``modules_to_save``: PEFT could not draw them as we do.
 """
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,39 @@ def write_adapter(folder: Path, built: Built, settings: Settings) -> None:
     write_atomic(folder / "adapter_model.safetensors", to_safetensors(tensors, metadata={"format": "pt"}))
 
 
+def write_merged(folder: Path, built: Built, classes: Sequence[str] = ()) -> None:
+    """Write a model with ``B A`` merged into W as transformers does: the task's Auto class loads it without PEFT.
+
+    Of a mean-pooled model, whose head no Auto class knows, the folder holds the encoder and beside it
+    ``output.safetensors``, as that of `write_adapter` after full fine-tuning.
+
+    Built in float32 it has the logits of the adapted model up to rounding (1e-5). That model is not changed.
+
+    Args:
+        folder: made if missing.
+        built: an adapted model.
+        classes: names by id, for the configuration.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    merged: Any = lora.merged_copy(built.model)
+    if classes:
+        merged.config.id2label = dict(enumerate(classes))
+        merged.config.label2id = {name: i for i, name in enumerate(classes)}
+    if getattr(merged.config, "tie_word_embeddings", False) and _untied(built.model, merged):
+        merged.config.tie_word_embeddings = False
+    _write_whole(folder, replace(built, model=merged))
+
+
+def _untied(model: Any, merged: Any) -> bool:
+    """Say whether embedding and output layer are one weight in a model and two once the former took its update."""
+
+    def shared(whole: Any) -> bool:
+        ends = (whole.get_input_embeddings(), whole.get_output_embeddings())
+        return all(end is not None for end in ends) and ends[0].weight is ends[1].weight
+
+    return not isinstance(model, MeanPooledClassifier) and shared(model) and not shared(merged)
+
+
 def _is_transposed(layer: AdaptedLinear) -> bool:
     """Say whether a linear layer's weight is stored ``(d_in, d_out)``, as GPT-2's are."""
     return type(layer) is AdaptedLinear and not isinstance(layer.base, torch.nn.Linear)
@@ -112,7 +147,7 @@ def _source(settings: Settings) -> dict[str, str | None]:
 
 
 def _write_whole(folder: Path, built: Built) -> None:
-    """Write a fully fine-tuned model as transformers does; a mean-pooled one as its encoder and the output layer."""
+    """Write a model as transformers does; a mean-pooled one as its encoder and the output layer."""
     model: Any = built.model
     if isinstance(model, MeanPooledClassifier):
         write_atomic(folder / "output.safetensors", to_safetensors(_whole(model, built.output)))

@@ -14,6 +14,7 @@ from fedasym.settings import Settings
 
 UNTOUCHED = "untouched.json"  # the metrics before the first round
 NODES = "nodes.json"  # what the nodes of a run said of themselves
+EXAMPLES = "examples.json"  # some held-out examples, and what the model said to them before and after
 _PACKAGES = ("flwr", "flwr-datasets", "torch", "transformers", "tokenizers", "datasets", "numpy", "safetensors")
 
 

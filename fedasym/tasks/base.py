@@ -15,6 +15,10 @@ from fedasym.tasks.columns import require_cells
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    Batch = tuple[Mapping[str, Tensor], Tensor]  # the model's inputs by name, and labels
+
+Answer = dict[str, float] | float | str  # what a model says to one input: probabilities by class, a score, or words
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -67,6 +71,21 @@ class Encoded:
         return Encoded([self.items[i] for i in places], self.lengths[places], self.labels[places], self.terms[places])
 
 
+@dataclass(frozen=True)
+class Told:
+    """An example for people to read.
+
+    Attributes:
+        question: what the model is given; empty where there is nothing to ask.
+        answer: the wanted one, where it is written among the inputs; empty where it is a label.
+        picture: a small PNG of what is asked about; empty where that is text.
+    """
+
+    question: str
+    answer: str = ""
+    picture: bytes = b""
+
+
 class Evaluation(Protocol):
     """An evaluation under way: it takes batches and keeps of each no more than the scores need."""
 
@@ -106,6 +125,25 @@ class Inputs(Protocol):
     @property
     def pooling(self) -> str:
         """How an encoder without a head of its own is pooled; ``model``: it is not."""
+
+    @property
+    def asked(self) -> "Inputs":
+        """The same where nobody has answered yet.
+
+        Its `columns` are those of a question; its `encode` takes examples with answers too and leaves these out, so
+        that the labels of its batches begin where the answer would. Where the answer is a label, this is the object
+        itself.
+        """
+
+    def row(self, words: Sequence[str]) -> dict[str, Any]:
+        """Return the row of a table of `asked`, by column, that a person means with one text or some.
+
+        Raises:
+            ValueError: too many texts, or too few.
+        """
+
+    def told(self, examples: Examples) -> list[Told]:
+        """Return examples of `read` as people read them."""
 
     def read(self, frame: Any, split: str) -> tuple[list[Any], ...]:
         """Return the cells that the model reads, one list per column, of a pandas DataFrame.
@@ -182,6 +220,24 @@ class Target(Protocol):
 
     def evaluation(self, metrics: tuple[str, ...], processor: Any) -> Evaluation:
         """Begin an evaluation by these metrics; the processor is the model's own, for what it generates."""
+
+    def answers(
+        self, model: "nn.Module", processor: Any, batch: "Batch", classes: tuple[str, ...], length: int = 0
+    ) -> list[Answer]:
+        """Return what the model says to each example of a batch; nothing is drawn.
+
+        Args:
+            model: in evaluation mode.
+            processor: its own.
+            batch: inputs and labels as `Inputs.asked` collates them, on the model's device; of the labels only where an
+                answer begins is read.
+            classes: names by id; empty where there are none.
+            length: tokens of what is written at most; 0: the target's own.
+
+        Raises:
+            FloatingPointError: something that the model said is not finite.
+            ValueError: a length for which the model has no positions.
+        """
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedasym.tasks.base import Encoded, Evaluation, Examples, Inputs, Task
+from fedasym.tasks.base import Answer, Encoded, Evaluation, Examples, Inputs, Task, Told
 from fedasym.tasks.columns import require_cells
 from fedasym.tasks.next_tokens import IGNORED
 from fedasym.tasks.words import opening, padded, rows_of
@@ -25,6 +25,7 @@ from fedasym.tasks.words import opening, padded, rows_of
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from fedasym.tasks.base import Batch
     from fedasym.tasks.settings import TaskSettings
 
 SHOTS_SPLIT = "dev"  # MMLU's, whose rows are for shots
@@ -85,12 +86,34 @@ class Questions:
                     f"{self.shots} there, or set choices-shots=0"
                 )
             title = f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n"
-            head = title if self.score == "letter" else ""
-            text = head + self.before.get(subject, "") + self._asked(question, choices)
+            head = (title if self.score == "letter" else "") + self.before.get(subject, "")
+            text = head + self._asked(question, choices)
             sizes = [1] * len(choices) if self.score == "letter" else [len(choice) for choice in choices]
-            cell = {"subject": subject, "text": text, "endings": self._endings(choices), "sizes": sizes}
+            endings = self._endings(choices)
+            cell = {"subject": subject, "text": text, "from": len(head), "endings": endings, "sizes": sizes}
             cells.append(json.dumps(cell))
         return cells, rows
+
+    @property
+    def asked(self) -> Inputs:
+        """The object itself: its choices are what may be answered."""
+        return self
+
+    def row(self, words: Sequence[str]) -> dict[str, Any]:
+        """Refuse.
+
+        Raises:
+            ValueError: questions judge, and nobody types them.
+        """
+        raise ValueError("multiple choice judges a run, and is not asked for by hand; give a table of questions")
+
+    def told(self, examples: Examples) -> list[Told]:
+        """Return the questions without what stands before them, and the right choices."""
+        cells = [json.loads(cell) for cell in examples.inputs[0]]
+        return [
+            Told(cell["text"][cell["from"] :], cell["endings"][answer].strip())
+            for cell, answer in zip(cells, examples.labels.tolist(), strict=True)
+        ]
 
     def positions(self, processor: Any, max_length: int) -> tuple[int, int]:
         """Return ``max_length``, of one decoder."""
@@ -260,6 +283,18 @@ class Answers:
         """Begin an evaluation by the share of questions whose likeliest choice is the right one."""
         return ChoiceEvaluation(self)
 
+    def answers(
+        self, model: "nn.Module", processor: Any, batch: "Batch", classes: tuple[str, ...], length: int = 0
+    ) -> list[Answer]:
+        """Return the likeliest choice of each question: its letter, or its text."""
+        inputs, labels = batch
+        scores, bad = choice_scores(model, inputs, len(labels))
+        if bad:
+            raise FloatingPointError(f"{bad} log-likelihoods of answers are not finite: training has diverged")
+        first = [inputs["question"].tolist().index(question) for question in range(len(labels))]
+        rows = [inputs["tokens"][start + place] for start, place in zip(first, scores.argmax(-1).tolist(), strict=True)]
+        return [processor.decode(row[row != IGNORED].tolist()).strip() for row in rows]
+
 
 class ChoiceEvaluation:
     """Accuracy over all questions, of each subject, and the mean over subjects; keeps subject and outcome of each."""
@@ -272,15 +307,8 @@ class ChoiceEvaluation:
 
     def add(self, model: "nn.Module", inputs: Mapping[str, "Tensor"], labels: "Tensor", items: Sequence[Any]) -> None:
         """Judge the model on one batch of `Questions.collate`."""
-        import torch
-
-        found = log_likelihoods(model, inputs, len(labels))
-        self._bad += int((~found.isfinite()).sum())
-        question = inputs["question"]
-        first = torch.searchsorted(question, question)  # of each ending, where those of its question begin
-        place = torch.arange(len(question), device=question.device) - first
-        scores = found.new_full((len(labels), int(place.max()) + 1), -float("inf"))
-        scores[question, place] = found / inputs["size"]
+        scores, bad = choice_scores(model, inputs, len(labels))
+        self._bad += bad
         self._loss += self._target.loss(scores, labels).item() * len(labels)
         self._right += (scores.argmax(-1) == labels).tolist()
         self._subjects += [item["subject"] for item in items]
@@ -303,6 +331,23 @@ class ChoiceEvaluation:
             **{f"accuracy-{name}": value for name, value in each.items()},
             "loss": self._loss / len(right),
         }
+
+
+def choice_scores(model: "nn.Module", inputs: Mapping[str, "Tensor"], count: int) -> "tuple[Tensor, int]":
+    """Return the choices' scores of a batch of so many questions, and how many of them are not finite.
+
+    Returns:
+        Float32 ``(questions, choices)``, -inf where a question has fewer; and a number.
+    """
+    import torch
+
+    found = log_likelihoods(model, inputs, count)
+    question = inputs["question"]
+    first = torch.searchsorted(question, question)  # of each ending, where those of its question begin
+    place = torch.arange(len(question), device=question.device) - first
+    scores = found.new_full((count, int(place.max()) + 1), -float("inf"))
+    scores[question, place] = found / inputs["size"]
+    return scores, int((~found.isfinite()).sum())
 
 
 def log_likelihoods(model: "nn.Module", inputs: Mapping[str, "Tensor"], size: int) -> "Tensor":

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,23 @@ def require_cells(frame: Any, columns: tuple[str, ...], split: str, advice: str)
         if empty.size:
             row = frame.index[int(empty[0])]
             raise ValueError(f"split {split!r}, row {row}: column {column!r} is empty; fill or drop it")
+
+
+def one_row(columns: Sequence[str], words: Sequence[str]) -> dict[str, str]:
+    """Return a row of texts by column.
+
+    Raises:
+        ValueError: not one text for each column.
+
+    >>> one_row(("premise", "hypothesis"), ("It rains.", "It is wet."))
+    {'premise': 'It rains.', 'hypothesis': 'It is wet.'}
+    """
+    if len(words) != len(columns):
+        raise ValueError(
+            f"{len(words)} given, and the model reads {len(columns)}: {', '.join(columns)}; give each of them, in this "
+            "order, in quotes"
+        )
+    return dict(zip(columns, words, strict=True))
 
 
 def class_names_in(column: Any) -> tuple[str, ...]:

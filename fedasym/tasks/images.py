@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedasym.ops import extras
-from fedasym.tasks.base import Encoded, Examples, Task
+from fedasym.tasks.base import Encoded, Examples, Inputs, Task, Told
+from fedasym.tasks.columns import one_row
 from fedasym.tasks.targets import Classes
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 LAYOUTS = ("table", "domains", "classes")
 KEPT = 1 << 28  # bytes of pixel values that a client keeps
 LARGEST = 1 << 26  # pixels of one image: 200 MB once it is decoded
+_SMALL = (96, 96)  # pixels of an image that stands beside text
 # Those that hold pixels and no program: PostScript, which Pillow reads too, is handed to another program.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
@@ -56,6 +58,19 @@ class Picture:
         """
         with self._opened() as image:
             return np.asarray(image.convert("RGB"))
+
+    def small(self) -> bytes:
+        """Return it as a PNG of at most 96 x 96 pixels.
+
+        Raises:
+            ValueError: as `pixels`.
+        """
+        stream = io.BytesIO()
+        with self._opened() as image:
+            rgb = image.convert("RGB")
+            rgb.thumbnail(_SMALL)
+            rgb.save(stream, format="PNG")
+        return stream.getvalue()
 
     def require_image(self) -> None:
         """Require that it begins as an image of a size that can be decoded; the rest is not looked at.
@@ -107,6 +122,22 @@ class Images:
     def columns(self) -> tuple[str, ...]:
         """The image column."""
         return (self.column,)
+
+    @property
+    def asked(self) -> Inputs:
+        """The object itself."""
+        return self
+
+    def row(self, words: Sequence[str]) -> dict[str, Any]:
+        """Return the image's file, of which the path is given."""
+        return {column: Path(word) for column, word in one_row(self.columns, words).items()}
+
+    def told(self, examples: Examples) -> list[Told]:
+        """Return the name of each image's file, or where in a table it stands, and the image, small."""
+        return [
+            Told(Path(picture.name).name if picture.raw is None else picture.name, picture=picture.small())
+            for picture in examples.inputs[0]
+        ]
 
     def read(self, frame: Any, split: str) -> tuple[list[Picture], ...]:
         """Return the images, of each of which the beginning was looked at."""

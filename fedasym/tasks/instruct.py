@@ -7,14 +7,15 @@ template it is the Alpaca prompt (Taori et al. 2023, github.com/tatsu-lab/stanfo
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedasym.tasks.base import Encoded, Examples, Task
+from fedasym.tasks.base import Encoded, Examples, Inputs, Task, Told
 from fedasym.tasks.choices import judged_by_choices
+from fedasym.tasks.columns import one_row
 from fedasym.tasks.next_tokens import IGNORED, NextTokens
 from fedasym.tasks.text import Texts
 from fedasym.tasks.words import opening, padded, rows_of
@@ -66,6 +67,21 @@ class Instructions:
         """All columns that are read."""
         return ("instruction", "input", "output") if self.format == "alpaca" else self.columns
 
+    @property
+    def asked(self) -> Inputs:
+        """Prompts without an answer, and texts to go on with."""
+        return Prompts(self.format, self.column)
+
+    def row(self, words: Sequence[str]) -> dict[str, Any]:
+        """Return an instruction and its input if there is one, a chat of one turn, or a text's beginning."""
+        if self.format == "chat":
+            return {"messages": [{"role": "user", "content": one_row(self.columns, words)["messages"]}]}
+        return {**one_row(self.used[: max(len(words), len(self.columns))], words)}
+
+    def told(self, examples: Examples) -> list[Told]:
+        """Return instructions with their inputs or all turns of a chat before the last, and the answers."""
+        return [_told(json.loads(cell)) for cell in examples.inputs[0]]
+
     def read(self, frame: Any, split: str) -> tuple[list[str], list[str]]:
         """Return the examples as JSON, and where each of them stands.
 
@@ -74,8 +90,8 @@ class Instructions:
         """
         rows = rows_of(frame, split)
         if self.format == "chat":
-            cells = [{"messages": _chat(cell, row)} for cell, row in zip(frame["messages"].tolist(), rows, strict=True)]
-            return [json.dumps(cell) for cell in cells], rows
+            chats = zip(frame["messages"].tolist(), rows, strict=True)
+            return [json.dumps({"messages": self._chat(cell, row)}) for cell, row in chats], rows
         for name in self.columns:
             for row, text in zip(rows, frame[name].astype(str).tolist(), strict=True):
                 if not text.strip():
@@ -140,9 +156,109 @@ class Instructions:
         inputs = padded([item["input_ids"] for item in items], processor.pad_token_id)
         return inputs, padded([item["labels"] for item in items], IGNORED)["input_ids"]
 
+    def _chat(self, cell: Any, row: str) -> list[dict[str, str]]:
+        """Return a chat's messages, checked, with an assistant's turn at the end.
 
-def _chat(cell: Any, row: str) -> list[dict[str, str]]:
-    """Return a chat's messages, checked: known roles, texts, and an assistant's turn at the end.
+        Raises:
+            ValueError: names the row and the message.
+        """
+        messages = _messages(cell, row)
+        roles = [message["role"] for message in messages]
+        if "assistant" not in roles:
+            raise ValueError(f"{row}: the chat has no turn of the assistant, so nothing to learn; drop the row")
+        if roles[0] == "assistant":
+            raise ValueError(f"{row}: the chat begins with the assistant's turn, which answers nothing; drop that turn")
+        if roles[-1] != "assistant":
+            raise ValueError(f"{row}: the chat ends with the {roles[-1]}'s turn; end it with the assistant's")
+        return messages
+
+
+@dataclass(frozen=True)
+class Prompts(Instructions):
+    """The same before an answer: a batch's labels begin where it would, up to which every token is as in training."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that must be there, filled."""
+        return {"alpaca": ("instruction",), "chat": ("messages",), "text": (self.column,)}[self.format]
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """All columns that are read."""
+        return ("instruction", "input") if self.format == "alpaca" else self.columns
+
+    def encode(self, processor: Any, examples: Examples, max_length: int, pooling: str = "model") -> Encoded:
+        """Tokenise prompts, which are not cut; answers are left out.
+
+        Raises:
+            ValueError: as of `Instructions`; a prompt that leaves nothing of ``max_length`` for an answer.
+        """
+        cells, rows = examples.inputs
+        asked = [json.dumps(_unanswered(json.loads(cell))) for cell in cells]
+        return super().encode(processor, replace(examples, inputs=(asked, rows)), max_length, pooling)
+
+    def _chat(self, cell: Any, row: str) -> list[dict[str, str]]:
+        """Return a chat's messages, checked, with a user's turn at the end.
+
+        Raises:
+            ValueError: names the row and the message.
+        """
+        messages = _messages(cell, row)
+        if not messages or messages[-1]["role"] != "user":
+            raise ValueError(f"{row}: the chat does not end with the user's turn, which is answered; end it so")
+        if not messages[-1]["content"].strip():
+            raise ValueError(f"{row}: the user's last turn is empty; fill it or drop the row")
+        return messages
+
+
+@dataclass(frozen=True)
+class Replies(NextTokens):
+    """The answers' tokens; what a model writes ends where an answer does that it was trained on.
+
+    Attributes:
+        format: as of `Instructions`.
+    """
+
+    format: str = field(kw_only=True)
+
+    def ends(self, processor: Any) -> tuple[int, ...]:
+        """Return the token of a text's end, and where a chat template writes the turns that of a turn's."""
+        ids = [processor.eos_token_id]
+        if processor.chat_template and self.format != "text":
+            pair = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]
+            turn, _ = _turns(processor, pair, "a turn")[-1]
+            special = {*processor.all_special_ids}
+            ids += [i for i in processor(turn, add_special_tokens=False)["input_ids"] if i in special][-1:]
+        return tuple(ids)
+
+
+def _told(cell: dict[str, Any]) -> Told:
+    if "messages" in cell:
+        *before, last = cell["messages"]
+        turns = [f"{turn['role']}: {turn['content']}" for turn in before]
+        return Told(before[0]["content"] if len(before) == 1 else "\n".join(turns), last["content"])
+    if "text" in cell:
+        return Told("", cell["text"])
+    return Told("\n\n".join(_instruction(cell)), cell["output"])
+
+
+def _unanswered(cell: dict[str, Any]) -> dict[str, Any]:
+    """Return an example without its answer, if it has one; of plain text the text to go on with."""
+    if "text" in cell:
+        return {"begun": cell["text"]}
+    if "messages" in cell:
+        answered = cell["messages"][-1]["role"] == "assistant"
+        return {"messages": cell["messages"][:-1] if answered else cell["messages"]}
+    return {key: text for key, text in cell.items() if key != "output"}
+
+
+def _instruction(cell: dict[str, Any]) -> list[str]:
+    """Return an instruction and its input, if it has one that is not blank."""
+    return [text for text in (cell.get("instruction", ""), cell.get("input", "")) if text.strip()]
+
+
+def _messages(cell: Any, row: str) -> list[dict[str, str]]:
+    """Return a chat's messages, checked: known roles and texts.
 
     Raises:
         ValueError: names the row and the message.
@@ -158,36 +274,38 @@ def _chat(cell: Any, row: str) -> list[dict[str, str]]:
             raise ValueError(f"{row}: message {place} has the content {content!r}; it must be text")
         if role == "assistant" and not content.strip():
             raise ValueError(f"{row}: message {place}, the assistant's, is empty; fill it or drop the row")
-    roles = [message["role"] for message in messages]
-    if "assistant" not in roles:
-        raise ValueError(f"{row}: the chat has no turn of the assistant, so nothing to learn; drop the row")
-    if roles[0] == "assistant":
-        raise ValueError(f"{row}: the chat begins with the assistant's turn, which answers nothing; drop that turn")
-    if roles[-1] != "assistant":
-        raise ValueError(f"{row}: the chat ends with the {messages[-1]['role']}'s turn; end it with the assistant's")
     return [{"role": message["role"], "content": message["content"]} for message in messages]
 
 
 def _parts(tokenizer: Any, cell: dict[str, Any], row: str) -> tuple[list[_Part], bool]:
-    """Return the pieces of an example's text in their order, and whether a chat template has written them."""
+    """Return the pieces of an example's text in their order, and whether a chat template has written them.
+
+    Where there is no answer the last piece, which is learned, is empty.
+    """
     if "text" in cell:
         return [(cell["text"], True)], False
+    if "begun" in cell:
+        return [(cell["begun"], False), ("", True)], False
     extra = cell.get("input", "")
     if "messages" not in cell and not tokenizer.chat_template:
         form = _WITH_INPUT if extra.strip() else _ALONE
-        return [(form.format(instruction=cell["instruction"], input=extra), False), (cell["output"], True)], False
+        prompt = form.format(instruction=cell["instruction"], input=extra)
+        return [(prompt, False), (cell.get("output", ""), True)], False
     if not tokenizer.chat_template:
         raise ValueError(
             f"{_whose(tokenizer)} has no chat template, which instruct-format='chat' needs; take a model that has one, "
             "or instruct-format 'alpaca' or 'text'"
         )
-    asked = "\n\n".join(text for text in (cell.get("instruction", ""), extra) if text.strip())
-    pair = [{"role": "user", "content": asked}, {"role": "assistant", "content": cell.get("output", "")}]
-    return _turns(tokenizer, cell.get("messages", pair), row), True
+    turns = [{"role": "user", "content": "\n\n".join(_instruction(cell))}]
+    turns += [{"role": "assistant", "content": cell["output"]}] if "output" in cell else []
+    return _turns(tokenizer, cell.get("messages", turns), row), True
 
 
 def _turns(tokenizer: Any, messages: list[dict[str, str]], row: str) -> list[_Part]:
-    """Let the chat template write a chat, cut where the assistant's turns begin and end."""
+    """Let the chat template write a chat, cut where the assistant's turns begin and end.
+
+    Where the last turn is another's, what comes next, the assistant's that is empty, is all that is learned.
+    """
     if "strftime_now" in tokenizer.chat_template and "date_string" not in tokenizer.chat_template:
         raise ValueError(
             f"the chat template of {_whose(tokenizer)} writes today's date, so that a run of two days would have two "
@@ -196,12 +314,12 @@ def _turns(tokenizer: Any, messages: list[dict[str, str]], row: str) -> list[_Pa
     write = partial(tokenizer.apply_chat_template, tokenize=False, date_string=DATE)
     parts: list[_Part] = []
     done = ""
-    for place, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
+    asked = messages[-1]["role"] != "assistant"
+    places = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    for place in [*places, len(messages)] if asked else places:
         try:
             prompt = write(messages[:place], add_generation_prompt=True)
-            whole = write(messages[: place + 1])
+            whole = write(messages[: place + 1]) if place < len(messages) else prompt
         except Exception as error:  # a template is a program that came with the model
             raise ValueError(f"{row}: the chat template of {_whose(tokenizer)} refuses it: {error}") from error
         if not (prompt.startswith(done) and whole.startswith(prompt)):
@@ -209,7 +327,7 @@ def _turns(tokenizer: Any, messages: list[dict[str, str]], row: str) -> list[_Pa
                 f"{row}: the chat template of {_whose(tokenizer)} writes what stands before message {place} otherwise "
                 "once that is there, so its tokens cannot be told apart; cut the chat short, or take another model"
             )
-        parts += [(prompt[len(done) :], False), (whole[len(prompt) :], True)]
+        parts += [(prompt[len(done) :], False), (whole[len(prompt) :], not asked or place == len(messages))]
         done = whole
     return parts
 
@@ -258,8 +376,9 @@ def instruct(settings: "TaskSettings") -> Task:
         "train-split": settings.train_split,
     }
     return Task(
-        settings.task, inputs, NextTokens(), ("token_accuracy", "perplexity"), settings.data, settings.data_config,
-        settings.train_split, settings.test_split, reads=reads, judged=judged_by_choices(settings),
+        settings.task, inputs, Replies(format=settings.instruct_format), ("token_accuracy", "perplexity"),
+        settings.data, settings.data_config, settings.train_split, settings.test_split, reads=reads,
+        judged=judged_by_choices(settings),
         advice="set instruct-format (alpaca, chat or text), or with text text-columns",
     )  # fmt: skip
 

@@ -19,26 +19,26 @@ T5 was trained with ``prompt="summarize: "``.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedasym.tasks.base import Encoded, Evaluation, Examples, Task
+from fedasym.tasks.base import Answer, Encoded, Evaluation, Examples, Inputs, Task, Told
+from fedasym.tasks.columns import one_row
 from fedasym.tasks.metrics import rouge
-from fedasym.tasks.next_tokens import IGNORED, NextTokens, TokenEvaluation
+from fedasym.tasks.next_tokens import IGNORED, NextTokens, TokenEvaluation, write
 from fedasym.tasks.text import Texts
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from fedasym.tasks.base import Batch
     from fedasym.tasks.settings import TaskSettings
 
 _PLACE = "{document}"
 _CUE = "\nTL;DR:"
-# Of a model's own way to generate only its special tokens are kept; lengths, penalties and draws are the settings'.
-_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id")
 
 
 @dataclass(frozen=True)
@@ -50,19 +50,32 @@ class Documents:
     as it is written.
 
     Attributes:
-        columns: of the document, and of the summary.
+        columns: of the document, and of the summary, unless nobody has written one yet.
         answer_length: tokens of a summary at most, the tokenizer's own included.
         before: words before the document, which are cut with it.
         after: words after it, which are not.
     """
 
-    columns: tuple[str, str]
+    columns: tuple[str, ...]
     answer_length: int
     before: str = ""
     after: str = ""
     model_class = "AutoModelForSeq2SeqLM"
     processor_class = "AutoTokenizer"
     pooling = "model"
+
+    @property
+    def asked(self) -> Inputs:
+        """The document alone."""
+        return replace(self, columns=self.columns[:1])
+
+    def row(self, words: Sequence[str]) -> dict[str, Any]:
+        """Return the document."""
+        return {**one_row(self.columns, words)}
+
+    def told(self, examples: Examples) -> list[Told]:
+        """Return documents and summaries."""
+        return [Told(*texts) for texts in zip(*examples.inputs, strict=True)]
 
     def read(self, frame: Any, split: str) -> tuple[list[str], ...]:
         """Return documents and summaries.
@@ -89,8 +102,9 @@ class Documents:
         """
         documents, tail, last = self._documents(processor, examples, max_length)
         self._require_room(processor, "answer-length", self.answer_length)
-        answers = processor(text_target=examples.inputs[1], truncation=True, max_length=self.answer_length)
-        return _encoded([row + tail + last for row in documents], answers["input_ids"], examples)
+        summaries = self._summaries(examples)
+        answers = processor(text_target=summaries, truncation=True, max_length=self.answer_length)
+        return _encoded([row + tail + last for row in documents], answers["input_ids"], summaries, examples)
 
     def positions(self, processor: Any, max_length: int) -> tuple[int, int]:
         """Return the tokens of a document with what is said around it, and those of a summary."""
@@ -114,6 +128,10 @@ class Documents:
         texts = [self.before + text for text in examples.inputs[0]]
         rows = processor(texts, truncation=True, max_length=max_length)["input_ids"]
         return [row[: len(row) - len(last)] for row in rows], _ids(processor, self.after), last
+
+    def _summaries(self, examples: Examples) -> list[str]:
+        """Return the summaries, empty where nobody has written them yet."""
+        return examples.inputs[1] if len(self.columns) == 2 else [""] * len(examples)
 
     def _require_room(self, processor: Any, setting: str, length: int) -> None:
         taken = sum(map(len, _around(processor)))
@@ -145,7 +163,8 @@ class ContinuedDocuments(Documents):
         if self.answer_length < 2:
             raise ValueError(f"answer-length={self.answer_length} leaves no room beside the end; set 2 or more")
         documents, tail, _ = self._documents(processor, examples, max_length)
-        joined = [f"{self.after} {text}" for text in examples.inputs[1]]
+        summaries = self._summaries(examples)
+        joined = [f"{self.after} {text}" if text else self.after for text in summaries]
         answers = []
         for text, row in zip(joined, processor(joined, add_special_tokens=False)["input_ids"], strict=True):
             if row[: len(tail)] != tail:
@@ -154,7 +173,7 @@ class ContinuedDocuments(Documents):
                     "end the prompt with a word or a colon, without a space"
                 )
             answers.append([*row[len(tail) :][: self.answer_length - 1], processor.eos_token_id])
-        return _encoded([row + tail for row in documents], answers, examples)
+        return _encoded([row + tail for row in documents], answers, summaries, examples)
 
     def positions(self, processor: Any, max_length: int) -> tuple[int, int]:
         """Return the tokens of the whole sequence but its last, which is not read."""
@@ -186,6 +205,12 @@ class Summaries(NextTokens):
     def evaluation(self, metrics: tuple[str, ...], processor: Any) -> Evaluation:
         """Begin an evaluation by ROUGE."""
         return SummaryEvaluation(self, metrics, processor)
+
+    def answers(
+        self, model: "nn.Module", processor: Any, batch: "Batch", classes: tuple[str, ...], length: int = 0
+    ) -> list[Answer]:
+        """Return summaries, as long as those that are judged where nobody says otherwise."""
+        return [*write(model, processor, *batch, length or self.answer_length, self.beams)]
 
 
 class SummaryEvaluation:
@@ -219,49 +244,6 @@ class SummaryEvaluation:
         return {**scores, "loss": loss}
 
 
-def write(
-    model: Any, processor: Any, inputs: Mapping[str, "Tensor"], labels: "Tensor", length: int, beams: int
-) -> list[str]:
-    """Let a model write; nothing is drawn.
-
-    Args:
-        model: of transformers, in evaluation mode.
-        processor: its tokenizer.
-        inputs: of `Documents.collate`, on the model's device.
-        labels: likewise; only where they begin is read.
-        length: tokens at most, the end included.
-        beams: of the search.
-
-    Returns:
-        One text a row, without special tokens.
-    """
-    ids, mask, start = inputs["input_ids"], inputs["attention_mask"], 0
-    if not model.config.is_encoder_decoder:
-        ids, mask = _prompts(ids, labels, processor.pad_token_id)
-        start = ids.shape[1]
-    own = model.generation_config
-    kept = {name: getattr(own, name, None) for name in _IDS}
-    kept["pad_token_id"] = processor.pad_token_id if kept["pad_token_id"] is None else kept["pad_token_id"]
-    # In its place and not as an argument, of which transformers fills what is left out from the model's own.
-    model.generation_config = type(own)(max_new_tokens=length, num_beams=beams, do_sample=False, use_cache=True, **kept)
-    try:
-        found = model.generate(input_ids=ids, attention_mask=mask)
-    finally:
-        model.generation_config = own
-    return [text.strip() for text in processor.batch_decode(found[:, start:].cpu(), skip_special_tokens=True)]
-
-
-def _prompts(ids: "Tensor", labels: "Tensor", pad: int) -> "tuple[Tensor, Tensor]":
-    """Return what stands before the first label of each row, padded on the left, and its mask."""
-    from torch.nn.utils.rnn import pad_sequence
-
-    lengths = (labels != IGNORED).int().argmax(dim=1) + 1
-    rows = [row[:length] for row, length in zip(ids, lengths.cpu().tolist(), strict=True)]
-    padded = pad_sequence(rows, batch_first=True, padding_value=pad, padding_side="left")
-    ones = [row.new_ones(len(row)) for row in rows]
-    return padded, pad_sequence(ones, batch_first=True, padding_side="left")
-
-
 def _padded(rows: "list[Tensor]", value: int) -> "Tensor":
     from torch.nn.utils.rnn import pad_sequence
 
@@ -272,10 +254,10 @@ def _inputs(rows: "list[Tensor]", pad: int) -> "dict[str, Tensor]":
     return {"input_ids": _padded(rows, pad), "attention_mask": _padded([row.new_ones(len(row)) for row in rows], 0)}
 
 
-def _encoded(documents: list[list[int]], answers: list[list[int]], examples: Examples) -> Encoded:
+def _encoded(documents: list[list[int]], answers: list[list[int]], summaries: list[str], examples: Examples) -> Encoded:
     items = [
         {"input_ids": document, "answer": answer, "reference": reference}
-        for document, answer, reference in zip(documents, answers, examples.inputs[1], strict=True)
+        for document, answer, reference in zip(documents, answers, summaries, strict=True)
     ]
     terms = np.asarray([len(answer) for answer in answers], np.int64)
     lengths = np.asarray([len(document) for document in documents], np.int64) + terms

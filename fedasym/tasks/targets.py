@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedasym.tasks.base import Evaluation, Examples
+from fedasym.tasks.base import Answer, Evaluation, Examples
 from fedasym.tasks.columns import class_name, class_names_in
 from fedasym.tasks.metrics import score
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import Tensor, nn
+
+    from fedasym.tasks.base import Batch
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,13 @@ class Classes:
         """Begin an evaluation of the most likely class."""
         return LogitsEvaluation(self, metrics)
 
+    def answers(
+        self, model: "nn.Module", processor: Any, batch: "Batch", classes: tuple[str, ...], length: int = 0
+    ) -> list[Answer]:
+        """Return the probability of each class by name, in the order of the ids, the softmax of the logits."""
+        rows = _finite_logits(model, batch[0]).softmax(-1).tolist()
+        return [dict(zip(classes, row, strict=True)) for row in rows]
+
     def predictions(self, logits: NDArray[np.float32]) -> NDArray[Any]:
         """Return the class of the largest logit."""
         return np.asarray(logits.argmax(-1))
@@ -127,6 +136,12 @@ class Scores:
         """Begin an evaluation of the one output."""
         return LogitsEvaluation(self, metrics)
 
+    def answers(
+        self, model: "nn.Module", processor: Any, batch: "Batch", classes: tuple[str, ...], length: int = 0
+    ) -> list[Answer]:
+        """Return the one output."""
+        return [*_finite_logits(model, batch[0])[:, 0].tolist()]
+
     def predictions(self, logits: NDArray[np.float32]) -> NDArray[Any]:
         """Return the one output."""
         return logits[:, 0]
@@ -164,6 +179,17 @@ class LogitsEvaluation:
                 "training has diverged; lower lr, head-lr or server-lr"
             )
         return {**{name: score(name, predictions, labels) for name in self._metrics}, "loss": mean}
+
+
+def _finite_logits(model: "nn.Module", inputs: "Mapping[str, Tensor]") -> "Tensor":
+    """Return a batch's logits, float64 ``(n, outputs)``, on the CPU."""
+    logits: Tensor = model(**inputs).logits.cpu().double()
+    if bad := int((~logits.isfinite().all(dim=-1)).sum()):
+        raise FloatingPointError(
+            f"the model's logits are not finite on {bad} of {len(logits)} examples: training has diverged; lower lr, "
+            "head-lr or server-lr"
+        )
+    return logits
 
 
 def score_bins(scores: NDArray[np.float32], bins: int) -> tuple[NDArray[np.int64], tuple[str, ...]]:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedasym.tasks.base import Encoded, Examples, Target, Task
+from fedasym.tasks.base import Encoded, Examples, Inputs, Target, Task, Told
+from fedasym.tasks.columns import one_row
 from fedasym.tasks.targets import Classes, Scores
 
 if TYPE_CHECKING:
@@ -34,6 +35,19 @@ class Texts:
     def pooling(self) -> str:
         """The mean of a text's token vectors; of pairs each text's."""
         return "pair" if len(self.columns) == 2 else "mean"
+
+    @property
+    def asked(self) -> Inputs:
+        """The object itself."""
+        return self
+
+    def row(self, words: Sequence[str]) -> dict[str, Any]:
+        """Return a text for each column."""
+        return {**one_row(self.columns, words)}
+
+    def told(self, examples: Examples) -> list[Told]:
+        """Return the texts, a pair's below each other."""
+        return [Told("\n".join(texts)) for texts in zip(*examples.inputs, strict=True)]
 
     def read(self, frame: Any, split: str) -> tuple[list[str], ...]:
         """Return the texts."""

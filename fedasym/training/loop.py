@@ -1,4 +1,4 @@
-"""Local steps and evaluation: plain PyTorch.
+"""Local steps, evaluation, and what a model answers: plain PyTorch.
 
 Dropout stays off (the model is in evaluation mode): nothing is drawn while training but the batches, and those
 come from a generator that is an argument.
@@ -19,7 +19,7 @@ from fedasym.methods import METHODS
 from fedasym.models.device import autocast, batch_to_evaluate, device_of, memory_named, place
 from fedasym.models.gradient_checkpointing import recomputed
 from fedasym.ops.progress import Tell, to_nobody
-from fedasym.tasks.base import Encoded, Task
+from fedasym.tasks.base import Answer, Encoded, Task
 from fedasym.training.settings import TrainingSettings
 
 
@@ -195,3 +195,39 @@ def evaluate(
             evaluation.add(model, inputs, labels, [encoded.items[i] for i in places])
             tell(min(start + batch_size, len(order)), len(order))
     return evaluation.scores()
+
+
+def ask(
+    model: nn.Module,
+    processor: Any,
+    encoded: Encoded,
+    task: Task,
+    classes: tuple[str, ...],
+    length: int = 0,
+    batch_size: int = 0,
+) -> list[Answer]:
+    """Return what the model says to each example, in their order; nothing is drawn.
+
+    Args:
+        model: in evaluation mode.
+        processor: the model's own; makes the batches.
+        encoded: of the task's `Inputs.asked`.
+        task: whose target is answered for.
+        classes: names by id; empty where there are none.
+        length: tokens of what is written at most; 0: the target's own.
+        batch_size: examples at a time; 0: what suits the device.
+
+    Raises:
+        FloatingPointError: something that the model said is not finite.
+        DeviceMemoryError: the device's memory is too small for it.
+        ValueError: a length for which the model has no positions.
+    """
+    order, where = np.argsort(encoded.lengths, kind="stable"), device_of(model)
+    batch_size = batch_size or batch_to_evaluate(where)
+    said: dict[int, Answer] = {}
+    with torch.no_grad(), memory_named(f"answering on {where}", "ask fewer inputs at a time, or for a lower length"):
+        for start in range(0, len(order), batch_size):
+            places = order[start : start + batch_size].tolist()
+            batch = _on(where, task.inputs.asked.collate(processor, encoded, places))
+            said.update(zip(places, task.target.answers(model, processor, batch, classes, length), strict=True))
+    return [said[place] for place in range(len(encoded))]

@@ -96,6 +96,26 @@ def make_parser() -> argparse.ArgumentParser:
     page.add_argument("--out", type=Path, default=Path("runs/page/index.html"), metavar="FILE", help="the page")
     page.add_argument("--tuning", type=Path, metavar="LINES.jsonl", help="raw lines of the tuning grid")
     page.add_argument("--markdown", action="store_true", help="print the tables as Markdown instead")
+    given = commands.add_parser("export", help="a run's model for PEFT, or merged for transformers alone")
+    given.add_argument("run", type=Path, metavar="RUN", help="run folder, finished or stopped after some rounds")
+    given.add_argument("--out", type=Path, metavar="DIR", help="write the PEFT adapter there (default: RUN/adapter)")
+    given.add_argument(
+        "--merged", type=Path, metavar="DIR", help="instead, write the whole model there, B A added to W, in float32"
+    )
+    said = commands.add_parser("predict", help="what a run's model says to new inputs")
+    said.add_argument("run", type=Path, metavar="RUN", help="run folder, finished or stopped after some rounds")
+    said.add_argument("text", nargs="*", metavar="TEXT", help="one input: a text, or the two of a pair")
+    said.add_argument(
+        "--file", type=Path, metavar="FILE", help="inputs, one a line, or a .csv, .tsv, .jsonl or .parquet table"
+    )
+    said.add_argument("--image", nargs="+", type=Path, default=[], metavar="PATH", help="inputs of a model of images")
+    said.add_argument("--top", type=_positive, default=0, metavar="N", help="only the N likeliest classes")
+    said.add_argument(
+        "--length", type=_positive, default=0, help="tokens of what is written (default: answer-length, or 64)"
+    )
+    said.add_argument("--json", action="store_true", help="print a line of JSON for each input; --file always does")
+    for command in (given, said):
+        command.add_argument("--device", default="auto", help="where to compute (default: %(default)s)")
     commands.add_parser("tables", help="make the READMEs' tables and figures anew from the result lines")
     commands.add_parser("settings", help="every setting with its default")
     commands.add_parser("devices", help="what this machine has to compute with, and what would be chosen")

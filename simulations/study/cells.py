@@ -10,7 +10,7 @@ from clients.app import app as client_app
 from fedasym.fields import Value
 from fedasym.methods import METHODS
 from fedasym.settings import Settings, from_run_config
-from server.app import only_user, train
+from server.app import only_user, opened, train
 from server.reporter import Reporter
 from simulations.engines.grid import InProcessGrid
 from simulations.study.results import result_lines
@@ -74,7 +74,7 @@ def run_cell(cell: Cell, base: Mapping[str, Any], work: Path) -> dict[str, Any]:
     config = settings.run_config()
     reporter = Reporter(folder, settings.num_rounds)
     with only_user(folder), reporter, InProcessGrid(client_app, config, settings.num_clients) as grid:
-        train(grid, settings, folder, reporter)
+        train(grid, opened(settings, folder), folder, reporter)
     line = result_lines([folder])[0]
     line |= {"personal": METHODS[cell.method].personal, "settings": comparable(line["settings"])}
     if cell.method == "central":
