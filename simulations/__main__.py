@@ -135,10 +135,12 @@ def _export(options: argparse.Namespace, console: "Console") -> None:
     from fedasym.models.pooling import MeanPooledClassifier
     from fedasym.runs.peft_folder import write_adapter, write_merged
     from fedasym.runs.trained import load_trained, private_parts
+    from simulations.cli.waiting import waiting
 
     if options.merged and options.out:
         raise ValueError("--out is where the adapter goes, and with --merged none is written; leave one of them out")
-    trained = load_trained(options.run, options.device, "float32" if options.merged else "")
+    with waiting(f"loading the model of {options.run}", console):
+        trained = load_trained(options.run, options.device, "float32" if options.merged else "")
     folder = (options.merged or options.out or options.run / "adapter").absolute()
     if options.merged:
         write_merged(folder, trained.built, trained.classes)
@@ -159,17 +161,21 @@ def _export(options: argparse.Namespace, console: "Console") -> None:
 def _predict(options: argparse.Namespace, console: "Console") -> None:
     if bool(options.text) + bool(options.image) + (options.file is not None) != 1:
         raise ValueError("give one of these: texts, --file, or --image")
-    from fedasym.runs.trained import load_trained, private_parts
-    from simulations.predict import answers_to, as_json, as_lines, read_questions, typed
+    from rich.console import Console
 
-    trained = load_trained(options.run, options.device)
+    from fedasym.runs.trained import load_trained, private_parts
+    from simulations.cli.waiting import waiting
+    from simulations.predict import TYPED, answers_to, as_json, as_lines, read_questions, typed_inputs
+
+    beside = Console(stderr=True)  # answers alone go to the standard output
+    with waiting(f"loading the model of {options.run}", beside):
+        trained = load_trained(options.run, options.device)
     if lacks := private_parts(trained.settings):
-        print(f"warning: {lacks}", file=sys.stderr)
-    inputs = trained.task.inputs.asked
-    if options.file:
-        answers = answers_to(trained, read_questions(inputs, options.file), options.file.name, options.length)
-    else:
-        answers = answers_to(trained, typed(inputs, options.text, options.image), length=options.length)
+        beside.print(f"warning: {lacks}", markup=False, soft_wrap=True)
+    inputs, name = trained.task.inputs.asked, options.file.name if options.file else TYPED
+    frame = read_questions(inputs, options.file) if options.file else typed_inputs(inputs, options.text, options.image)
+    with waiting(f"asking about {len(frame)} inputs", beside):
+        answers = answers_to(trained, frame, name, options.length)
     for place, answer in enumerate(answers):
         if options.file or options.json:
             print(as_json(answer, options.top))

@@ -16,10 +16,10 @@ from fedasym.tasks.columns import require_cells
 from fedasym.training.loop import ask
 from fedasym.wire.records import clean
 
-_TYPED = "command line"  # what stands for a file's name where there is none
+TYPED = "command line"  # what stands for a file's name where there is none
 
 
-def typed(inputs: Inputs, words: Sequence[str], images: Sequence[Path]) -> Any:
+def typed_inputs(inputs: Inputs, words: Sequence[str], images: Sequence[Path]) -> Any:
     """Return a table of what stands on the command line: one input of some texts, or one for each image.
 
     Args:
@@ -61,7 +61,7 @@ def read_questions(inputs: Inputs, file: Path) -> Any:
     return with_files(frame, inputs.columns[0], file.parent) if images else frame
 
 
-def answers_to(trained: TrainedModel, frame: Any, name: str = _TYPED, length: int = 0) -> list[Answer]:
+def answers_to(trained: TrainedModel, frame: Any, name: str = TYPED, length: int = 0) -> list[Answer]:
     """Return what a trained model says to each row of a table of questions.
 
     Args:

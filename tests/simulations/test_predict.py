@@ -31,9 +31,10 @@ from fedasym.runs.trained import TrainedModel, load_trained
 from fedasym.settings import Settings
 from fedasym.tasks import task_of
 from fedasym.tasks.next_tokens import IGNORED, write
+from fedasym.wire.contract import contract_of
 from server.session import prepare
 from simulations.__main__ import main
-from simulations.predict import answers_to, typed
+from simulations.predict import answers_to, typed_inputs
 
 TEXT = "fine warm film"
 
@@ -134,6 +135,20 @@ def test_a_merged_model_that_writes_has_its_logits_where_the_tied_embedding_is_a
     ids = torch.arange(5, 25).reshape(2, 10)
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits, writer.built.model(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_of_a_run_in_bfloat16_the_float32_model_is_merged(root, frame, tmp_path, capsys) -> None:
+    rounded = untrained(of(root, dtype="bfloat16"), ("bad", "good"))
+    contract = contract_of(rounded.settings, rounded.built, rounded.classes, "no data")
+    matrices = lora.read(lora.common(rounded.built.model))
+    state = checkpoint.State("", 1, matrices, {}, 0, contract.to_json(), rounded.settings.run_config())
+    checkpoint.save(tmp_path, state)
+    said(capsys, "export", tmp_path, "--merged", tmp_path / "merged")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
+    whole = untrained(of(root), rounded.classes)
+    lora.load(lora.common(whole.built.model), matrices)
+    found, expected = (logits_of(whole, each, frame) for each in (model, whole.built.model))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 def test_an_adapter_is_written_again_from_the_checkpoint_alone_with_the_same_bytes(run, tmp_path, capsys) -> None:
@@ -262,11 +277,11 @@ def test_a_text_on_the_command_line_is_a_row_of_the_format(tmp_path) -> None:
     rows = {}
     for form in ("alpaca", "chat", "text"):
         inputs = task_of(Settings(task="instruct", instruct_format=form, split="iid")).inputs.asked
-        rows[form] = typed(inputs, ["Say it"], []).to_dict("records")
+        rows[form] = typed_inputs(inputs, ["Say it"], []).to_dict("records")
     assert rows["alpaca"] == [{"instruction": "Say it"}] and rows["text"] == [{"text": "Say it"}]
     assert rows["chat"] == [{"messages": [{"role": "user", "content": "Say it"}]}]
     inputs = task_of(Settings(task="instruct", split="iid")).inputs.asked
-    assert typed(inputs, ["Say", "it"], []).to_dict("records") == [{"instruction": "Say", "input": "it"}]
+    assert typed_inputs(inputs, ["Say", "it"], []).to_dict("records") == [{"instruction": "Say", "input": "it"}]
 
 
 @pytest.mark.parametrize("kind", ["bart", "llama"])
@@ -289,15 +304,15 @@ def test_images_are_classified_from_paths_and_one_that_is_none_is_named(root, tm
     for place, kind in enumerate(CLASSES):
         (tmp_path / f"{kind}.png").write_bytes(png(drawing(kind, "grey", place)))
     paths = [tmp_path / f"{kind}.png" for kind in CLASSES]
-    answers = answers_to(seer, typed(seer.task.inputs.asked, [], paths))
-    alone = [answers_to(seer, typed(seer.task.inputs.asked, [], [path]))[0] for path in paths]
+    answers = answers_to(seer, typed_inputs(seer.task.inputs.asked, [], paths))
+    alone = [answers_to(seer, typed_inputs(seer.task.inputs.asked, [], [path]))[0] for path in paths]
     assert answers == [pytest.approx(each, abs=1e-6) for each in alone] and answers[0].keys() == {*CLASSES}
     assert sum(answers[0].values()) == pytest.approx(1)
     (tmp_path / "torn.png").write_bytes(b"\x89PNG")
     with pytest.raises(ValueError, match=r"torn\.png: cannot be decoded"):
-        answers_to(seer, typed(seer.task.inputs.asked, [], [tmp_path / "torn.png"]))
+        answers_to(seer, typed_inputs(seer.task.inputs.asked, [], [tmp_path / "torn.png"]))
     with pytest.raises(ValueError, match="the model reads images; use --image"):
-        typed(seer.task.inputs.asked, ["bar"], [])
+        typed_inputs(seer.task.inputs.asked, ["bar"], [])
 
 
 def test_held_out_examples_stand_in_the_run_with_the_first_and_the_last_answer(root, run, trained) -> None:
