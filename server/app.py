@@ -265,7 +265,7 @@ def _judged(session: Session, matrices: Matrices, reporter: Reporter, when: str)
     settings, built = session.settings, session.built
     load_common(session.built.model, matrices)
     device.prepare(device.device_of(built.model), cores(), settings.deterministic)
-    metrics = {}
+    metrics: dict[str, float] = {}
     for suffix, encoded in session.held_out.items():
         reporter.begin("evaluating", "examples", len(encoded))
         try:

@@ -255,8 +255,9 @@ def _compare(options: argparse.Namespace, console: "Console") -> None:
     comparison = Comparison(tasks, splits, options.methods, tuple(range(options.seeds)), base, {})
     comparison.study()  # a bad name is refused before hours of tuning
     if options.tune:
-        own = parse_overrides(options.tune_set)
-        study = rates_study(comparison, options.tune, splits[0], grid_of(options.grid), own)
+        study = rates_study(
+            comparison, options.tune, splits[0], grid_of(options.grid), parse_overrides(options.tune_set)
+        )
         run_study(study, tuning, work, options.jobs, console)
     grid = read_lines(tuning)
     rates = best_rates(grid)

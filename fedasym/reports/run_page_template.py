@@ -73,7 +73,7 @@ RUN_PAGE = """{% extends "layout" %}
 {% for entry in entries %}
 <tr>
   <td>{{ entry.question }}
-  {% if entry.picture %}<img alt="" src="data:image/png;base64,{{ entry.picture }}">{% endif %}</td>
+  {% if "picture" in entry %}<img alt="" src="data:image/png;base64,{{ entry.picture }}">{% endif %}</td>
   <td>{{ entry.expected }}</td><td>{{ entry.before }}</td><td>{{ entry.after }}</td>
 </tr>
 {% endfor %}

@@ -34,7 +34,7 @@ def grid_of(points: Sequence[str]) -> tuple[dict[str, Value], ...]:
     >>> grid_of(["adamw:0.003"])
     ({'optimizer': 'adamw', 'lr': 0.003, 'head-lr': 0.001},)
     """
-    found = []
+    found: list[dict[str, Value]] = []
     for point in points:
         optimizer, _, rate = point.partition(":")
         try:
