@@ -15,9 +15,10 @@ import numpy as np
 
 from fedasym.tasks.base import Encoded, Examples, Task
 from fedasym.tasks.choices import judged_by_choices
+from fedasym.tasks.columns import Row, rows_of
 from fedasym.tasks.next_tokens import IGNORED, NextTokens
 from fedasym.tasks.text import Texts
-from fedasym.tasks.words import opening, padded, rows_of
+from fedasym.tasks.words import opening, padded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,7 +67,7 @@ class Instructions:
         """All columns that are read."""
         return ("instruction", "input", "output") if self.format == "alpaca" else self.columns
 
-    def read(self, frame: Any, split: str) -> tuple[list[str], list[str]]:
+    def read(self, frame: Any, split: str) -> tuple[list[str], list[Row]]:
         """Return the examples as JSON, and where each of them stands.
 
         Raises:
@@ -141,7 +142,7 @@ class Instructions:
         return inputs, padded([item["labels"] for item in items], IGNORED)["input_ids"]
 
 
-def _chat(cell: Any, row: str) -> list[dict[str, str]]:
+def _chat(cell: Any, row: Row) -> list[dict[str, str]]:
     """Return a chat's messages, checked: known roles, texts, and an assistant's turn at the end.
 
     Raises:
@@ -168,7 +169,7 @@ def _chat(cell: Any, row: str) -> list[dict[str, str]]:
     return [{"role": message["role"], "content": message["content"]} for message in messages]
 
 
-def _parts(tokenizer: Any, cell: dict[str, Any], row: str) -> tuple[list[_Part], bool]:
+def _parts(tokenizer: Any, cell: dict[str, Any], row: object) -> tuple[list[_Part], bool]:
     """Return the pieces of an example's text in their order, and whether a chat template has written them."""
     if "text" in cell:
         return [(cell["text"], True)], False
@@ -186,7 +187,7 @@ def _parts(tokenizer: Any, cell: dict[str, Any], row: str) -> tuple[list[_Part],
     return _turns(tokenizer, cell.get("messages", pair), row), True
 
 
-def _turns(tokenizer: Any, messages: list[dict[str, str]], row: str) -> list[_Part]:
+def _turns(tokenizer: Any, messages: list[dict[str, str]], row: object) -> list[_Part]:
     """Let the chat template write a chat, cut where the assistant's turns begin and end."""
     if "strftime_now" in tokenizer.chat_template and "date_string" not in tokenizer.chat_template:
         raise ValueError(
