@@ -34,7 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = {name: value for name, value in given.items() if value is not None}
     names = (
         "kit", "data", "state", "task", "text_columns", "label_column", "labels", "answer_column", "train_split",
-        "instruct_format", "device", "pin_bundle", "pin_contract", "superlink", "node_config",
+        "instruct_format", "image_layout", "image_column", "device", "pin_bundle", "pin_contract", "superlink",
+        "node_config",
     )  # fmt: skip
     try:
         limits = Limits(**given) if given else None
@@ -72,6 +73,10 @@ def _parser() -> argparse.ArgumentParser:
     site.add_argument(
         "--instruct-format", default="alpaca", metavar="NAME", help="with task instruct, the columns (alpaca)"
     )
+    site.add_argument(
+        "--image-layout", default="table", metavar="NAME", help="with task images: table, domains or classes (table)"
+    )
+    site.add_argument("--image-column", default="image", metavar="NAME", help="of a table of images (image)")
     site.add_argument("--device", default="", metavar="NAME", help="cpu, cuda, cuda:N, mps (what the run says)")
     site.add_argument("--deadline", type=_positive, metavar="S", help="seconds for one message (3600)")
     site.add_argument("--max-memory", type=_positive, metavar="GB", help="of the worker; more and it starts again")

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 # What of its data a site lends, by `Task.reads` of one task or another.
-LENT = ("text-columns", "label-column", "labels", "answer-column", "train-split")
+LENT = (
+    "text-columns", "label-column", "labels", "answer-column", "image-layout", "image-column", "train-split",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

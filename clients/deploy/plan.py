@@ -38,6 +38,8 @@ class Options:
     answer_column: str = "summary"
     train_split: str = "train"
     instruct_format: str = "alpaca"
+    image_layout: str = "table"
+    image_column: str = "image"
     device: str = ""
     limits: Limits | None = None
     pin_bundle: str = ""
@@ -219,6 +221,8 @@ def _settings(options: Options, name: str) -> Settings:
         "answer-column": options.answer_column,
         "train-split": options.train_split,
         "instruct-format": options.instruct_format,
+        "image-layout": options.image_layout,
+        "image-column": options.image_column,
         "sites": name,
         "device": options.device or "auto",  # one that cannot be is refused now
         "min-examples": 1,  # the run's own is checked when it comes

@@ -18,6 +18,7 @@ import numpy as np
 from fedasym.ops import extras
 from fedasym.rng import generator
 from fedasym.tasks.base import Task
+from fedasym.tasks.columns import row_at
 from fedasym.tasks.images import domain_names
 
 FOLDERS = ("domains", "classes")  # the layouts that are read here
@@ -72,12 +73,12 @@ def cut_names(frame: Any, count: int, seed: int) -> set[str]:
     return {names[place] for place in generator(seed, "validation-cut").permutation(len(names))[:count]}
 
 
-def with_files(frame: Any, column: str, folder: Path) -> Any:
+def with_files(frame: Any, column: str, folder: Path, split: str) -> Any:
     """Return a local table with absolute `Path`s in place of the texts of its image column, relative to its folder.
 
     Raises:
-        ValueError: a path that leads out of the folder; names its row.
-        FileNotFoundError: there is no such file; names its row.
+        ValueError: a path that leads out of the folder; names its file and row.
+        FileNotFoundError: there is no such file; names its file and row.
     """
     if column not in frame.columns:
         return frame  # which the task's own check names
@@ -88,11 +89,13 @@ def with_files(frame: Any, column: str, folder: Path) -> Any:
             found = folder / path
             if not _inside(found, folder):
                 raise ValueError(
-                    f"row {frame.index[place]}, column {column!r}: {path!r} leads out of {folder}, and paths are "
+                    f"{row_at(frame, place, split)}, column {column!r}: {path!r} leads out of {folder}, and paths are "
                     "relative to the table's folder; put the image there"
                 )
             if not found.is_file():
-                raise FileNotFoundError(f"row {frame.index[place]}, column {column!r}: there is no file {found}")
+                raise FileNotFoundError(
+                    f"{row_at(frame, place, split)}, column {column!r}: there is no file {found}; put it there"
+                )
             cells[place] = found.absolute()
     return frame.assign(**{column: np.fromiter(cells, object, len(cells))})
 

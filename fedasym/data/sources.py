@@ -27,11 +27,11 @@ _DEMO_TEST = 1000  # examples
 
 
 def read_split(task: Task, split: str) -> Any:
-    """Read one split as a pandas DataFrame; of images in folders as `read_images` does.
+    """Read one split as a pandas DataFrame, its rows named by file and number; of images in folders as `read_images`.
 
     Raises:
-        ValueError: images that do not fit their layout, files of which the split could be one or another, or a split
-            that the demo does not have.
+        ValueError: images that do not fit their layout, files of which the split could be one or another, a file that
+            is none, or a split that the demo does not have.
         FileNotFoundError: no such folder, a folder without the wanted file, or a shard is missing.
         ConnectionError: the hub cannot be reached.
         ModuleNotFoundError: the demo's packages or the data's libraries are not installed; the text names the extra.
@@ -53,8 +53,32 @@ def read_split(task: Task, split: str) -> Any:
         raise FileNotFoundError(f"{folder.parent} has no folder {folder.name!r}; it holds {_names_in(folder.parent)}")
     if task.layout in FOLDERS:
         return read_images(task, folder, split)
-    frame = pd.concat([_read(file) for file in _files(folder, split)], ignore_index=True)
-    return with_files(frame, task.inputs.columns[0], folder) if task.layout else frame
+    files = _files(folder, split)
+    frame = pd.concat([_placed(_read(file), str(file)) for file in files])
+    return with_files(frame, task.inputs.columns[0], folder, split) if task.layout else frame
+
+
+def _read(file: Path) -> Any:
+    """Read one file.
+
+    Raises:
+        ValueError: it is not of the format that its name says; names it.
+    """
+    import pandas as pd
+
+    name, options = _READERS[file.suffix]
+    try:
+        return getattr(pd, name)(file, **options)
+    except ValueError as error:  # the libraries' own are of this class, and none of them names the file
+        raise ValueError(f"{file}: cannot be read as {file.suffix[1:]} ({error}); mend it, or write it anew") from None
+
+
+def _placed(frame: Any, file: str) -> Any:
+    """Give each row of a DataFrame the label ``(file, row)``, by which errors name it (`fedasym.tasks.columns`)."""
+    import pandas as pd
+
+    frame.index = pd.MultiIndex.from_product([[file], range(len(frame))])
+    return frame
 
 
 def is_table(file: Path) -> bool:
@@ -74,17 +98,7 @@ def read_table(file: Path) -> Any:
         import pandas as pd  # noqa: F401 (a want of it is named here)
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}")
-    try:
-        return _read(file)
-    except ValueError as error:  # also what pyarrow and pandas' parsers raise
-        raise ValueError(f"{file} cannot be read as {file.suffix}: {error}") from error
-
-
-def _read(file: Path) -> Any:
-    import pandas as pd
-
-    name, options = _READERS[file.suffix]
-    return getattr(pd, name)(file, **options)
+    return _placed(_read(file), str(file))
 
 
 def _files(folder: Path, split: str) -> list[Path]:
@@ -131,10 +145,11 @@ def _hub_frame(task: Task, split: str) -> Any:
         import datasets
 
     try:
-        return datasets.load_dataset(task.data, task.data_config or None, split=split).to_pandas()
+        frame = datasets.load_dataset(task.data, task.data_config or None, split=split).to_pandas()
     except ConnectionError as error:
         name = "glue-dir" if task.data == glue.HUB else task.source
         raise ConnectionError(f"{error}; connect, or set {name} to a local folder") from error
+    return _placed(frame, task.data)
 
 
 def packaged_reviews() -> Any:

@@ -41,6 +41,9 @@ _KINDS = {  # what to do about a model that is not of the class that a task want
     "one, or task to 'summarize-causal' for a model with a decoder alone",
     "AutoModelForCausalLM": "the task is for models with a decoder alone, such as LLaMA or GPT-2: set model to one, or "
     "task to 'summarize' for a model with an encoder and a decoder",
+    "AutoModelForSequenceClassification": "the task is for models that classify texts, such as BERT or RoBERTa: set "
+    "model to one",
+    "AutoModelForImageClassification": "the task is for models that classify images, such as ViT: set model to one",
 }
 _POSITIONS = ("position_embeddings", "embed_positions", "wpe")  # what transformers calls an absolute position table
 
@@ -208,6 +211,8 @@ def _load(settings: ModelSettings, inputs: Inputs, num_labels: int, where: torch
         if settings.pooling != "model":
             raise ValueError(f"pooling={settings.pooling!r} pools the tokens of a text; leave it at 'auto' for images")
         reader["backend"] = "pil"  # the other one resizes to slightly other pixels, where it is installed
+    if settings.pooling == "model":
+        _require_kind(settings, inputs.model_class)
     verbosity = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()
     if Path(source).is_dir():
@@ -226,7 +231,6 @@ def _load(settings: ModelSettings, inputs: Inputs, num_labels: int, where: torch
                 missing = {f"encoder.{name}" for name in info["missing_keys"]} | {"output.weight", "output.bias"}
             else:
                 own = {"num_labels": num_labels, "ignore_mismatched_sizes": True} if num_labels else {}
-                _require_kind(settings, inputs.model_class)
                 model, info = getattr(transformers, inputs.model_class).from_pretrained(source, **own, **options)
                 missing = set(info["missing_keys"]) | _other_outputs(model, info["mismatched_keys"], num_labels)
     except OSError as error:
@@ -260,18 +264,25 @@ def _require_whole(model: nn.Module, missing: Collection[str], settings: ModelSe
 
 
 def _require_kind(settings: ModelSettings, wanted: str) -> None:
-    """Require a configuration for which transformers has a generating model of the class that the task wants.
+    """Require a configuration for which transformers has a model of the class that the task wants.
 
     Of a model with an encoder transformers would make a causal one by dropping the encoder.
     """
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, AutoConfig
+    import transformers
 
     if wanted not in _KINDS:
         return
-    config = AutoConfig.from_pretrained(source_of(settings.model, settings.revision), revision=settings.revision)
+    source = source_of(settings.model, settings.revision)
+    config = transformers.AutoConfig.from_pretrained(source, revision=settings.revision)
+    known = {
+        "AutoModelForCausalLM": transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
+        "AutoModelForSeq2SeqLM": transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+        "AutoModelForSequenceClassification": transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        "AutoModelForImageClassification": transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    }[wanted]
     both = bool(getattr(config, "is_encoder_decoder", False))
-    known = MODEL_FOR_CAUSAL_LM_MAPPING if wanted == "AutoModelForCausalLM" else MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
-    if type(config) not in known or both != (wanted == "AutoModelForSeq2SeqLM"):
+    writes = wanted in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
+    if type(config) not in known or (writes and both != (wanted == "AutoModelForSeq2SeqLM")):
         raise ValueError(
             f"model={settings.model!r} is configured by a {type(config).__name__}, which is no {wanted}: "
             f"{_KINDS[wanted]}"

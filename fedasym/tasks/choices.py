@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedasym.tasks.base import Answer, Encoded, Evaluation, Examples, Inputs, Task, Told
-from fedasym.tasks.columns import require_cells
+from fedasym.tasks.columns import Row, require_cells, rows_of
 from fedasym.tasks.next_tokens import IGNORED
-from fedasym.tasks.words import opening, padded, rows_of
+from fedasym.tasks.words import opening, padded
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -72,7 +72,7 @@ class Questions:
             )
         return replace(self, before={subject: "".join(rows) for subject, rows in shown.items()})
 
-    def read(self, frame: Any, split: str) -> tuple[list[str], list[str]]:
+    def read(self, frame: Any, split: str) -> tuple[list[str], list[Row]]:
         """Return each question as JSON, with all that stands before it, and where it stands.
 
         Raises:
@@ -221,7 +221,7 @@ class Questions:
         return [f" {text}" for text in (choices if self.score == "text" else LETTERS[: len(choices)])]
 
 
-def choices_in(cell: Any, row: str) -> list[str]:
+def choices_in(cell: Any, row: Row) -> list[str]:
     """Return the choices of a cell.
 
     Raises:

@@ -1,11 +1,51 @@
-"""The cells of a table: which must be there, and what a label is written as."""
+"""The cells of a table: which must be there, where one stands, and what a label is written as."""
 
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Where an example stands, written as errors name it; its ``bytes`` are none, for it is no part of the example.
+
+    Attributes:
+        file: the file, or the hub's data set; "": the table says none.
+        number: the row of that file, from 0.
+        split: the split.
+    """
+
+    file: str
+    number: int
+    split: str
+
+    def __str__(self) -> str:
+        return f"{self.file and f'{self.file}: '}split {self.split!r}, row {self.number}"
+
+    def __bytes__(self) -> bytes:
+        return b""
+
+
+def rows_of(frame: Any, split: str) -> list[Row]:
+    """Name every row of a pandas DataFrame, by the label that it has there: ``(file, row)``, or the row."""
+    labels = frame.index.tolist()
+    return [Row(*label, split) if isinstance(label, tuple) else Row("", label, split) for label in labels]
+
+
+def row_at(frame: Any, place: int, split: str) -> Row:
+    """Name the row at a place, as `rows_of`."""
+    return rows_of(frame.iloc[[place]], split)[0]
+
+
+def split_at(frame: Any, split: str) -> str:
+    """Name a split with its file, the first where there are several, as `rows_of` names a row."""
+    files = frame.index.levels[0].tolist() if frame.index.nlevels == 2 else []
+    more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+    return f"{f'{files[0]}{more}: ' if files else ''}split {split!r}"
 
 
 def require_cells(frame: Any, columns: tuple[str, ...], split: str, advice: str) -> None:
@@ -18,20 +58,20 @@ def require_cells(frame: Any, columns: tuple[str, ...], split: str, advice: str)
         advice: what to do where a column is missing.
 
     Raises:
-        ValueError: names split, column and row.
+        ValueError: names file, split, column and row.
     """
     if not len(frame):
-        raise ValueError(f"split {split!r} holds no examples")
+        raise ValueError(f"{split_at(frame, split)} holds no examples")
     missing = [name for name in columns if name not in frame.columns]
     if missing:
         raise ValueError(
-            f"split {split!r} has no column {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}; {advice}"
+            f"{split_at(frame, split)} has no column {', '.join(missing)}; it has "
+            f"{', '.join(map(str, frame.columns))}; {advice}"
         )
     for column in columns:
         empty = np.flatnonzero(frame[column].isna().to_numpy())
         if empty.size:
-            row = frame.index[int(empty[0])]
-            raise ValueError(f"split {split!r}, row {row}: column {column!r} is empty; fill or drop it")
+            raise ValueError(f"{row_at(frame, int(empty[0]), split)}: column {column!r} is empty; fill or drop it")
 
 
 def one_row(columns: Sequence[str], words: Sequence[str]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fedasym.ops import extras
 from fedasym.tasks.base import Encoded, Examples, Inputs, Task, Told
-from fedasym.tasks.columns import one_row
+from fedasym.tasks.columns import one_row, rows_of
 from fedasym.tasks.targets import Classes
 
 if TYPE_CHECKING:
@@ -142,8 +142,8 @@ class Images:
     def read(self, frame: Any, split: str) -> tuple[list[Picture], ...]:
         """Return the images, of each of which the beginning was looked at."""
         pictures = [
-            _picture(cell, f"split {split!r}, row {row}, column {self.column!r}")
-            for row, cell in zip(frame.index, frame[self.column].tolist(), strict=True)
+            _picture(cell, f"{row}, column {self.column!r}")
+            for row, cell in zip(rows_of(frame, split), frame[self.column].tolist(), strict=True)
         ]
         for picture in pictures:
             picture.require_image()

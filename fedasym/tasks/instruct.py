@@ -15,10 +15,10 @@ import numpy as np
 
 from fedasym.tasks.base import Encoded, Examples, Inputs, Task, Told
 from fedasym.tasks.choices import judged_by_choices
-from fedasym.tasks.columns import one_row
+from fedasym.tasks.columns import Row, one_row, rows_of
 from fedasym.tasks.next_tokens import IGNORED, NextTokens
 from fedasym.tasks.text import Texts
-from fedasym.tasks.words import opening, padded, rows_of
+from fedasym.tasks.words import opening, padded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,7 +82,7 @@ class Instructions:
         """Return instructions with their inputs or all turns of a chat before the last, and the answers."""
         return [_told(json.loads(cell)) for cell in examples.inputs[0]]
 
-    def read(self, frame: Any, split: str) -> tuple[list[str], list[str]]:
+    def read(self, frame: Any, split: str) -> tuple[list[str], list[Row]]:
         """Return the examples as JSON, and where each of them stands.
 
         Raises:
@@ -156,7 +156,7 @@ class Instructions:
         inputs = padded([item["input_ids"] for item in items], processor.pad_token_id)
         return inputs, padded([item["labels"] for item in items], IGNORED)["input_ids"]
 
-    def _chat(self, cell: Any, row: str) -> list[dict[str, str]]:
+    def _chat(self, cell: Any, row: object) -> list[dict[str, str]]:
         """Return a chat's messages, checked, with an assistant's turn at the end.
 
         Raises:
@@ -197,7 +197,7 @@ class Prompts(Instructions):
         asked = [json.dumps(_unanswered(json.loads(cell))) for cell in cells]
         return super().encode(processor, replace(examples, inputs=(asked, rows)), max_length, pooling)
 
-    def _chat(self, cell: Any, row: str) -> list[dict[str, str]]:
+    def _chat(self, cell: Any, row: object) -> list[dict[str, str]]:
         """Return a chat's messages, checked, with a user's turn at the end.
 
         Raises:
@@ -257,7 +257,7 @@ def _instruction(cell: dict[str, Any]) -> list[str]:
     return [text for text in (cell.get("instruction", ""), cell.get("input", "")) if text.strip()]
 
 
-def _messages(cell: Any, row: str) -> list[dict[str, str]]:
+def _messages(cell: Any, row: object) -> list[dict[str, str]]:
     """Return a chat's messages, checked: known roles and texts.
 
     Raises:
@@ -277,7 +277,7 @@ def _messages(cell: Any, row: str) -> list[dict[str, str]]:
     return [{"role": message["role"], "content": message["content"]} for message in messages]
 
 
-def _parts(tokenizer: Any, cell: dict[str, Any], row: str) -> tuple[list[_Part], bool]:
+def _parts(tokenizer: Any, cell: dict[str, Any], row: object) -> tuple[list[_Part], bool]:
     """Return the pieces of an example's text in their order, and whether a chat template has written them.
 
     Where there is no answer the last piece, which is learned, is empty.
@@ -301,7 +301,7 @@ def _parts(tokenizer: Any, cell: dict[str, Any], row: str) -> tuple[list[_Part],
     return _turns(tokenizer, cell.get("messages", turns), row), True
 
 
-def _turns(tokenizer: Any, messages: list[dict[str, str]], row: str) -> list[_Part]:
+def _turns(tokenizer: Any, messages: list[dict[str, str]], row: object) -> list[_Part]:
     """Let the chat template write a chat, cut where the assistant's turns begin and end.
 
     Where the last turn is another's, what comes next, the assistant's that is empty, is all that is learned.

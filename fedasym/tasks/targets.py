@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedasym.tasks.base import Answer, Evaluation, Examples
-from fedasym.tasks.columns import class_name, class_names_in
+from fedasym.tasks.columns import class_name, class_names_in, row_at, split_at
 from fedasym.tasks.metrics import score
 
 if TYPE_CHECKING:
@@ -53,15 +53,18 @@ class Classes:
         found = [class_name(value) for value in frame[self.column].tolist()]
         ids = {value: i for i, value in enumerate(self.values or classes)}
         unknown = ", ".join(sorted({*found} - ids.keys()))
-        if unknown and self.values:
-            raise ValueError(
-                f"split {split!r} holds the labels {unknown} in column {self.column!r}; those of the task are "
-                f"{', '.join(ids)} ({', '.join(classes)}); {self.hint}"
-            )
         if unknown:
+            where = split_at(frame, split)
+            first = row_at(frame, next(place for place, name in enumerate(found) if name not in ids), split)
+            if self.values:
+                raise ValueError(
+                    f"{where} holds the labels {unknown} in column {self.column!r}; those of the task are "
+                    f"{', '.join(ids)} ({', '.join(classes)}); the first of them: {first}; {self.hint}"
+                )
             raise ValueError(
-                f"split {split!r} holds the classes {unknown}, which the training data do not have "
-                f"({', '.join(classes)}); a hub's test split may be unlabelled: set test-split, e.g. to 'validation'"
+                f"{where} holds the classes {unknown}, which the training data do not have ({', '.join(classes)}); "
+                f"the first of them: {first}; a hub's test split may be unlabelled: set test-split, e.g. to "
+                "'validation'"
             )
         return np.asarray([ids[name] for name in found], np.int64)
 
@@ -114,12 +117,17 @@ class Scores:
 
     def read(self, frame: Any, classes: tuple[str, ...], split: str) -> NDArray[np.float32]:
         """Return scores."""
-        try:
-            scores = np.asarray([float(value) for value in frame[self.column].tolist()], np.float32)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"split {split!r}: column {self.column!r} must hold numbers ({error})") from None
-        if not np.isfinite(scores).all():
-            raise ValueError(f"split {split!r}: column {self.column!r} holds values that are not finite")
+        found = []
+        for place, value in enumerate(frame[self.column].tolist()):
+            try:
+                found.append(float(value))
+            except (TypeError, ValueError) as error:
+                row = row_at(frame, place, split)
+                raise ValueError(f"{row}: column {self.column!r} must hold numbers ({error}); mend it") from None
+        scores = np.asarray(found, np.float32)
+        if not (finite := np.isfinite(scores)).all():
+            row = row_at(frame, int(finite.argmin()), split)
+            raise ValueError(f"{row}: column {self.column!r} holds values that are not finite; mend or drop it")
         return scores
 
     def split_by(self, examples: Examples, bins: int) -> tuple[NDArray[np.int64], tuple[str, ...]]:

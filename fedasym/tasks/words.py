@@ -1,15 +1,10 @@
-"""What the inputs of models that write have in common: rows by name, how a text begins, padding."""
+"""What the inputs of models that write have in common: how a text begins, padding."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def rows_of(frame: Any, split: str) -> list[str]:
-    """Name every row of a pandas DataFrame as errors do."""
-    return [f"split {split!r}, row {row}" for row in frame.index.tolist()]
 
 
 def opening(tokenizer: Any) -> list[int]:

@@ -1,5 +1,6 @@
 """A deployment of real processes: nginx, TLS, keys, three sites with warm workers; what it survives, and its bits."""
 
+import json
 import signal
 import threading
 import time
@@ -9,9 +10,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from pictures import STYLES, image_values, make_domains
+from quiz import SUBJECTS, quiz_values
+from summaries import SECTIONS, values_of
 from world import make_sites, simulate, site_settings
 
+from fedasym.files import read_lines
 from fedasym.runs.record import read_json, read_rounds
+from fedasym.settings import from_run_config
 from simulations.engines.superlink import run_app
 from simulations.federation import Server, await_sites, has_nginx, server_up, site_up
 
@@ -111,6 +117,49 @@ def test_a_site_comes_late_leaves_and_comes_back(server, world) -> None:  # firs
             run.until(lambda left=left: any(row["asked"] == [0, 1] for row in run.rows[left:]))
         rows = run.end()
     assert all(row["clients_valid"] >= 2 for row in rows)
+
+
+OF_FAMILIES = {  # what each site lends, by the run's settings
+    "instruct": ["--task", "instruct"],
+    "summarize": ["--task", "summarize", "--text-columns", "document"],
+    "images": ["--task", "images", "--image-layout", "domains", "--labels", "bar,ring"],
+}
+
+
+def of_family(task: str, root: Path, models: dict[str, Path]) -> dict[str, object]:
+    """Make the data of two sites, ``root/NAME``, and return the run config that trains on them."""
+    if task == "images":
+        values = image_values(root, labels="bar,ring")
+        for name, style in zip(NAMES, STYLES, strict=False):
+            make_domains(root / name, (style,))
+    else:
+        values = quiz_values(root, choices_data="") if task == "instruct" else values_of("bart", models, root)
+        values = {key: value for key, value in values.items() if not key.startswith("choices")}
+        column, parts = ("subject", SUBJECTS) if task == "instruct" else ("section", SECTIONS)
+        rows = read_lines(Path(str(values["data"])) / str(values.get("data-config", "")) / "train.jsonl")
+        for name, part in zip(NAMES[:2], parts, strict=False):
+            (root / name).mkdir()
+            own = [json.dumps(row) for row in rows if row[column] == part]
+            (root / name / "train.jsonl").write_text("\n".join(own) + "\n")
+    for key in ("split", "num-clients", "data-config", "hold-out-domain", "test-split"):
+        values.pop(key, None)
+    own = {"sites": ",".join(NAMES[:2]), "data": "none", "client-holdout": 0.25, "num-rounds": 2}
+    return values | own | {"round-timeout": 90.0}
+
+
+@pytest.mark.parametrize("task", OF_FAMILIES)  # before the sites of the tests below are up
+def test_each_family_ends_at_real_sites_with_the_bits_of_its_simulation(server, models, tmp_path, task: str) -> None:
+    values = of_family(task, tmp_path, models)
+    with ExitStack() as stack:
+        for name in NAMES[:2]:
+            stack.enter_context(site_up(server, name, tmp_path / name, *OF_FAMILIES[task]))
+        await_sites(server, 2)
+        run_app(server.link, from_run_config(values | {"out": str(tmp_path / "deployed")}))
+    simulated = simulate(from_run_config(values | {"out": str(tmp_path / "simulated")}), 1, tmp_path)
+    deployed = read_rounds(tmp_path / "deployed")
+    assert [row["digest"] for row in deployed] == [row["digest"] for row in read_rounds(simulated)]
+    assert [row["clients_valid"] for row in deployed] == [2, 2]
+    assert len({row["digest"] for row in deployed}) == 2
 
 
 def test_a_deployment_ends_with_the_bits_of_its_simulation(server, sites, world) -> None:
