@@ -165,17 +165,17 @@ def _predict(options: argparse.Namespace, console: "Console") -> None:
 
     from fedasym.runs.trained import load_trained, private_parts
     from simulations.cli.waiting import waiting
-    from simulations.predict import TYPED, answers_to, as_json, as_lines, read_questions, typed_inputs
+    from simulations.predict import answers_to, as_json, as_lines, read_questions, typed_inputs
 
     beside = Console(stderr=True)  # answers alone go to the standard output
     with waiting(f"loading the model of {options.run}", beside):
         trained = load_trained(options.run, options.device)
     if lacks := private_parts(trained.settings):
         beside.print(f"warning: {lacks}", markup=False, soft_wrap=True)
-    inputs, name = trained.task.inputs.asked, options.file.name if options.file else TYPED
+    inputs = trained.task.inputs.asked
     frame = read_questions(inputs, options.file) if options.file else typed_inputs(inputs, options.text, options.image)
     with waiting(f"asking about {len(frame)} inputs", beside):
-        answers = answers_to(trained, frame, name, options.length)
+        answers = answers_to(trained, frame, options.length)
     for place, answer in enumerate(answers):
         if options.file or options.json:
             print(as_json(answer, options.top))

@@ -12,11 +12,9 @@ from fedasym.data.image_folder import with_files
 from fedasym.data.sources import is_table, read_table
 from fedasym.runs.trained import TrainedModel
 from fedasym.tasks.base import Answer, Examples, Inputs
-from fedasym.tasks.columns import require_cells
+from fedasym.tasks.columns import placed, require_cells, rows_of
 from fedasym.training.loop import ask
 from fedasym.wire.records import clean
-
-TYPED = "command line"  # what stands for a file's name where there is none
 
 
 def typed_inputs(inputs: Inputs, words: Sequence[str], images: Sequence[Path]) -> Any:
@@ -33,7 +31,7 @@ def typed_inputs(inputs: Inputs, words: Sequence[str], images: Sequence[Path]) -
     if bool(images) != (inputs.processor_class == "AutoImageProcessor"):
         raise ValueError("the model reads text; give it in quotes" if images else "the model reads images; use --image")
     rows = [inputs.row([str(image)]) for image in images] if images else [inputs.row(words)]
-    return pd.DataFrame(rows, index=range(1, len(rows) + 1))
+    return placed(pd.DataFrame(rows), "command line", first=1)
 
 
 def read_questions(inputs: Inputs, file: Path) -> Any:
@@ -57,17 +55,16 @@ def read_questions(inputs: Inputs, file: Path) -> Any:
                 ".jsonl or .parquet file with these columns"
             )
         rows = [{inputs.columns[0]: line} if images else inputs.row([line]) for line in lines]
-        frame = pd.DataFrame(rows, index=range(1, len(rows) + 1))
-    return with_files(frame, inputs.columns[0], file.parent) if images else frame
+        frame = placed(pd.DataFrame(rows), str(file), first=1)
+    return with_files(frame, inputs.columns[0], file.parent, "") if images else frame
 
 
-def answers_to(trained: TrainedModel, frame: Any, name: str = TYPED, length: int = 0) -> list[Answer]:
+def answers_to(trained: TrainedModel, frame: Any, length: int = 0) -> list[Answer]:
     """Return what a trained model says to each row of a table of questions.
 
     Args:
         trained: the model.
         frame: a pandas DataFrame with the columns of `Inputs.asked`.
-        name: of its file, for errors.
         length: tokens of what is written at most; 0: the task's own.
 
     Raises:
@@ -76,12 +73,12 @@ def answers_to(trained: TrainedModel, frame: Any, name: str = TYPED, length: int
         DeviceMemoryError: the device's memory is too small for it.
     """
     inputs, built, settings = trained.task.inputs.asked, trained.built, trained.settings
-    require_cells(frame, inputs.columns, name, "name the columns so")
+    require_cells(frame, inputs.columns, "", "name the columns so")
     for column in inputs.columns:
-        for row, cell in zip(frame.index, frame[column].tolist(), strict=True):
+        for row, cell in zip(rows_of(frame, ""), frame[column].tolist(), strict=True):
             if isinstance(cell, str) and not cell.strip():
-                raise ValueError(f"{name!r}, row {row}: column {column!r} is empty; fill it or drop the row")
-    examples = Examples(inputs.read(frame, name), np.zeros(len(frame), np.int64), trained.classes)
+                raise ValueError(f"{row}: column {column!r} is empty; fill it or drop the row")
+    examples = Examples(inputs.read(frame, ""), np.zeros(len(frame), np.int64), trained.classes)
     encoded = inputs.encode(built.processor, examples, settings.max_length, settings.pooling)
     try:
         return ask(built.model, built.processor, encoded, trained.task, trained.classes, length)

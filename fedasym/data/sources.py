@@ -14,6 +14,7 @@ from fedasym.ops import extras
 from fedasym.rng import generator
 from fedasym.tasks import glue
 from fedasym.tasks.base import Task
+from fedasym.tasks.columns import placed
 
 # Text stays as it is written: no cell but an empty one is missing, no word becomes a number or a date.
 _CELLS = {"dtype": str, "keep_default_na": False, "na_values": [""]}
@@ -54,7 +55,7 @@ def read_split(task: Task, split: str) -> Any:
     if task.layout in FOLDERS:
         return read_images(task, folder, split)
     files = _files(folder, split)
-    frame = pd.concat([_placed(_read(file), str(file)) for file in files])
+    frame = pd.concat([placed(_read(file), str(file)) for file in files])
     return with_files(frame, task.inputs.columns[0], folder, split) if task.layout else frame
 
 
@@ -71,14 +72,6 @@ def _read(file: Path) -> Any:
         return getattr(pd, name)(file, **options)
     except ValueError as error:  # the libraries' own are of this class, and none of them names the file
         raise ValueError(f"{file}: cannot be read as {file.suffix[1:]} ({error}); mend it, or write it anew") from None
-
-
-def _placed(frame: Any, file: str) -> Any:
-    """Give each row of a DataFrame the label ``(file, row)``, by which errors name it (`fedasym.tasks.columns`)."""
-    import pandas as pd
-
-    frame.index = pd.MultiIndex.from_product([[file], range(len(frame))])
-    return frame
 
 
 def is_table(file: Path) -> bool:
@@ -98,7 +91,7 @@ def read_table(file: Path) -> Any:
         import pandas as pd  # noqa: F401 (a want of it is named here)
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}")
-    return _placed(_read(file), str(file))
+    return placed(_read(file), str(file))
 
 
 def _files(folder: Path, split: str) -> list[Path]:
@@ -149,7 +142,7 @@ def _hub_frame(task: Task, split: str) -> Any:
     except ConnectionError as error:
         name = "glue-dir" if task.data == glue.HUB else task.source
         raise ConnectionError(f"{error}; connect, or set {name} to a local folder") from error
-    return _placed(frame, task.data)
+    return placed(frame, task.data)
 
 
 def packaged_reviews() -> Any:

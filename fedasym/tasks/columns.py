@@ -16,7 +16,7 @@ class Row:
     Attributes:
         file: the file, or the hub's data set; "": the table says none.
         number: the row of that file, from 0.
-        split: the split.
+        split: the split; "": it is of none.
     """
 
     file: str
@@ -24,7 +24,7 @@ class Row:
     split: str
 
     def __str__(self) -> str:
-        return f"{self.file and f'{self.file}: '}split {self.split!r}, row {self.number}"
+        return f"{self.file and f'{self.file}: '}{self.split and f'split {self.split!r}, '}row {self.number}"
 
     def __bytes__(self) -> bytes:
         return b""
@@ -33,7 +33,8 @@ class Row:
 def rows_of(frame: Any, split: str) -> list[Row]:
     """Name every row of a pandas DataFrame, by the label that it has there: ``(file, row)``, or the row."""
     labels = frame.index.tolist()
-    return [Row(*label, split) if isinstance(label, tuple) else Row("", label, split) for label in labels]
+    pairs = [label if isinstance(label, tuple) else ("", label) for label in labels]
+    return [Row(file, number, split) for file, number in pairs]
 
 
 def row_at(frame: Any, place: int, split: str) -> Row:
@@ -45,7 +46,16 @@ def split_at(frame: Any, split: str) -> str:
     """Name a split with its file, the first where there are several, as `rows_of` names a row."""
     files = frame.index.levels[0].tolist() if frame.index.nlevels == 2 else []
     more = f" and {len(files) - 1} more" if len(files) > 1 else ""
-    return f"{f'{files[0]}{more}: ' if files else ''}split {split!r}"
+    named = [f"{files[0]}{more}"] if files else []
+    return ": ".join([*named, *([f"split {split!r}"] if split else [])])
+
+
+def placed(frame: Any, file: str, first: int = 0) -> Any:
+    """Give each row of a DataFrame the label ``(file, row)``, by which errors name it; return the same frame."""
+    import pandas as pd
+
+    frame.index = pd.MultiIndex.from_product([[file], range(first, first + len(frame))])
+    return frame
 
 
 def require_cells(frame: Any, columns: tuple[str, ...], split: str, advice: str) -> None:

@@ -91,7 +91,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: object, code: int = 0) -> l
 def test_a_merged_folder_has_the_adapted_models_logits_in_plain_transformers(
     run, trained, frame, tmp_path, capsys
 ) -> None:
-    assert "AutoModelForSequenceClassification" in said(capsys, "export", run, "--merged", tmp_path)[1]
+    assert "AutoModelForSequenceClassification" in said(capsys, "export", run, "--merged", tmp_path)[-1]
     model, info = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values()) and model.dtype == torch.float32
     assert model.config.id2label == {0: "bad", 1: "good"}
@@ -185,7 +185,7 @@ def test_classes_are_the_softmax_of_the_logits_sorted_and_every_way_in_gives_the
     ("words", "message"),
     [
         ([], "give one of these: texts, --file, or --image"),
-        ([""], "'command line', row 1: column 'text' is empty"),
+        ([""], "command line: row 1: column 'text' is empty"),
         (["one", "two"], "2 given, and the model reads 1: text"),
         (["--image", "x.png"], "the model reads text"),
         (["--file", "no.csv"], "there is no file no.csv"),
@@ -199,11 +199,11 @@ def test_what_cannot_be_answered_is_refused_by_name(run, capsys, monkeypatch, wo
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "words,label\nfine,good\n", "'a.csv' has no column text; it has words, label"),
-        ("a.tsv", "text\tn\nfine\t1\n\t2\n", "'a.tsv', row 1: column 'text' is empty"),
-        ("a.txt", "fine\n \nwarm\n", "'a.txt', row 2: column 'text' is empty"),
-        ("a.jsonl", "{", "a.jsonl cannot be read as .jsonl"),
-        ("a.txt", "", "'a.txt' holds no examples"),
+        ("a.csv", "words,label\nfine,good\n", "a.csv has no column text; it has words, label"),
+        ("a.tsv", "text\tn\nfine\t1\n\t2\n", "a.tsv: row 1: column 'text' is empty"),
+        ("a.txt", "fine\n \nwarm\n", "a.txt: row 2: column 'text' is empty"),
+        ("a.jsonl", "{", "a.jsonl: cannot be read as jsonl"),
+        ("a.txt", "", "a.txt holds no examples"),
     ],
 )
 def test_a_file_is_refused_with_its_name_and_the_row(run, tmp_path, capsys, name, content, message) -> None:
