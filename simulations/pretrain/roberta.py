@@ -144,7 +144,9 @@ def make_model(texts: Sequence[Sequence[int]], words: int, seed: int) -> Any:
                         parameter.add_(share * torch.eye(config.hidden_size))
         table = model.roberta.embeddings.word_embeddings.weight
         placed = torch.from_numpy(placed_words(texts, words, config.hidden_size, seed))
-        table[:, : placed.shape[1]].copy_(table[:, : placed.shape[1]] * 0.1 + placed)
+        found = placed.any(dim=1)  # others, as the special tokens, stay as they are drawn
+        table[found] *= 0.1
+        table[:, : placed.shape[1]] += placed
         table[PAD].zero_()
         model.lm_head.bias.copy_(torch.from_numpy(np.log(counts / counts.sum()).astype(np.float32)))
     return model
@@ -160,7 +162,7 @@ def placed_words(texts: Sequence[Sequence[int]], words: int, width: int, seed: i
         seed: of the randomised decomposition.
 
     Returns:
-        ``(words, k)``, k ≤ width; each word that occurs has the length of a drawn one, whatever its frequency.
+        ``(words, k)``, k ≤ width; a word that occurs has the length of a drawn one, whatever its frequency, others 0.
     """
     from scipy.sparse import csr_array
     from sklearn.feature_extraction.text import TfidfTransformer
@@ -175,6 +177,7 @@ def placed_words(texts: Sequence[Sequence[int]], words: int, width: int, seed: i
         table, min(width, *table.shape), n_iter=3, random_state=int(generator(seed, "words").integers(2**31))
     )
     placed = vectors.T * np.sqrt(sizes)
+    placed[np.bincount(counts.indices, minlength=words) == 0] = 0.0  # where there is rounding alone
     lengths = np.linalg.norm(placed, axis=1, keepdims=True)
     return np.asarray(placed / np.maximum(lengths, 1e-6) * (_STD * np.sqrt(width)), np.float32)
 
