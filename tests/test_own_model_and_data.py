@@ -23,7 +23,7 @@ from simulations.run import read_settings
 PAGE = (ROOT / "docs" / "your-own-model-and-data.md").read_text()
 IN_PROCESS = [line for line in commands(PAGE) if line.startswith("python -m simulations run ")]
 FLOWER = [line for line in commands(PAGE) if line.startswith("flwr run . --stream -c '")]
-QUICK = ("num-rounds=1", "local-steps=1")
+QUICK = ("num-rounds=1", "local-steps=1", "test-cap=3")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Path]) ->
     }
     for name, frame in tables.items():
         (root / name).mkdir()
-        for split, rows in (("train", frame[:32]), ("test", frame[-8:])):
+        for split, rows in (("train", frame[:40]), ("test", frame[-8:])):
             rows.to_json(root / name / f"{split}.jsonl", orient="records", lines=True)
     (root / "instructions" / "validation.jsonl").rename(root / "instructions" / "test.jsonl")
     (root / "table" / "files").mkdir()
