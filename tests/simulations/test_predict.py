@@ -91,7 +91,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: object, code: int = 0) -> l
 def test_a_merged_folder_has_the_adapted_models_logits_in_plain_transformers(
     run, trained, frame, tmp_path, capsys
 ) -> None:
-    assert "AutoModelForSequenceClassification" in said(capsys, "export", run, "--merged", tmp_path)[1]
+    assert "AutoModelForSequenceClassification" in said(capsys, "export", run, "--merged", tmp_path)[-1]
     model, info = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values()) and model.dtype == torch.float32
     assert model.config.id2label == {0: "bad", 1: "good"}
