@@ -29,8 +29,8 @@ from fedasym.adapters.projection import seeded_normal
 from fedasym.models import device
 from fedasym.ops.processes import cores
 from fedasym.tasks.next_tokens import IGNORED
-from simulations.pretrain import loop
-from simulations.pretrain.words import END, MASK, PAD, START, make_tokenizer, sentences_of
+from simulations.pretrain import pretraining
+from simulations.pretrain.byte_pairs import END, MASK, PAD, START, make_tokenizer, sentences_of
 
 STEPS = 900
 WORDS = 8192  # tokens of the vocabulary
@@ -42,7 +42,7 @@ _MODEL = {
 _GAP_SENTENCE = 0.25  # of the examples ask for a sentence that was taken out
 _HIDDEN, _SPAN = 0.15, 3.0  # share of an input's tokens in gaps, and a gap's mean length
 _BATCH, _POOL = 32, 16  # examples of a step; batches whose examples are sorted by length together
-_RECIPE = loop.Recipe(1e-3, warmup=0.06, decay=0.01, betas=(0.9, 0.98))
+_RECIPE = pretraining.Recipe(1e-3, warmup=0.06, decay=0.01, betas=(0.9, 0.98))
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def batches_of(documents: Sequence[Sequence[list[int]]], steps: int, seed: int) 
 
     return map(
         batch_of,
-        loop.batches_of(one_pass, lambda one: len(one.read) + len(one.written), _BATCH, _POOL, steps, seed),
+        pretraining.batches_of(one_pass, lambda one: len(one.read) + len(one.written), _BATCH, _POOL, steps, seed),
     )
 
 
@@ -186,7 +186,9 @@ def pretrain(file: Path, out: Path, steps: int, seed: int = 0) -> float:
     device.prepare(torch.device("cpu"), cores(), deterministic=True)
     model = make_model(len(tokenizer), seed).train()
     documents = [tokenizer(sentences_of(text) or [text], add_special_tokens=False)["input_ids"] for text in texts]
-    losses = loop.train(model, batches_of(documents, steps, seed), lambda inputs: model(**inputs).loss, steps, _RECIPE)
+    losses = pretraining.train(
+        model, batches_of(documents, steps, seed), lambda inputs: model(**inputs).loss, steps, _RECIPE
+    )
     model.eval().save_pretrained(out)
     tokenizer.save_pretrained(out)
     return float(np.mean(losses[-max(1, steps // 10) :]))

@@ -32,8 +32,8 @@ from fedasym.models import device
 from fedasym.ops.processes import cores
 from fedasym.rng import generator
 from fedasym.tasks.next_tokens import IGNORED
-from simulations.pretrain import loop
-from simulations.pretrain.words import END, MASK, PAD, SPECIAL, START, make_tokenizer, sentences_of
+from simulations.pretrain import pretraining
+from simulations.pretrain.byte_pairs import END, MASK, PAD, SPECIAL, START, make_tokenizer, sentences_of
 
 STEPS = 300
 WORDS = 8192  # tokens of the vocabulary
@@ -50,7 +50,7 @@ _STD = 0.02
 # Of the identity in what is multiplied at first: by the values and outputs of attention, and before words are told.
 _IDENTITY = {"attention.self.value.weight": 0.5, "attention.output.dense.weight": 0.5, "lm_head.dense.weight": 1.0}
 _BATCH, _POOL = 32, 16  # texts of a step; batches whose texts are sorted by length together
-_RECIPE = loop.Recipe(1e-3, warmup=0.06, decay=0.01, betas=(0.9, 0.98))
+_RECIPE = pretraining.Recipe(1e-3, warmup=0.06, decay=0.01, betas=(0.9, 0.98))
 
 
 @dataclass(frozen=True)
@@ -242,9 +242,9 @@ def pretrain(texts: Sequence[str], out: Path, steps: int, seed: int = 0) -> floa
         return (stretch_of(ids[i], rng) for i in rng.permutation(len(ids)))
 
     rng = generator(seed, "masks")
-    stretches = loop.batches_of(one_pass, len, _BATCH, _POOL, steps, seed)
+    stretches = pretraining.batches_of(one_pass, len, _BATCH, _POOL, steps, seed)
     batches = (batch_of(each, words, rng) for each in stretches)
-    losses = loop.train(model, batches, lambda batch: loss_of(model, batch), steps, _RECIPE)
+    losses = pretraining.train(model, batches, lambda batch: loss_of(model, batch), steps, _RECIPE)
     model.eval().save_pretrained(out)
     tokenizer.save_pretrained(out)
     return float(np.mean(losses[-max(1, steps // 10) :]))

@@ -25,7 +25,7 @@ from fedasym.adapters.projection import seeded_normal
 from fedasym.models import device
 from fedasym.ops.processes import cores
 from fedasym.rng import generator
-from simulations.pretrain import loop
+from simulations.pretrain import pretraining
 
 FILES = (  # of training and of test garments
     ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
@@ -38,7 +38,7 @@ _MODEL = {
     "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4, "patch_size": 8,
 }  # fmt: skip
 _BATCH = 128
-_RECIPE = loop.Recipe(1e-3, warmup=0.05, decay=0.05)
+_RECIPE = pretraining.Recipe(1e-3, warmup=0.05, decay=0.05)
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
@@ -155,7 +155,7 @@ def pretrain(data: Path, out: Path, steps: int, seed: int = 0) -> dict[str, floa
     def loss_of(batch: tuple[Tensor, dict[str, Tensor]]) -> Tensor:
         return losses(model(pixel_values=batch[0]).logits, batch[1])
 
-    loop.train(model, batches(), loss_of, steps, _RECIPE)
+    pretraining.train(model, batches(), loss_of, steps, _RECIPE)
     found = judge(model.eval(), *held_out, seed)
     model.vit.save_pretrained(out)
     ViTImageProcessorPil(size={"height": SIDE, "width": SIDE}).save_pretrained(out)

@@ -15,7 +15,7 @@ from fedasym.rng import generator
 from fedasym.settings import from_run_config
 from fedasym.tasks import task_of
 from fedasym.tasks.next_tokens import IGNORED
-from simulations.pretrain import loop, roberta
+from simulations.pretrain import pretraining, roberta
 
 KINDS = (("good", "warm", "fine"), ("bad", "cold", "dull"))  # words that stand together, by label
 PLAIN = ("film", "story", "scene", "music")
@@ -160,13 +160,13 @@ def test_a_stretch_is_a_piece_of_its_text_as_long_as_may_be(ids, seed) -> None:
 
 
 def test_training_takes_the_steps_that_adamw_takes_at_the_recipes_rates() -> None:
-    recipe, steps = loop.Recipe(0.1, warmup=0.5, decay=0.1), 4
+    recipe, steps = pretraining.Recipe(0.1, warmup=0.5, decay=0.1), 4
     assert [recipe.rate(k / steps) for k in range(steps)] == pytest.approx([0, 0.05, 0.1, 0.05])
     torch.manual_seed(0)
     ours, slow = torch.nn.Linear(3, 1), torch.nn.Linear(3, 1)
     slow.load_state_dict(ours.state_dict())
     batches = [torch.randn(4, 3) for _ in range(steps)]
-    losses = loop.train(ours, batches, lambda x: ours(x).square().mean(), steps, recipe)
+    losses = pretraining.train(ours, batches, lambda x: ours(x).square().mean(), steps, recipe)
     by = torch.optim.AdamW([{"params": [slow.weight], "weight_decay": 0.1}, {"params": [slow.bias], "weight_decay": 0}])
     for k, x in enumerate(batches):
         loss = slow(x).square().mean()
@@ -179,4 +179,4 @@ def test_training_takes_the_steps_that_adamw_takes_at_the_recipes_rates() -> Non
         by.step()
     torch.testing.assert_close(ours.state_dict(), slow.state_dict())
     with pytest.raises(FloatingPointError, match="the loss is nan at step 0; lower the rate"):
-        loop.train(ours, batches, lambda x: ours(x).sum() * float("nan"), steps, recipe)
+        pretraining.train(ours, batches, lambda x: ours(x).sum() * float("nan"), steps, recipe)
