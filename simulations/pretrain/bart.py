@@ -30,7 +30,7 @@ from fedasym.models import device
 from fedasym.ops.processes import cores
 from fedasym.tasks.next_tokens import IGNORED
 from simulations.pretrain import pretraining
-from simulations.pretrain.byte_bpe import END, MASK, PAD, START, make_tokenizer, sentences_of
+from simulations.pretrain.byte_pairs import END, MASK, PAD, START, make_tokenizer, sentences_of
 
 STEPS = 900
 WORDS = 8192  # tokens of the vocabulary

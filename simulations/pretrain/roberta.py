@@ -33,7 +33,7 @@ from fedasym.ops.processes import cores
 from fedasym.rng import generator
 from fedasym.tasks.next_tokens import IGNORED
 from simulations.pretrain import pretraining
-from simulations.pretrain.byte_bpe import END, MASK, PAD, SPECIAL, START, make_tokenizer, sentences_of
+from simulations.pretrain.byte_pairs import END, MASK, PAD, SPECIAL, START, make_tokenizer, sentences_of
 
 STEPS = 300
 WORDS = 8192  # tokens of the vocabulary
