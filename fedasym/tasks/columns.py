@@ -32,7 +32,8 @@ class Row:
 def rows_of(frame: Any, split: str) -> list[Row]:
     """Name every row of a pandas DataFrame, by the label that it has there: ``(file, row)``, or the row."""
     labels = frame.index.tolist()
-    return [Row(*label, split) if isinstance(label, tuple) else Row("", label, split) for label in labels]
+    places = [label if isinstance(label, tuple) else ("", label) for label in labels]
+    return [Row(file, number, split) for file, number in places]
 
 
 def row_at(frame: Any, place: int, split: str) -> Row:
