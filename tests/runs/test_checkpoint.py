@@ -193,9 +193,10 @@ def test_the_summary_counts_bytes_per_client_that_was_asked_and_that_replied() -
         {"round": 2, "metrics": {"accuracy": 0.6}, "clients_asked": 4, "clients_valid": 1, "clients_replied": 2,
          "payload_up": 100, "payload_down": 400, "mismatch": 1e-8, "digest": "two", "seconds": 2.5, **common},
     ]  # fmt: skip
-    config = {"settings": settings, "metric": "accuracy", "head_values": 10}
-    assert record.summarise(config, rounds) == {
-        **settings, "rounds": 2, "metric": "accuracy", "final": 0.6, "best": 0.7,
+    config = {"settings": settings, "metric": "accuracy", "head_values": 10, "held_out_examples": 50}
+    assert record.summarise(config, rounds, {"accuracy": 0.5, "loss": 1.0}) == {
+        **settings, "rounds": 2, "metric": "accuracy", "final": 0.6, "best": 0.7, "untouched": 0.5,
+        "held_out_examples": 50,
         "payload_up_per_client_round": 100.0, "payload_down_per_client_round": 100.0, "payload_total": 1200,
         "message_up_per_client_round": 400.0, "message_down_per_client_round": 500.0, "head_bytes": 40,
         "message_total": 6000, "mismatch": 2e-8, "digest": "two", "seconds": 3.75,
