@@ -9,7 +9,7 @@ export FLWR_DISABLE_UPDATE_CHECK = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup nginx demo federation test check-slow check-engine check-deployment other-env benchmarks check-gpu clean
+.PHONY: help setup nginx demo federation test check-slow check-ci check-deployment other-env benchmarks check-gpu clean
 
 help:  ## print these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,8 +65,8 @@ other-env: $(STAMP)  ## a second environment of another torch (gigabytes), for t
 check-slow: $(STAMP) nginx  ## the slow tests: killed and resumed through Flower, deployments, a whole new demo
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
 
-check-engine: $(STAMP)  ## of the slow tests some in Flower's engine: new files alone, Ctrl-C
-	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m engine
+check-ci: $(STAMP)  ## of the slow tests those that CI runs after make test, wherever it runs
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 3 --dist loadfile -m ci
 
 check-deployment: $(STAMP) nginx  ## of the slow tests those of a deployment: TLS, keys, proxy, pinned bundle, what is killed
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m deployed

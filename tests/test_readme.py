@@ -68,6 +68,8 @@ def test_the_plain_flwr_run_of_the_readme_is_the_whole_demo(shell: dict[str, str
     shutil.rmtree(folder)  # it lies where `flwr run` puts it, not in a place of this test
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("command", [line for line in commands(README) if line.startswith("python")])
 def test_an_in_process_command_of_the_readme_completes(command: str, shell: dict[str, str], tmp_path: Path) -> None:
     run = subprocess.run(

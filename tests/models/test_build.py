@@ -102,6 +102,8 @@ def test_two_builds_are_alike_and_another_seed_gives_another_A_and_another_head(
     assert (other.base != one.base) == (family in HIDDEN)  # the hidden head layers are drawn and frozen
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_build_in_another_process_gives_the_same_fingerprints(of) -> None:
     settings = of("roberta")
     code = (

@@ -107,6 +107,8 @@ run_local(from_run_config({settings.run_config()!r}), 1, Path({str(sites)!r}))
     assert (versions["datasets"], versions["torch"]) == ("not installed", metadata.version("torch"))
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_what_a_server_runs_imports_nothing_that_it_has_not_installed(tmp_path: Path) -> None:
     code = """
 import server.app, server.deploy.registrar, server.deploy.status, server.deploy.up

@@ -252,6 +252,8 @@ def test_a_comparison_says_how_many_cells_are_done_and_where_those_that_run_are(
     assert "\n1/2  iid-lora-0: accuracy 0.5\n" in out.getvalue()
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_long_round_is_never_silent_off_a_terminal(tmp_path: Path) -> None:
     values = tiny_values(tmp_path, out=str(tmp_path / "run"), num_rounds=1, local_steps=50_000)
     (tmp_path / "settings.json").write_text(json.dumps(values))

@@ -244,6 +244,8 @@ def test_the_folder_of_a_model_below_the_home_folder_is_written_out(case, tmp_pa
     assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == str(models["bert"])
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_run_of_the_packaged_model_exports_the_float32_model_and_one_in_bfloat16_rounds(tmp_path) -> None:
     settings = Settings(
         num_clients=2, num_rounds=1, local_steps=2, split="iid", train_cap=64, test_cap=16, out=str(tmp_path)

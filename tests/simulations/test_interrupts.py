@@ -171,7 +171,7 @@ def test_sigterm_between_two_rounds_while_the_checkpoint_is_written_loses_nothin
 
 
 @pytest.mark.slow
-@pytest.mark.engine
+@pytest.mark.ci
 def test_ctrl_c_in_flowers_engine_leaves_no_process_and_no_folder_and_the_run_goes_on(
     start, undisturbed, world, tmp_path
 ) -> None:

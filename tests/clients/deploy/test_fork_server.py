@@ -41,7 +41,10 @@ def ask(path: str, *words: str, instead: tuple[str, ...] = ("/bin/false",)) -> "
     return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=SECONDS, check=False)
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--unknown"], ["--token", " "], ["--insecure"]])
+@pytest.mark.parametrize(
+    "words",
+    [["--unknown"], *(pytest.param(w, marks=[pytest.mark.slow, pytest.mark.ci]) for w in (["--help"], ["--insecure"]))],
+)
 def test_a_forked_process_prints_and_ends_as_a_new_one(server, words: list[str]) -> None:
     new = subprocess.run([tool(GUARDED), *words], env=ENVIRONMENT, capture_output=True, text=True, check=False)
     forked = ask(server[0], *words)
