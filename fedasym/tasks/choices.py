@@ -214,7 +214,8 @@ class Questions:
         """Return a question up to where its answer follows."""
         if self.score == "text":
             return f"Question: {question}\nAnswer:"
-        listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
+        letters = LETTERS[: len(choices)]
+        listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(letters, choices, strict=True))
         return f"{question}\n{listed}\nAnswer:"
 
     def _endings(self, choices: Sequence[str]) -> list[str]:

@@ -109,8 +109,9 @@ def test_want_of_memory_names_where_it_was_and_what_to_do() -> None:
         with named, device.memory_named("training", "lower it"):
             raise error
     for other in (RuntimeError("shapes differ"), NotImplementedError("no such operation")):
-        with pytest.raises(type(other)), device.memory_named("training", "lower it"):
+        with pytest.raises(type(other)) as caught, device.memory_named("training", "lower it"):
             raise other
+        assert caught.value is other  # what is no want of memory passes as it was raised
 
 
 def test_the_old_model_is_gone_before_a_new_one_is_built(tiny, monkeypatch) -> None:

@@ -1,11 +1,9 @@
 """PEFT alone computes from the folder what our model does, merged or not, for every family and kind of layer."""
 
-import copy
 import dataclasses
 import os
 import subprocess
 import sys
-from collections import OrderedDict
 from pathlib import Path
 
 import fresh_peft
@@ -16,7 +14,6 @@ from pictures import image_settings
 from quiz import make_writer, quiz_settings
 from summaries import values_of
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from fedasym.adapters import lora
 from fedasym.data.examples import load_examples
@@ -32,41 +29,21 @@ def fill(model: nn.Module) -> None:
     lora.load(moving, {n: np.float32(0.1) * rng.standard_normal(tuple(p.shape), np.float32) for n, p in moving.items()})
 
 
-def net() -> nn.Module:
-    """One layer of each kind after another; the widest has 50 times as many inputs as outputs, or the reverse."""
-    torch.manual_seed(0)
-    return nn.Sequential(
-        OrderedDict(
-            table=nn.Embedding(300, 6),
-            packed=Conv1D(18, 6),
-            wide=nn.Linear(18, 400),
-            narrow=nn.Linear(400, 8, bias=False),
-            one=nn.Conv1d(9, 4, 3, padding=1, stride=2),
-            fold=nn.Unflatten(2, (2, 2)),
-            two=nn.Conv2d(4, 3, (2, 1), padding=(1, 0)),
-            flat=nn.Flatten(),
-        )
-    )
-
-
 @pytest.fixture(scope="module")
 def cases(models, tiny, tmp_path_factory) -> Path:
     """A folder of cases: of every family a model, and every kind of layer."""
     root, out = tmp_path_factory.mktemp("worlds"), tmp_path_factory.mktemp("cases")
 
-    def tell(name: str, settings, built, inputs, plain=None, **options: object) -> None:
+    def tell(name: str, settings, built, inputs, model_class: str, **options: object) -> None:
         fill(built.model)
         merged = lora.merged_copy(built.model)
-        told = {"inputs": inputs, "source": settings.model, "options": options, "class": ""}
+        told = {"inputs": dict(inputs) if isinstance(inputs, dict) else inputs}
+        told |= {"source": settings.model, "options": options, "class": model_class}
         with torch.no_grad():
             told["logits"] = fresh_peft.logits(built.model, inputs)
             told["merged_logits"] = fresh_peft.logits(merged, inputs)
         told["merged"] = merged.state_dict()
         (out / name).mkdir()
-        if plain is None:
-            told["class"] = task_of(settings).inputs.model_class
-        else:
-            torch.save(plain, out / name / "base.pt")
         torch.save(told, out / name / "told.pt")
         write_adapter(out / name / "adapter", built, settings)
 
@@ -77,7 +54,7 @@ def cases(models, tiny, tmp_path_factory) -> Path:
         examples, _ = load_examples(settings)
         encoded = task.inputs.encode(built.processor, examples, settings.max_length, settings.pooling)
         inputs, _ = task.inputs.collate(built.processor, encoded, [0, 1])
-        tell(name, settings, built, inputs, **options)
+        tell(name, settings, built, inputs, task.inputs.model_class, **options)
 
     roberta = dataclasses.replace(tiny, model=str(models["roberta"]))
     tell_of("text", roberta, 3, num_labels=3)
@@ -89,13 +66,12 @@ def cases(models, tiny, tmp_path_factory) -> Path:
     tell_of("summarize", from_run_config(values_of("t5", models, root)), 0)
     tell_of("images", image_settings(root, targets="all-linear,projection"), 2, num_labels=2)
     settings = dataclasses.replace(tiny, rank=3, alpha=5.0, scaling="alpha/sqrt(r)")
-    plain = net()
-    model = copy.deepcopy(plain)
+    model = fresh_peft.net()
     names = lora.adapt(
         model, ["all-linear", "table", "one", "two"], settings.rank, settings.alpha, scaling=settings.scaling
     )
     built = Built(model, None, tuple(names), (), "", "", (), "", "", ())
-    tell("layers", settings, built, torch.arange(18).reshape(2, 9) * 16, plain)
+    tell("layers", settings, built, torch.arange(18).reshape(2, 9) * 16, "")
     return out
 
 

@@ -130,14 +130,14 @@ def of_family(task: str, root: Path, models: dict[str, Path]) -> dict[str, objec
     """Make the data of two sites, ``root/NAME``, and return the run config that trains on them."""
     if task == "images":
         values = image_values(root, labels="bar,ring")
-        for name, style in zip(NAMES, STYLES, strict=False):
+        for name, style in zip(NAMES[:2], tuple(STYLES)[:2], strict=True):
             make_domains(root / name, (style,))
     else:
         values = quiz_values(root, choices_data="") if task == "instruct" else values_of("bart", models, root)
         values = {key: value for key, value in values.items() if not key.startswith("choices")}
         column, parts = ("subject", SUBJECTS) if task == "instruct" else ("section", SECTIONS)
         rows = read_lines(Path(str(values["data"])) / str(values.get("data-config", "")) / "train.jsonl")
-        for name, part in zip(NAMES[:2], parts, strict=False):
+        for name, part in zip(NAMES[:2], parts[:2], strict=True):
             (root / name).mkdir()
             own = [json.dumps(row) for row in rows if row[column] == part]
             (root / name / "train.jsonl").write_text("\n".join(own) + "\n")
