@@ -10,18 +10,19 @@ multiples of 2^(32 i - 149). Adding and subtracting ``1.5 · 2^(k+52)`` rounds a
 float64 sum of such parts is exact for 2^20 additions; then carries are moved up, exactly again. The number
 of bins is at most 11, typically 3. (The idea of pre-rounded bins: Demmel & Nguyen 2015, "Parallel
 Reproducible Summation"; Collange et al. 2015.) The mean divides once and rounds once; where that
-rounding could be wrong, which an error bound tells, the element is done in rational arithmetic.
+rounding could be wrong, which an error bound tells, the quotient is compared with the middle of two float32 in
+such bins, so no value costs more than a few vector passes, whoever chose it.
 
 FedAvg's mean: McMahan et al. 2017 (arXiv 1602.05629). For B-only adapters it is also the exact mean of
 the updates, since ``Σ w_k (B_k A) = (Σ w_k B_k) A``.
 """
 
 from collections.abc import Mapping
-from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedasym.aggregation.require import require_alike, require_weight
 from fedasym.plugins import without
 
 Float32 = NDArray[np.float32]
@@ -52,6 +53,9 @@ class ExactMean:
         self._sums: dict[str, _BinnedSum] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
 
+    def begin(self, held: Mapping[str, Float32]) -> None:
+        """Hear what the clients held at the start; the mean does not go by it."""
+
     def add(self, weight: int, matrices: Mapping[str, Float32]) -> None:
         """Add one reply. Nothing is added unless every matrix passes.
 
@@ -64,14 +68,10 @@ class ExactMean:
             ValueError: a weight below 1 or a total of 2^53 or more, no matrices, names or shapes that differ from
                 the first reply's, or a value that is not finite.
         """
-        if isinstance(weight, bool) or not isinstance(weight, (int, np.integer)):
-            raise TypeError(f"weight {weight!r} is a {type(weight).__name__}; give a positive integer")
-        weight = int(weight)
-        if weight < 1:
-            raise ValueError(f"weight {weight} is not positive; give the number of examples")
+        weight = require_weight(weight)
         if self.total_weight + weight >= 1 << 53:
             raise ValueError(f"weights add up to {self.total_weight + weight}; keep their sum below 2**53")
-        self._check(matrices)
+        require_alike(matrices, self._shapes)
         if not self._sums:
             self._shapes = {name: matrix.shape for name, matrix in matrices.items()}
             self._sums = {name: _BinnedSum(matrix.size) for name, matrix in matrices.items()}
@@ -109,26 +109,6 @@ class ExactMean:
         """Return `mean` and `mean64`."""
         return self.mean(), self.mean64()
 
-    def _check(self, matrices: Mapping[str, Float32]) -> None:
-        if not matrices:
-            raise ValueError("a reply without matrices; send at least one")
-        for name, matrix in matrices.items():
-            if not isinstance(matrix, np.ndarray) or matrix.dtype != np.float32:
-                kind = getattr(matrix, "dtype", type(matrix).__name__)
-                raise TypeError(f"matrix {name!r} is {kind}; convert it to a float32 array")
-        if self._sums and matrices.keys() != self._shapes.keys():
-            missing = sorted(self._shapes.keys() - matrices.keys())
-            extra = sorted(matrices.keys() - self._shapes.keys())
-            raise ValueError(f"matrix names differ from the first reply's: missing {missing}, extra {extra}")
-        for name, matrix in matrices.items():
-            if self._sums and matrix.shape != self._shapes[name]:
-                raise ValueError(
-                    f"matrix {name!r} has shape {matrix.shape}; the first reply's has {self._shapes[name]}"
-                )
-            if not np.isfinite(matrix).all():
-                place = tuple(int(i) for i in np.argwhere(~np.isfinite(matrix))[0])
-                raise ValueError(f"matrix {name!r} holds {matrix[place]} at {place}; send finite values only")
-
 
 def aggregator(parameter: str) -> ExactMean:
     """Return a new exact mean."""
@@ -155,34 +135,38 @@ class _BinnedSum:
 
     def _add_products(self, factor: float, values: Float32) -> None:
         if self.adds == _ADDS_BEFORE_CARRY:
-            self._carry()
+            self.carry()
         self.adds += 1
         for start in range(0, self.size, _BLOCK):
             block = slice(start, start + _BLOCK)
             rest = values[block].astype(np.float64)
             rest *= factor
-            largest = max(float(rest.max()), -float(rest.min()))
-            if largest == 0.0:
-                continue
-            index = max(0, (int(np.frexp(largest)[1]) - 1 - _LOWEST) // _WIDTH)
-            part = np.empty_like(rest)
-            while index > 0:
-                _round_to_multiple(rest, _LOWEST + _WIDTH * index, out=part)
-                rest -= part
-                self._bin(index)[block] += part
-                index -= 1
-                if not rest.any():
-                    break
-            else:
-                self._bin(0)[block] += rest
+            self.spread(rest, block)
+
+    def spread(self, rest: Float64, block: slice) -> None:
+        """Add multiples of 2^-149 to a block of the bins, each bin's part to it; uses up ``rest``."""
+        largest = max(float(rest.max()), -float(rest.min()))
+        if largest == 0.0:
+            return
+        index = max(0, (int(np.frexp(largest)[1]) - 1 - _LOWEST) // _WIDTH)
+        part = np.empty_like(rest)
+        while index > 0:
+            _round_to_multiple(rest, _LOWEST + _WIDTH * index, out=part)
+            rest -= part
+            self._bin(index)[block] += part
+            index -= 1
+            if not rest.any():
+                break
+        else:
+            self._bin(0)[block] += rest
 
     def _bin(self, index: int) -> Float64:
         if index not in self.bins:
             self.bins[index] = np.zeros(self.size)
         return self.bins[index]
 
-    def _carry(self) -> None:
-        """Move what exceeds a bin's width to the bin above, lowest first, without rounding."""
+    def carry(self) -> None:
+        """Move what exceeds half a unit of the bin above into it, lowest first, without rounding."""
         over = np.empty(self.size)
         for index in sorted(self.bins):
             _round_to_multiple(self.bins[index], _LOWEST + _WIDTH * (index + 1), out=over)
@@ -209,7 +193,7 @@ def _round_to_multiple(x: Float64, exponent: int, out: Float64) -> None:
 
 
 def _nearest_quotient(parts: list[Float64], total: int, size: int) -> Float32:
-    """Round (Σ parts) / total to float32 correctly: fast with a bound, rational where in doubt.
+    """Round (Σ parts) / total to float32 correctly: fast with a bound, in bins where in doubt.
 
     ``high + Σ lows = Σ parts`` exactly (TwoSum, Knuth); ``high / total`` is then off by at most
     its own rounding and ``Σ |lows| / total``. If both ends of that interval round to the same float32, so
@@ -228,29 +212,44 @@ def _nearest_quotient(parts: list[Float64], total: int, size: int) -> Float32:
     nearest = (quotient - doubt).astype(np.float32)
     unsure = np.flatnonzero(nearest != (quotient + doubt).astype(np.float32))
     if unsure.size:
-        ties = unsure[(slack[unsure] == 0.0) & _divides_exactly(high[unsure], total, quotient[unsure])]
-        nearest[ties] = quotient[ties]  # the quotient is exact: one rounding only
-        for i in np.setdiff1d(unsure, ties):
-            nearest[i] = _float32(sum((Fraction(float(p[i])) for p in parts), Fraction(0)) / total)
+        nearest[unsure] = _settled([part[unsure] for part in parts], total)
     return nearest + np.float32(0)  # -0 becomes +0: the rational zero has no sign
 
 
-def _divides_exactly(high: Float64, total: int, quotient: Float64) -> NDArray[np.bool_]:
-    """Tell where ``quotient · total == high`` holds exactly, for quotients of at most 25 bits.
+def _settled(parts: list[Float64], total: int) -> Float32:
+    """Round (Σ parts) / total to float32 correctly, however close to the middle of two float32 it is.
 
-    A midpoint of two float32 has 25 bits. Its products with the 27 low and 26 high bits of total are
-    float64 without rounding, and so is the difference of two numbers this close (Sterbenz). Equal weights
-    make such ties common, so they are told apart here and not in rational arithmetic.
+    From the digits of the sum a float64 quotient is right to about 2^-51. The only point that can then decide is the
+    middle between the quotient's nearest float32 and the next one on the quotient's side, and on which side of it the
+    truth lies is the sign of ``Σ parts - middle · total``, which digits give without rounding.
     """
-    short = (quotient.view(np.uint64) & np.uint64((1 << 28) - 1)) == 0
+    quotient = np.zeros_like(parts[0])
+    for digit in reversed(_digits(parts)):
+        quotient += digit
+    quotient /= total
+    largest = float(np.finfo(np.float32).max)  # a mean cannot be larger, its quotient by a rounding
+    nearest = np.clip(quotient, -largest, largest).astype(np.float32)
+    outwards = np.abs(quotient) > np.abs(nearest)
+    other = np.nextafter(nearest, np.where(outwards, np.copysign(largest, quotient), 0.0).astype(np.float32))
+    # Twice the middle is a multiple of 2^-149 of 25 bits: its products with 27 and with 26 bits are float64.
+    twice = nearest.astype(np.float64) + other
     low = total & ((1 << 27) - 1)
-    remainder = high - quotient * float(total - low)
-    return np.asarray(short & (remainder == quotient * float(low)))
+    past = np.zeros_like(quotient)
+    for digit in _digits([*(2.0 * part for part in parts), -twice * float(low), -twice * float(total - low)]):
+        past = np.where(past == 0.0, digit, past)
+    beyond = np.where(other > nearest, past, -past)
+    odd = (nearest.view(np.uint32) & 1).astype(np.bool_)
+    return np.where((beyond > 0.0) | ((beyond == 0.0) & odd), other, nearest)
 
 
-def _float32(value: Fraction) -> np.float32:
-    """Round a rational to the nearest float32, ties to even, by comparing with both neighbours."""
-    guess = np.float32(float(value))
-    candidates = (np.nextafter(guess, np.float32(-np.inf)), guess, np.nextafter(guess, np.float32(np.inf)))
-    finite = [c for c in candidates if np.isfinite(c)]
-    return min(finite, key=lambda c: (abs(Fraction(float(c)) - value), int(c.view(np.uint32)) & 1))
+def _digits(parts: list[Float64]) -> list[Float64]:
+    """Return Σ parts in bins that hold at most half a unit of the next, highest first.
+
+    All of the lower ones together are less than a unit of a higher one, so the highest that is not zero has the sign
+    of the sum. Parts are multiples of 2^-149.
+    """
+    total = _BinnedSum(len(parts[0]))
+    for part in parts:
+        total.spread(part.copy(), slice(None))
+    total.carry()
+    return [total.bins[index] for index in sorted(total.bins, reverse=True)]
