@@ -21,6 +21,9 @@ class Aggregator(Protocol):
 
     single_replies: bool
 
+    def begin(self, held: Mapping[str, Float32]) -> None:
+        """Hear what every client held at the start of the round, of the matrices that replies bring."""
+
     def add(self, weight: int, matrices: Mapping[str, Float32]) -> None:
         """Add one reply, with its number of examples n_k.
 
