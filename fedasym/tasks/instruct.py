@@ -15,7 +15,7 @@ import numpy as np
 
 from fedasym.tasks.base import Encoded, Examples, Inputs, Task, Told
 from fedasym.tasks.choices import judged_by_choices
-from fedasym.tasks.columns import Row, one_row, rows_of
+from fedasym.tasks.columns import Row, one_row, rows_of, texts_in
 from fedasym.tasks.next_tokens import IGNORED, NextTokens
 from fedasym.tasks.text import Texts
 from fedasym.tasks.words import opening, padded
@@ -92,11 +92,10 @@ class Instructions:
         if self.format == "chat":
             chats = zip(frame["messages"].tolist(), rows, strict=True)
             return [json.dumps({"messages": self._chat(cell, row)}) for cell, row in chats], rows
-        for name in self.columns:
-            for row, text in zip(rows, frame[name].astype(str).tolist(), strict=True):
-                if not text.strip():
-                    raise ValueError(f"{row}: column {name!r} is empty; fill it or drop the row")
         kept = [name for name in self.used if name in frame.columns]
+        for name in kept:
+            needed = name in self.columns
+            texts_in(frame if needed else frame[frame[name].notna()], name, split, blank=not needed)
         texts = frame[kept].astype(object).where(frame[kept].notna(), "").astype(str)
         records = texts.rename(columns={self.column: "text"} if self.format == "text" else {}).to_dict("records")
         return [json.dumps(record) for record in records], rows

@@ -16,7 +16,9 @@ class TaskSettings(Checked):
     """Task, source, splits and columns."""
 
     task: str = setting("reviews", "what is learned", choices=task_names)
-    data: str = setting("demo", "'demo', a dataset's hub id, a local folder, or with sites 'none'")
+    data: str = setting(
+        "demo", "'demo' or 'reviews' (packaged), a dataset's hub id, a local folder, or with sites 'none'"
+    )
     data_config: str = setting("", "the hub dataset's configuration, or a subfolder of the local folder")
     glue_dir: str = setting("", f"folder of the GLUE tasks; empty: that of {glue.VARIABLE}, else the hub")
     train_split: str = setting("train", "name of the training split or file")
@@ -24,6 +26,7 @@ class TaskSettings(Checked):
     text_columns: str = setting("text", "text column, or two joined by a comma for sentence pairs")
     label_column: str = setting("label", "label column")
     labels: str = setting("", "the classes in the order of their ids, by commas, as in the label column; empty: found")
+    drop_labels: str = setting("", "labels whose rows are left out, by commas, e.g. -1 for rows without one")
     instruct_format: str = setting(
         "alpaca",
         "with task=instruct, the columns: instruction, input and output, messages of a chat, or plain text",
@@ -63,6 +66,12 @@ class TaskSettings(Checked):
                 "as text; set one of them to another column"
             )
         self._check_instruct()
+        if self.task in ("instruct", "regression", *WRITTEN):
+            self._require_unset(("drop_labels",), f"with task={self.task!r}, which has no classes")
+        if both := {*names_in(self.drop_labels)} & {*self.label_names}:
+            raise ValueError(
+                f"drop-labels={self.drop_labels!r} and labels both name {', '.join(sorted(both))}; take one out"
+            )
         if self.task not in glue.TABLE:
             if self.glue_dir:
                 raise ValueError(f"glue-dir={self.glue_dir!r} does nothing with task={self.task!r}; leave it empty")

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedasym.tasks.base import Answer, Encoded, Evaluation, Examples, Inputs, Task, Told
-from fedasym.tasks.columns import one_row, rows_of
+from fedasym.tasks.columns import one_row, texts_in
 from fedasym.tasks.metrics import rouge
 from fedasym.tasks.next_tokens import IGNORED, NextTokens, TokenEvaluation, write
 from fedasym.tasks.text import Texts
@@ -83,13 +83,7 @@ class Documents:
         Raises:
             ValueError: one is blank; names split, column and row.
         """
-        found = tuple(frame[column].astype(str).tolist() for column in self.columns)
-        rows = rows_of(frame, split)
-        for column, cells in zip(self.columns, found, strict=True):
-            for row, cell in zip(rows, cells, strict=True):
-                if not cell.strip():
-                    raise ValueError(f"{row}: column {column!r} is blank; fill or drop it")
-        return found
+        return tuple(texts_in(frame, column, split) for column in self.columns)
 
     def probe(self, processor: Any) -> tuple[list[str], ...]:
         """Return some rows of words of the tokenizer's own vocabulary, and others as their summaries."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedasym.tasks.base import Answer, Evaluation, Examples
-from fedasym.tasks.columns import class_name, class_names_in, row_at, split_at
+from fedasym.tasks.columns import in_order, labels_in, row_at, split_at
 from fedasym.tasks.metrics import score
 
 if TYPE_CHECKING:
@@ -43,14 +43,20 @@ class Classes:
 
     def classes(self, frame: Any) -> tuple[str, ...]:
         """Return the classes that a training table holds."""
-        names = class_names_in(frame[self.column])
+        names = in_order(labels_in(frame, self.column, ""))
+        if "-1" in names:
+            first = row_at(frame, labels_in(frame, self.column, "").index("-1"), "")
+            raise ValueError(
+                f"{first}: the label is -1, by which hubs mark a row without one; set drop-labels=-1 to leave such "
+                f"rows out, or labels={','.join(names)!r} if it is a class"
+            )
         if len(names) < 2:
             raise ValueError(f"column {self.column!r} of the training data holds {len(names)} classes; need 2")
         return names
 
     def read(self, frame: Any, classes: tuple[str, ...], split: str) -> NDArray[np.int64]:
         """Return class ids."""
-        found = [class_name(value) for value in frame[self.column].tolist()]
+        found = labels_in(frame, self.column, split)
         ids = {value: i for i, value in enumerate(self.values or classes)}
         unknown = ", ".join(sorted({*found} - ids.keys()))
         if unknown:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedasym.tasks.base import Encoded, Examples, Inputs, Target, Task, Told
-from fedasym.tasks.columns import one_row
+from fedasym.tasks.columns import one_row, row_at, texts_in
 from fedasym.tasks.targets import Classes, Scores
 
 if TYPE_CHECKING:
@@ -50,8 +50,18 @@ class Texts:
         return [Told("\n".join(texts)) for texts in zip(*examples.inputs, strict=True)]
 
     def read(self, frame: Any, split: str) -> tuple[list[str], ...]:
-        """Return the texts."""
-        return tuple(frame[column].astype(str).tolist() for column in self.columns)
+        """Return the texts; of a pair one may be blank.
+
+        Raises:
+            ValueError: a cell is no text, or there is nothing to read in a row.
+        """
+        pairs = len(self.columns) == 2
+        found = tuple(texts_in(frame, column, split, blank=pairs) for column in self.columns)
+        for place, texts in enumerate(zip(*found, strict=True)):
+            if not any(text.strip() for text in texts):
+                row = row_at(frame, place, split)
+                raise ValueError(f"{row}: columns {' and '.join(map(repr, self.columns))} are blank; fill or drop it")
+        return found
 
     def probe(self, processor: Any) -> tuple[list[str], ...]:
         """Return some rows of words of the tokenizer's own vocabulary."""
