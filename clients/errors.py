@@ -12,9 +12,15 @@ from clients.node import NodeContext
 QUERY, WARM, TRAIN = "query", "query.warm", "train"
 
 
-def refused(reason: str, *, behind: bool = False) -> RecordDict:
-    """Return a reply that says no, and why."""
-    return RecordDict({"refusal": ConfigRecord({"reason": reason, "behind": behind})})
+def refused(reason: str, *, behind: bool = False, passing: bool = False) -> RecordDict:
+    """Return a reply that says no, and why.
+
+    Args:
+        reason: in words.
+        behind: whether the client would say yes if it were sent everything.
+        passing: whether the same question may be answered otherwise after a while.
+    """
+    return RecordDict({"refusal": ConfigRecord({"reason": reason, "behind": behind, "passing": passing})})
 
 
 def hidden(error: Exception, place: NodeContext) -> str:

@@ -54,10 +54,10 @@ def answer(
         return refused(f"{type(error).__name__}: {error}", behind=isinstance(error, Behind))
     except DeviceMemoryError as error:  # its text holds nothing of the data
         forget_session()
-        return refused(f"{type(error).__name__}: {error}")
+        return refused(f"{type(error).__name__}: {error}", passing=True)
     except Exception as error:
         if place.private:
-            return refused(hidden(error, place))
+            return refused(hidden(error, place), passing=True)
         if isinstance(error, (ValueError, FloatingPointError)):
             return refused(f"{type(error).__name__}: {error}")
         raise
@@ -67,11 +67,13 @@ def _query(content: RecordDict, settings: Settings, run_id: int, place: NodeCont
     """Compare the server's contract with our own and say which data we hold."""
     session = session_of(settings)
     about = handshake(session, content, place)
-    holding_of(session, place)  # data that cannot be used are found before the first round
+    holding = holding_of(session, place)  # data that cannot be used are found before the first round
     if place.share >= 0:
         about |= {"partition-id": place.share, "num-partitions": place.shares}
     if place.site:
         about["site"] = place.site
+        train_set, _ = session.shares(holding, session.settings.site_names.index(place.site))
+        about["num-examples"] = len(train_set)
     return RecordDict({"about": ConfigRecord({**about})})
 
 

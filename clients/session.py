@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from clients.node import NodeContext
 from fedasym.adapters import lora
 from fedasym.data.examples import load_examples, load_own_examples
-from fedasym.data.partition import partition
+from fedasym.data.partition import kept_out, partition
 from fedasym.methods import METHODS
 from fedasym.models import device
 from fedasym.models.build import Built, build
@@ -54,7 +54,7 @@ class Session:
     contract: Contract
     initial: dict[str, NDArray[np.float32]]  # all that the federation moves, as drawn from the seed
     private: dict[str, NDArray[np.float32]]  # what stays with a client, as drawn from the seed
-    holdings: dict[str, Holding]  # by folder of the site; "" is the split that all nodes share
+    holdings: dict[str, Holding]  # by site and folder; "" is the split that all nodes share
 
     def encoded(self, holding: Holding, client: int) -> Encoded:
         """Return a client's examples as the model reads them; those of a node's other clients may never be wanted."""
@@ -68,8 +68,7 @@ class Session:
     def shares(self, holding: Holding, client: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return which of a client's examples it trains on and which it keeps out (disjoint; drawn from the seed)."""
         size = len(holding.indices[client])
-        wanted = round(self.settings.client_holdout * size)
-        kept = min(max(wanted, self.settings.client_holdout > 0), size - 1)  # at least one each, where asked for
+        kept = kept_out(size, self.settings.client_holdout)
         order = generator(self.settings.seed, "holdout", client).permutation(size)
         return np.sort(order[kept:]), np.sort(order[:kept])
 
@@ -98,13 +97,14 @@ def holding_of(session: Session, place: NodeContext) -> Holding:
         ValueError: data that cannot be used.
         FileNotFoundError: a folder without the wanted file.
     """
-    if place.data not in session.holdings:
+    key = f"{place.site}:{place.data}" if place.data else ""
+    if key not in session.holdings:
         examples = load_own_examples(session.settings, Path(place.data))
         client = session.settings.site_names.index(place.site)
         holding = Holding(examples, {client: np.arange(len(examples))})
         session.encoded(holding, client)  # what is wrong with them is found before the first round
-        session.holdings[place.data] = holding
-    return session.holdings[place.data]
+        session.holdings[key] = holding
+    return session.holdings[key]
 
 
 def _build_session(settings: Settings) -> Session:

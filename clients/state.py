@@ -1,7 +1,8 @@
 """What a client keeps on its disk between rounds: what trains there and never leaves it, and what it was sent.
 
-One folder per run and client, one file per kind and round; of earlier rounds the newest stays, so a round that was
-killed half-way and is done again starts from the same values.
+One folder per run and client, one file per kind and round; of earlier rounds as many stay as the server keeps
+checkpoints, so a round that was killed half-way, or is done again from an older checkpoint, starts from the same
+values.
 """
 
 from pathlib import Path
@@ -22,9 +23,9 @@ def read_local(folder: Path, number: int) -> dict[str, Float32] | None:
     return load_file(earlier[-1]) if earlier else None
 
 
-def write_local(folder: Path, number: int, matrices: dict[str, Float32]) -> None:
+def write_local(folder: Path, number: int, matrices: dict[str, Float32], keep: int = 1) -> None:
     """Keep what trained at a client in a round."""
-    _write(folder, "round", number, matrices)
+    _write(folder, "round", number, matrices, keep)
 
 
 def read_held(folder: Path, number: int) -> dict[str, Float32] | None:
@@ -33,9 +34,9 @@ def read_held(folder: Path, number: int) -> dict[str, Float32] | None:
     return load_file(path) if path.exists() else None
 
 
-def write_held(folder: Path, number: int, matrices: dict[str, Float32]) -> None:
+def write_held(folder: Path, number: int, matrices: dict[str, Float32], keep: int = 1) -> None:
     """Keep what a client holds at the start of a round."""
-    _write(folder, "held", number, matrices)
+    _write(folder, "held", number, matrices, keep)
 
 
 def read_codec(folder: Path, number: int) -> dict[str, Float32]:
@@ -44,16 +45,16 @@ def read_codec(folder: Path, number: int) -> dict[str, Float32]:
     return load_file(earlier[-1]) if earlier else {}
 
 
-def write_codec(folder: Path, number: int, matrices: dict[str, Float32]) -> None:
+def write_codec(folder: Path, number: int, matrices: dict[str, Float32], keep: int = 1) -> None:
     """Keep what a client's codec wants for its next message."""
-    _write(folder, "codec", number, matrices)
+    _write(folder, "codec", number, matrices, keep)
 
 
-def _write(folder: Path, kind: str, number: int, matrices: dict[str, Float32]) -> None:
+def _write(folder: Path, kind: str, number: int, matrices: dict[str, Float32], keep: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     earlier = _earlier(folder, kind, number)
     write_atomic(folder / _name(kind, number), to_safetensors(matrices))
-    for path in earlier[:-1]:
+    for path in earlier[:-keep]:
         path.unlink()
 
 

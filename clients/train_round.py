@@ -178,7 +178,7 @@ def train_round(
         transforms_of(settings.transforms), change, generator(settings.seed, "transforms", number, client)
     )
     if private:
-        write_local(own, number, lora.read(private))
+        write_local(own, number, lora.read(private), settings.keep_checkpoints)
     particulars: records.About = {
         "contract": session.contract.hash,
         "round": number,
@@ -190,7 +190,7 @@ def train_round(
     codec = codec_of(settings.codec)
     reply, rest = records.pack_with_rest(after, schema, particulars, codec, read_codec(own, number))
     if rest:
-        write_codec(own, number, rest)
+        write_codec(own, number, rest, settings.keep_checkpoints)
     metrics.update({"loss": trained.loss, "steps": trained.steps, "examples-used": trained.examples})
     return reply, metrics
 
@@ -231,7 +231,7 @@ def _receive(session: Session, content: RecordDict, about: dict[str, Any], own: 
                 raise Behind(f"round {number} builds on round {number - 1}, which this client was not sent")
         held = method.receive(before, sent, weights, number, frame_of(session.settings))
     if method.remembers:
-        write_held(own, number, held)
+        write_held(own, number, held, session.settings.keep_checkpoints)
     return held
 
 

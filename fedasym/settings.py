@@ -11,13 +11,15 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from fedasym.aggregation.settings import AggregationSettings
 from fedasym.data.settings import DataSettings
 from fedasym.fields import RoundSettings, Value, names_in, setting
 from fedasym.methods import METHODS
-from fedasym.tasks import task_of
+from fedasym.models.settings import MINILM
+from fedasym.tasks import glue, task_of
 from fedasym.wire.settings import AgreedSettings
 
 RESOLVED = ("kind", "head", "optimizer", "lr", "head_lr", "pooling")  # what `Settings.resolved` fills in
@@ -37,6 +39,13 @@ class FederationSettings(RoundSettings):
     round_timeout: float = setting(3600.0, "seconds to wait for a round's replies", least=0.001)
     rest_after: int = setting(0, "failed rounds in a row after which a client rests; 0: never", least=0)
     rest_rounds: int = setting(1, "rounds that it rests", least=1)
+    patience: int = setting(
+        0, "evaluated rounds in a row without a better metric after which a run ends; 0: none", least=0
+    )
+    keep_best: bool = setting(
+        True, "write best/, the adapter of the best round, whenever a round is better than all before"
+    )
+    keep_checkpoints: int = setting(3, "states of the last rounds that are kept, should the newest be damaged", least=1)
     out: str = setting("", "run folder; empty makes a new one under runs/, a used one is continued")
 
     def _check(self) -> None:
@@ -53,7 +62,7 @@ class FederationSettings(RoundSettings):
         """Return how many of the clients that are there a round asks."""
         if self.clients_per_round:
             return min(self.clients_per_round, present)
-        return math.ceil(self.fraction * present)
+        return math.ceil(Fraction(str(self.fraction)) * present)  # as it is written: 0.07 of 100 is 7
 
     @property
     def site_names(self) -> tuple[str, ...]:
@@ -103,6 +112,11 @@ class Settings(AggregationSettings, AgreedSettings, DataSettings, FederationSett
                 f"server-optimizer={self.server_optimizer!r} needs a mean change, which {self.method} does not form; "
                 "use server-optimizer='none'"
             )
+        if self.aggregation != "exact" and (method.merge or method.fold):
+            raise ValueError(
+                f"aggregation={self.aggregation!r} needs a mean of the replies, and {self.method} goes by the single "
+                "ones; use aggregation='exact'"
+            )
         if self.method == "central" and self.num_clients != 1:
             raise ValueError(f"method='central' has all data in one place; set num-clients=1, not {self.num_clients}")
 
@@ -111,6 +125,13 @@ class Settings(AggregationSettings, AgreedSettings, DataSettings, FederationSett
         if not names:
             if self.data == "none":
                 raise ValueError("data='none' leaves nothing to learn from; it is for sites with data of their own")
+            for name in ("quorum", "max_weight"):
+                if (value := getattr(self, name)) != default[name].default:
+                    key = name.replace("_", "-")
+                    raise ValueError(
+                        f"{key}={value} does nothing without sites: where the data are split, all are there "
+                        f"and their sizes are known; leave {key} out"
+                    )
             return
         bad = [name for name in names if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name)]
         if bad or len(set(names)) < len(names):
@@ -119,6 +140,13 @@ class Settings(AggregationSettings, AgreedSettings, DataSettings, FederationSett
             )
         if self.num_clients not in (len(names), default["num_clients"].default):
             raise ValueError(f"num-clients={self.num_clients}, but sites names {len(names)}; leave num-clients out")
+        for name, packaged in (("data", "reviews' or 'none"), ("model", "minilm")):
+            known = name == "data" and (self.choices_data or self.task in glue.TABLE)
+            if not known and getattr(self, name) == default[name].default:
+                raise ValueError(
+                    f"sites have no default for {name}, which is the demo's here; set it, to '{packaged}' if that is "
+                    "meant"
+                )
         object.__setattr__(self, "num_clients", len(names))
         for name in ("split", "validation_cut"):
             value, usual = getattr(self, name), default[name].default
@@ -164,7 +192,7 @@ class Settings(AggregationSettings, AgreedSettings, DataSettings, FederationSett
 
     def _own_pooling(self) -> str:
         """Return how the model is pooled: the demo's is an encoder without a head, all others have their own."""
-        return task_of(self).inputs.pooling if self.model == "demo" else "model"
+        return task_of(self).inputs.pooling if self.model in MINILM else "model"
 
     def run_config(self) -> dict[str, Value]:
         """Return the flat run config that `from_run_config` reads."""

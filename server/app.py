@@ -48,7 +48,7 @@ log = logging.getLogger("fedasym")
 # Settings in which a continued run may differ from its checkpoint; in num-rounds not where the rates go by it.
 _FREE = (
     "out", "eval-untouched", "num-rounds", "round-timeout", "min-valid", "device", "eval-batch",
-    "gradient-checkpointing",
+    "gradient-checkpointing", "keep-checkpoints", "keep-best", "patience",
 )  # fmt: skip
 
 
@@ -147,10 +147,11 @@ def train(grid: Grid, session: Session, folder: Path, reporter: Reporter) -> che
     if aggregator_of(settings.aggregation).single_replies:
         size = settings.asked_of(settings.num_clients) * 4 * values(session.contract.schema)
         log.info("aggregation=%r holds all replies of a round: up to %d MB", settings.aggregation, size // 10**6)
-    if state.round < settings.num_rounds:
-        roster = Roster(grid, session.contract, session.built.logits, settings, record.read_rounds(folder))
-        while state.round < settings.num_rounds:
-            state = _next_round(grid, roster, session, state, folder, reporter)
+    rows = record.read_rounds(folder)
+    if _goes_on(session, rows):
+        roster = Roster(grid, session.contract, session.built.logits, settings, rows)
+        while _goes_on(session, rows):
+            state = _next_round(grid, roster, session, state, folder, reporter, rows)
     else:
         log.info("all %d rounds are done already", state.round)
     untouched = folder / record.UNTOUCHED
@@ -171,9 +172,26 @@ def _judge_untouched(session: Session, matrices: Matrices, folder: Path, reporte
     log.info("untouched  %s %.4f", session.task.metric, metrics[session.task.metric])
 
 
+def _goes_on(session: Session, rows: Sequence[dict[str, Any]]) -> bool:
+    """Say whether there is a round after those of the record; ``patience`` may end a run before ``num-rounds``."""
+    patience, rounds = session.settings.patience, session.settings.num_rounds
+    since = record.rounds_since_best(rows, session.task.metric)
+    if patience and since >= patience and len(rows) < rounds:
+        log.info("ended after round %d: no better %s in %d rounds", len(rows), session.task.metric, since)
+        return False
+    return len(rows) < rounds
+
+
 def _next_round(
-    grid: Grid, roster: Roster, session: Session, state: checkpoint.State, folder: Path, reporter: Reporter
+    grid: Grid,
+    roster: Roster,
+    session: Session,
+    state: checkpoint.State,
+    folder: Path,
+    reporter: Reporter,
+    rows: list[dict[str, Any]],
 ) -> checkpoint.State:
+    """Do the next round, append its line to those of the record, and return what the one after it starts from."""
     settings = session.settings
     whom = ("waiting for sites", "sites are here") if settings.sites else ("handshake", "nodes agreed")
     reporter.begin(*whom, round=state.round + 1)
@@ -182,9 +200,10 @@ def _next_round(
     started = time.perf_counter()
     opening = Opening(state.round + 1, state.run, state.matrices, state.stack, state.weights)
     reporter.begin("training", "clients", settings.asked_of(len(nodes)), steps_each=settings.local_steps)
-    result = run_round(grid, nodes, session.contract, opening, settings, reporter.tell)
+    weights = roster.weights(session.sizes)
+    result = run_round(grid, roster.inbox, nodes, session.contract, opening, settings, weights, reporter.tell)
     reporter.begin("averaging")
-    roster.note(result)
+    roster.note(result, nodes)
     result.warnings += roster.late_replies()
     for client, reason in sorted(result.rejected.items()):
         log.warning("round %d: %s rejected: %s", result.number, name_of(client, settings), reason)
@@ -195,8 +214,14 @@ def _next_round(
     state = replace(outcome.state, round=result.number)
     row = _row(result, session, state.matrices, outcome.mismatch, reporter)
     row["seconds"] = round(time.perf_counter() - started, 3)
-    state = replace(state, record_bytes=record.append_round(folder, row))
-    checkpoint.save(folder, state)
+    rows.append(row)
+    evaluated = row["metrics"][session.task.metric] is not None
+    if settings.keep_best and evaluated and record.rounds_since_best(rows, session.task.metric) == 0:
+        load_common(session.built.model, state.matrices)
+        write_adapter(folder / "best", session.built, settings)
+    length, chain = record.append_round(folder, row, state.record_chain)
+    checkpoint.save(folder, replace(state, record_bytes=length, record_chain=chain), settings.keep_checkpoints)
+    state = replace(state, record_bytes=length, record_chain=chain, older=False)
     metric = row["metrics"][session.task.metric]
     log.info(
         "round %d/%d  %s %s  loss %.4f  clients %d/%d  up %d B  down %d B  %.1f s",
@@ -243,6 +268,7 @@ def _row(
         "warnings": result.warnings,
         "rejections": {str(client): reason for client, reason in sorted(result.rejected.items())},
         "weights": {str(client): row["num-examples"] for client, row in sorted(result.metrics.items())},  # n_k
+        "norms": {str(client): round(norm, 6) for client, norm in sorted(result.norms.items())},  # of their changes
         "examples": sum(int(each.get("examples-used", 0)) for each in result.metrics.values()),
         "train_loss": result.train_loss(),
         "metrics": metrics,
@@ -303,7 +329,8 @@ def _resume(folder: Path, session: Session) -> checkpoint.State:
         raise FederationError(
             f"{folder} holds another run, round {state.round}: {'; '.join(reasons)}. Choose another out or remove it"
         )
-    again = "; the next one was not finished and is done again" if record.cut_rounds(folder, state.record_bytes) else ""
+    cut = record.cut_rounds(folder, state.record_bytes, state.record_chain, several=state.older)
+    again = "; what came after it was not finished or is lost, and is done again" if cut else ""
     log.info("continuing %s after round %d%s", folder, state.round, again)
     return replace(state, settings=settings)
 

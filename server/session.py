@@ -5,7 +5,7 @@ from typing import Any
 
 from fedasym.adapters import lora
 from fedasym.data.examples import load_examples, load_extra_examples, load_held_out
-from fedasym.data.partition import partition
+from fedasym.data.partition import kept_out, partition
 from fedasym.methods.base import Matrices, select, values
 from fedasym.models import device
 from fedasym.models.build import Built, build
@@ -29,6 +29,7 @@ class Session:
     contract: Contract
     frozen: Matrices  # the factor of every layer that never moves, by name
     config: dict[str, Any]  # of config.json
+    sizes: dict[int, int]  # examples that each client trains on; empty where sites have data of their own
     shown: Examples | None  # held-out examples whose answers the report shows; None: there is nobody here to answer
 
 
@@ -60,16 +61,17 @@ def prepare(settings: Settings) -> Session:
     shown = None
     if "" in data.held_out and not judged_at_clients(settings.method, settings.head, settings.judging_data):
         shown = choose_examples(data.held_out[""], settings.seed)
-    return Session(settings, built, task, held_out, contract, frozen, config, shown)
+    return Session(settings, built, task, held_out, contract, frozen, config, data.sizes, shown)
 
 
 @dataclass(frozen=True)
 class _Data:
-    """What the server's data say: classes by id, digest of the split, its report, held-out sets by metrics' suffix."""
+    """What the server's data say: of the split its digest, report and sizes; held-out sets by their metrics' suffix."""
 
     names: tuple[str, ...]
     digest: str
     report: dict[str, Any]
+    sizes: dict[int, int]
     held_out: dict[str, Examples]
 
 
@@ -78,9 +80,10 @@ def _load_data(settings: Settings, task: Task) -> _Data:
         train, held_out = load_examples(settings)
         split = partition(train, settings)
         held = {"": held_out, **load_extra_examples(settings, train.class_names)}
-        return _Data(train.class_names, split.digest, split.report(train.class_names), held)
+        sizes = {k: size - kept_out(size, settings.client_holdout) for k, size in enumerate(split.sizes)}
+        return _Data(train.class_names, split.digest, split.report(train.class_names), sizes, held)
     held = {}
     if settings.judging_data != "none":
         held = {"": load_held_out(settings, task.class_names), **load_extra_examples(settings)}
     # What the sites hold is theirs; a round's line says how many examples each trained on.
-    return _Data(task.class_names, SITES, {"sites": list(settings.site_names), "digest": SITES}, held)
+    return _Data(task.class_names, SITES, {"sites": list(settings.site_names), "digest": SITES}, {}, held)

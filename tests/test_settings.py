@@ -129,9 +129,20 @@ def test_a_name_that_is_left_empty_is_refused_with_its_default(key, value) -> No
     [
         {"local-steps": 0, "local-epochs": 1},
         {"train-split": "all", "test-split": "all", "validation-cut": 5},
-        {"data": "none", "sites": "north,south", "labels": "a,b", "client-holdout": 0.2},
-        {"sites": "north,south", "labels": "a,b", "test-split": "train"},  # the server's file and the sites' own
-        {"sites": "north,south", "data": "none", **JUDGED},  # the server judges by questions of its own
+        {"data": "none", "model": "minilm", "sites": "north,south", "labels": "a,b", "client-holdout": 0.2},
+        {
+            "data": "reviews",
+            "model": "minilm",
+            "sites": "north,south",
+            "labels": "a,b",
+            "test-split": "train",
+        },  # the server's file and the sites' own
+        {
+            "sites": "north,south",
+            "model": "smollm2",
+            "data": "none",
+            **JUDGED,
+        },  # the server judges by questions of its own
         {**JUDGED, "test-split": "train"},  # which then is not read
         {**JUDGED, "choices-split": "dev", "choices-shots": 0},
         {"task": "instruct", "instruct-format": "text", "text-columns": "body"},

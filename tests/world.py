@@ -128,6 +128,12 @@ def what_is_left(folder: Path, *but: str) -> tuple[list[dict[str, object]], dict
     return rows, summary, files
 
 
+def settings_of_sites(count: int, **more: object) -> Settings:
+    """Return settings of so many sites, of which nothing is built or read."""
+    own = {"labels": "0,1", "data": "none", "client_holdout": 0.2, "model": "minilm"}
+    return Settings(sites=",".join(f"site-{k}" for k in range(count)), **own, **more)  # type: ignore[arg-type]
+
+
 @contextmanager
 def no_report() -> Iterator[None]:
     """Leave the report out of all runs: its figures take longer than all else of a tiny run."""

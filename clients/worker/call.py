@@ -53,28 +53,31 @@ def ask_worker(path: str, kind: str, content: RecordDict, run_config: Mapping[st
     frame = pack(content, kind=kind, run_config=dict(run_config), run_id=run_id)
     worker = _connect(path, time.monotonic() + there)
     if not worker:
-        return refused(
-            f"the worker of the site was not there within {there:g} s; is `python -m clients up` running there?"
-        )
+        return _no(f"the worker of the site was not there within {there:g} s; is `python -m clients up` running there?")
     with worker:
         try:
             if not worker.poll(end - time.monotonic()):
-                return refused("the worker of the site is still busy with an earlier message, or not up; see its log")
+                return _no("the worker of the site is still busy with an earlier message, or not up; see its log")
             if worker.recv_bytes(len(TURN)) != TURN:
                 raise OSError
             worker.send_bytes(frame)
             if not worker.poll(end - time.monotonic()):
-                return refused(
+                return _no(
                     f"the worker of the site did not finish within {seconds:.3g} s and was restarted; raise "
                     "round-timeout of the run, or give a round less to do"
                 )
             return unpack(worker.recv_bytes(MOST_BYTES))[1]
         except FrameError as error:
-            return refused(f"the worker's reply cannot be read: {error}")
+            return _no(f"the worker's reply cannot be read: {error}")
         except (EOFError, OSError):
-            return refused(
+            return _no(
                 "the worker of the site is gone, or of another version of fedasym: restart the site after an update"
             )
+
+
+def _no(reason: str) -> RecordDict:
+    """Return a refusal that may pass: a worker comes back."""
+    return refused(reason, passing=True)
 
 
 def _connect(path: str, end: float) -> Connection | None:

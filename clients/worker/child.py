@@ -35,7 +35,7 @@ def serve(pipe: Connection, place: NodeContext, threads: int) -> None:
             try:
                 reply = pack(_answer(frame, place, threads))
             except Exception as error:  # of an answer that is no record; the text may hold data
-                reply = pack(refused(hidden(error, place)))
+                reply = pack(refused(hidden(error, place), passing=True))
             pipe.send_bytes(reply)
     except (EOFError, OSError):
         return

@@ -200,7 +200,7 @@ class Worker:
     def _refusal(self, what: str) -> bytes:
         text = f"the worker of site {self._place.site} {what}"
         note(text, self._place)
-        return pack(refused(text))
+        return pack(refused(text, passing=True))
 
     def _end(self, process: "subprocess.Popen[bytes]") -> int:
         """Kill a child, which may be stopped and holds nothing that is not written; return how it ended."""

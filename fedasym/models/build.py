@@ -11,10 +11,10 @@ outputs as labels is the *output layer*.
 * ``local``: the output layer trains but never leaves its client.
 """
 
+import logging
 import threading
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from logging import ERROR
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,13 @@ from fedasym.models import device
 from fedasym.models.equivalence import described, digest_processor, initial_logits, require_causal
 from fedasym.models.init_adapter import load_init_adapter
 from fedasym.models.pooling import pooled
+from fedasym.models.requirements import (
+    agree_on_tokens,
+    require_kind,
+    require_model,
+    require_positions,
+    require_whole,
+)
 from fedasym.models.settings import ModelSettings
 from fedasym.models.stored import source_of
 from fedasym.ops import extras
@@ -36,16 +43,6 @@ from fedasym.tasks.base import Inputs
 
 loading = threading.Lock()  # transformers sets process-wide state (default dtype, generator) while it loads
 _SMALLER = "use a GPU with more memory that is free, dtype='bfloat16' where it is native, or a smaller model"
-_KINDS = {  # what to do about a model that is not of the class that a task wants
-    "AutoModelForSeq2SeqLM": "the task is for models with an encoder and a decoder, such as BART or T5: set model to "
-    "one, or task to 'summarize-causal' for a model with a decoder alone",
-    "AutoModelForCausalLM": "the task is for models with a decoder alone, such as LLaMA or GPT-2: set model to one, or "
-    "task to 'summarize' for a model with an encoder and a decoder",
-    "AutoModelForSequenceClassification": "the task is for models that classify texts, such as BERT or RoBERTa: set "
-    "model to one",
-    "AutoModelForImageClassification": "the task is for models that classify images, such as ViT: set model to one",
-}
-_POSITIONS = ("position_embeddings", "embed_positions", "wpe")  # what transformers calls an absolute position table
 
 
 @dataclass(frozen=True)
@@ -102,11 +99,11 @@ def build(settings: ModelSettings, num_labels: int, inputs: Inputs) -> Built:
     with device.memory_named(f"loading model {settings.model!r} onto {where}", _SMALLER):
         with loading:
             model, processor, missing = _load(settings, inputs, num_labels, where)
-        _require_positions(model, settings, *inputs.positions(processor, settings.max_length))
+        require_positions(model, settings, *inputs.positions(processor, settings.max_length))
         if inputs.model_class == "AutoModelForCausalLM":
             require_causal(model, settings)
         if not num_labels:
-            _require_whole(model, missing, settings)
+            require_whole(model, missing, settings)
         _draw_missing(model, missing, settings.seed)
         layers, output = fit(model, settings, num_labels, missing)
         taken = load_init_adapter(model, settings) if settings.init_adapter else ""
@@ -194,11 +191,13 @@ def _load(settings: ModelSettings, inputs: Inputs, num_labels: int, where: torch
         ValueError: transformers has no model of the task's class for its configuration.
     """
     import transformers
-    from transformers.utils import logging
+    from transformers.utils import logging as hf_logging
 
     source = source_of(settings.model, settings.revision)
+    require_model(settings, source)
     options: dict[str, Any] = {
         "revision": settings.revision,
+        "trust_remote_code": False,
         "dtype": getattr(torch, settings.dtype),
         "attn_implementation": device.choose_attention(settings.attention, where, settings.dtype),
         "output_loading_info": True,
@@ -212,16 +211,16 @@ def _load(settings: ModelSettings, inputs: Inputs, num_labels: int, where: torch
             raise ValueError(f"pooling={settings.pooling!r} pools the tokens of a text; leave it at 'auto' for images")
         reader["backend"] = "pil"  # the other one resizes to slightly other pixels, where it is installed
     if settings.pooling == "model":
-        _require_kind(settings, inputs.model_class)
-    verbosity = logging.get_verbosity()
-    bars = logging.is_progress_bar_enabled()
+        require_kind(settings, inputs.model_class)
+    verbosity = hf_logging.get_verbosity()
+    bars = hf_logging.is_progress_bar_enabled()
     if Path(source).is_dir():
-        logging.disable_progress_bar()  # downloads keep theirs
-    logging.set_verbosity(ERROR)  # its table of missing head weights: we draw and report those ourselves
+        hf_logging.disable_progress_bar()  # downloads keep theirs
+    hf_logging.set_verbosity(logging.ERROR)  # its table of missing head weights: we draw and report those ourselves
     try:
         with torch.random.fork_rng(devices=[]):  # transformers initialises what is missing from the global stream
             processor = getattr(transformers, inputs.processor_class).from_pretrained(
-                source, revision=settings.revision, **reader
+                source, revision=settings.revision, trust_remote_code=False, **reader
             )
             if settings.pooling in ("mean", "pair"):
                 encoder, info = transformers.AutoModel.from_pretrained(source, **options)
@@ -241,52 +240,14 @@ def _load(settings: ModelSettings, inputs: Inputs, num_labels: int, where: torch
             "you trust them, load them with transformers, write them by save_pretrained, and set model to that folder"
         ) from error
     finally:
-        logging.set_verbosity(verbosity)
+        hf_logging.set_verbosity(verbosity)
         if bars:
-            logging.enable_progress_bar()
+            hf_logging.enable_progress_bar()
     if inputs.processor_class == "AutoImageProcessor" and options["dtype"] != torch.float32:
         model.register_forward_pre_hook(_cast_pixels, with_kwargs=True)
     if inputs.processor_class == "AutoTokenizer":
-        if processor.pad_token is None:
-            processor.pad_token = processor.eos_token
-        if model.config.pad_token_id is None:
-            model.config.pad_token_id = processor.pad_token_id
+        agree_on_tokens(model, processor, settings)
     return model, processor, missing & model.state_dict().keys()
-
-
-def _require_whole(model: nn.Module, missing: Collection[str], settings: ModelSettings) -> None:
-    """Require that the checkpoint holds all of a model whose own head stays: nothing of it is drawn."""
-    if lacking := sorted({name for name, _ in model.named_parameters()} & {*missing}):
-        raise ValueError(
-            f"model {settings.model!r} has no {', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}: the task "
-            "trains no head of its own, so the checkpoint must hold the model's; take one that was saved with it"
-        )
-
-
-def _require_kind(settings: ModelSettings, wanted: str) -> None:
-    """Require a configuration for which transformers has a model of the class that the task wants.
-
-    Of a model with an encoder transformers would make a causal one by dropping the encoder.
-    """
-    import transformers
-
-    if wanted not in _KINDS:
-        return
-    source = source_of(settings.model, settings.revision)
-    config = transformers.AutoConfig.from_pretrained(source, revision=settings.revision)
-    known = {
-        "AutoModelForCausalLM": transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
-        "AutoModelForSeq2SeqLM": transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
-        "AutoModelForSequenceClassification": transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-        "AutoModelForImageClassification": transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
-    }[wanted]
-    both = bool(getattr(config, "is_encoder_decoder", False))
-    writes = wanted in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
-    if type(config) not in known or (writes and both != (wanted == "AutoModelForSeq2SeqLM")):
-        raise ValueError(
-            f"model={settings.model!r} is configured by a {type(config).__name__}, which is no {wanted}: "
-            f"{_KINDS[wanted]}"
-        )
 
 
 def _cast_pixels(model: Any, args: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -317,37 +278,6 @@ def _other_outputs(
             )
         found.add(name)
     return found
-
-
-def _require_positions(model: nn.Module, settings: ModelSettings, whole: int, decoder: int) -> None:
-    """Require a row of every absolute position table for each token of an example; rotary positions have no table.
-
-    RoBERTa's positions start after its padding id, BART's and OPT's after an offset of their own.
-
-    Args:
-        model: bare.
-        settings: for the error.
-        whole: tokens that the model reads of an example at most.
-        decoder: those of its decoder, where it has one beside an encoder.
-    """
-    both = bool(getattr(model.config, "is_encoder_decoder", False))
-    for name, table in model.named_modules():
-        if isinstance(table, nn.Embedding) and name.rpartition(".")[2] in _POSITIONS:
-            skipped = getattr(table, "offset", 0 if table.padding_idx is None else table.padding_idx + 1)
-            usable = table.num_embeddings - skipped
-            beside = both and "decoder" in name.split(".")
-            wanted = decoder if beside else whole
-            if wanted <= usable:
-                continue
-            there = f"the {usable} positions of model {settings.model!r} ({name})"
-            if beside:
-                raise ValueError(f"answer-length={wanted} exceeds {there}; set answer-length={usable} or less")
-            if wanted == settings.max_length:
-                raise ValueError(f"max-length={wanted} exceeds {there}; set max-length={usable} or less")
-            raise ValueError(
-                f"max-length={settings.max_length} and what the task reads beside it, {wanted} tokens, exceed {there}; "
-                f"lower max-length by {wanted - usable}"
-            )
 
 
 def _draw_missing(model: nn.Module, missing: Iterable[str], seed: int) -> None:

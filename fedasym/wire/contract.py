@@ -100,6 +100,7 @@ class Contract:
         if strange := _strange(theirs, ours):
             return f"the contract is of another version of fedasym ({sides}): {strange}; use one version"
         lines = difference(_flat(theirs), _flat(ours))
+        lines.sort(key=lambda line: line.startswith("matrix "))  # last, for there may be many, and a text may be cut
         return f"the contract differs ({sides}): " + "; ".join(lines)
 
 

@@ -91,10 +91,11 @@ def _read(name: str, array: Array, wanted: np.dtype[Any], size: tuple[int, ...])
         shape, _, dtype = np.lib.format.read_array_header_1_0(raw)
     except Exception as error:  # bytes from outside: whatever is wrong with them is one refusal
         raise ValueError(f"the array {name!r} cannot be read ({type(error).__name__}: {error}); {_ALIKE}") from error
-    if dtype != wanted or shape != size or array.shape != shape:
+    if dtype != wanted or shape != size or array.shape != shape or array.dtype != str(wanted):
+        declared = clean(f"{array.dtype} {array.shape}", 100)
         raise ValueError(
-            f"the array {name!r} is {dtype} {shape}, declared {array.shape}; the contract's matrices need "
-            f"{wanted} {size}; {_ALIKE}"
+            f"the array {name!r} is {dtype} {shape}, declared {declared}; the contract's matrices need {wanted} {size}; "
+            f"{_ALIKE}"
         )
     body, expected = len(array.data) - raw.tell(), math.prod(size) * wanted.itemsize
     if array.stype != "numpy.ndarray" or body != expected:

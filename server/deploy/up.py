@@ -121,7 +121,7 @@ def next_words(home: Home, sites: Sequence[str]) -> str:
         sites: names of those that may take part.
     """
     folder = shlex.quote(str(home.folder))
-    settings = f'sites="{",".join(sites) or "SITES"}" labels="LABELS"'
+    settings = f'sites="{",".join(sites) or "SITES"}" labels="LABELS" data="DATA" model="MODEL"'
     none = "" if sites else f"\nthere is no site yet: `python -m server add {folder} NAME`, then name it for SITES"
     return (
         f"up: sites reach {home.address}; logs in {home.folder / 'logs'}; Ctrl-C or SIGTERM ends all{none}\n"
@@ -130,7 +130,8 @@ def next_words(home: Home, sites: Sequence[str]) -> str:
         f"  export FLWR_HOME={shlex.quote(str(home.flower))} FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1\n"
         f"  cd {shlex.quote(str(PROJECT))}\n"
         f"  {shlex.quote(tool('flwr'))} run . {CONNECTION} --stream -c {shlex.quote(settings)}\n"
-        "with your classes for LABELS: by commas, in the order of their ids, as every site gives them to --labels"
+        "with your classes for LABELS: by commas, in the order of their ids, as every site gives them to --labels; for "
+        "DATA where this server has held-out examples, or none; for MODEL a hub id, or minilm for the packaged one"
     )
 
 

@@ -10,7 +10,8 @@ under, whatever its id. Sites may come late, leave and come back; a round asks t
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,19 @@ from flwr.serverapp import Grid
 from fedasym.ops.progress import Tell, to_nobody
 from fedasym.settings import Settings
 from fedasym.wire import records
+from fedasym.wire.codecs import codec_of
 from fedasym.wire.contract import Contract
+from server.round.inbox import LONGEST_TEXT, Delivery, Inbox, bound_of
 from server.round.membership import Membership
 from server.round.node_notes import Said
-from server.round.reply import LONGEST_REASON
 from server.round.run import FederationError, Round, name_of, pause
+from server.round.weights import MOST_EXAMPLES, KnownSizes, StatedSizes, Weights
 
 log = logging.getLogger("fedasym")
 
 _MOST_NODES = 1_000_000
+_FIRST_RETRY, _LONGEST_RETRY = 2.0, 60.0  # seconds until a node that could not agree is asked again
+_REFUSALS = 4  # of every site, each of which may pass, before the first round: then the run ends
 _FIRST_SECONDS = 60.0  # a site's first answer takes as long as loading its model
 
 
@@ -37,6 +42,25 @@ def warm(grid: Grid, settings: Settings) -> None:
     content = RecordDict({"about": ConfigRecord({"dtype": settings.dtype})})
     nodes = list(grid.get_node_ids())
     grid.push_messages([Message(content, node, f"{MessageType.QUERY}.warm", group_id="warm") for node in nodes])
+
+
+@dataclass(frozen=True)
+class _Late:
+    """A message that was not answered in time: to which client and node, in which round, and until when it is busy."""
+
+    client: int
+    node: int
+    round: int
+    until: float
+
+
+@dataclass(frozen=True)
+class _Retry:
+    """When a node is asked again that could not agree, after which pause, and how often it could not so far."""
+
+    at: float
+    pause: float
+    refusals: int
 
 
 class Roster:
@@ -59,6 +83,7 @@ class Roster:
         past: Sequence[dict[str, Any]] = (),
     ) -> None:
         self._grid, self._contract, self._settings = grid, contract, settings
+        self.inbox = Inbox(grid)
         about: records.About = {"contract": contract.to_json(), "logits": [*logits], "dtype": settings.dtype}
         self._query = RecordDict({"about": ConfigRecord({**about})})
         self._told = Said(past)
@@ -69,9 +94,10 @@ class Roster:
         self._agreed: dict[int, int] = {}  # node by client, or by partition where the data are split
         self._asked: set[int] = set()
         self._refusals: dict[int, str] = {}  # reason by node
+        self._retries: dict[int, _Retry] = {}  # who refused for what may pass, by node
+        self._sizes: dict[int, int] = {}  # examples that a site states, by client
         self._expected = 1  # partitions
-        # Client, round and the time until which it counts as busy, by id of a message that was not answered in time.
-        self._late: dict[str, tuple[int, int, float]] = {}
+        self._late: dict[str, _Late] = {}  # by id of a message that was not answered in time
         self._names: dict[int, str] = {}  # registered, by node
         self._began = False
         self._split: dict[int, int] = {}  # node by client, once all shares are held
@@ -97,7 +123,7 @@ class Roster:
             tell(len(agreed), len(self._settings.site_names) or max(self._expected, len(self._names)))
             chosen: Iterable[int] = here
             if self._settings.sites:
-                busy = {client for client, _, until in self._late.values() if until > time.monotonic()}
+                busy = {each.client for each in self._late.values() if each.until > time.monotonic()}
                 chosen = self._membership.choose(number, here.keys() - busy)
             if chosen and not (self._waiting and time.monotonic() < patience):
                 self._began = True
@@ -109,28 +135,50 @@ class Roster:
             time.sleep(pause(time.monotonic() - now))
 
     def _all_refused(self) -> bool:
-        """Say whether every site of the run has said no, so that there is nobody to wait for."""
-        return bool(self._settings.sites) and {*self._settings.site_names} <= {
-            self._names.get(node) for node in self._refusals
-        }
+        """Say whether every site has said no for good or often enough, so that there is nobody to wait for."""
+        trying = {node for node, retry in self._retries.items() if retry.refusals < _REFUSALS}
+        final = self._refusals.keys() - trying
+        return bool(self._settings.sites) and {*self._settings.site_names} <= {self._names.get(node) for node in final}
+
+    def weights(self, sizes: Mapping[int, int]) -> Weights:
+        """Return what each client may weigh in a round.
+
+        Args:
+            sizes: examples that each client trains on, where the data are split.
+        """
+        uniform = self._settings.weights == "uniform"
+        if not self._settings.sites:
+            return KnownSizes(sizes, uniform)
+        return StatedSizes(self._sizes, self._settings.max_weight, uniform)
 
     def news(self, folder: Path) -> list[str]:
         """Return warnings of what nodes have said of themselves since the last call; log them, keep all in a folder."""
         return self._told.news(folder)
 
-    def note(self, result: Round) -> None:
-        """Remember who failed in a round and whose reply is still to come: it is not asked for one deadline more."""
+    def note(self, result: Round, nodes: Mapping[int, int]) -> None:
+        """Remember who failed in a round and whose reply is still to come: it is not asked for one deadline more.
+
+        Args:
+            result: of the round.
+            nodes: of each client that was there.
+        """
         self._membership.note(result.number, result.asked, set(result.rejected))
         until = time.monotonic() + self._settings.round_timeout
-        self._late |= {name: (client, result.number, until) for name, client in result.unanswered.items()}
+        self._late |= {
+            name: _Late(client, nodes[client], result.number, until) for name, client in result.unanswered.items()
+        }
 
     def late_replies(self) -> list[str]:
         """Return in words which replies to earlier rounds have come since; they do not count."""
-        said = []
-        for reply in self._grid.pull_messages(list(self._late)) if self._late else ():
-            client, number, _ = self._late.pop(reply.metadata.reply_to_message_id)
-            end = f"failed ({reply.error.reason})" if reply.has_error() else "came after the deadline"
-            said.append(f"{name_of(client, self._settings)}: its reply to round {number} {end}; it does not count")
+        said, bound = [], bound_of(self._contract.schema, codec_of(self._contract.codec))
+        for delivery in self.inbox.pull({name: each.node for name, each in self._late.items()}, bound):
+            late, reply, end = self._late.pop(delivery.name), delivery.reply, "came after the deadline"
+            if reply is None or reply.has_error():
+                why = delivery.fault if reply is None else records.clean(reply.error.reason, LONGEST_TEXT)
+                end = f"failed ({why})"
+            said.append(
+                f"{name_of(late.client, self._settings)}: its reply to round {late.round} {end}; it does not count"
+            )
         return said
 
     def _meet(self) -> dict[int, int]:
@@ -144,19 +192,18 @@ class Roster:
         self._names = online
         gone = self._asked - online.keys()
         self._asked -= gone  # who comes back is asked again
-        self._refusals = {node: why for node, why in self._refusals.items() if node not in gone}
-        new = sorted(online.keys() - self._asked)
+        for node in gone:
+            self._refusals.pop(node, None)
+            self._retries.pop(node, None)
+        waiting = set(self._waiting.values())
+        again = {node for node, retry in self._retries.items() if retry.at <= time.monotonic()} - waiting
+        new = sorted((online.keys() - self._asked) | again)
         if new:
             messages = [Message(self._query, node, MessageType.QUERY, group_id="handshake") for node in new]
             self._waiting |= dict(zip(self._grid.push_messages(messages), new, strict=True))
             self._asked |= set(new)
-        if self._waiting:
-            for reply in self._grid.pull_messages(list(self._waiting)):
-                node = self._waiting.pop(reply.metadata.reply_to_message_id, None)
-                if node is None:
-                    log.warning("a node answered the handshake twice; its later answer does not count")
-                else:
-                    self._hear(node, reply)
+        for delivery in self.inbox.pull(self._waiting, bound_of((), codec_of(self._contract.codec))):
+            self._hear(self._waiting.pop(delivery.name), delivery)
         if self._settings.sites:
             return {client: node for client, node in self._agreed.items() if node in online}
         if self._refusals and not self._waiting:
@@ -170,32 +217,45 @@ class Roster:
             )  # fmt: skip
         return self._split
 
-    def _hear(self, node: int, reply: Message) -> None:
-        """Take a node's answer to the handshake."""
-        if reply.has_error():
-            reason = f"its process failed: {records.clean(reply.error.reason, LONGEST_REASON)}"
+    def _hear(self, node: int, delivery: Delivery) -> None:
+        """Take a node's answer to the handshake; who could not agree for what may pass is asked again after a while."""
+        reply, passing = delivery.reply, True
+        if reply is None:
+            reason = delivery.fault
+        elif reply.has_error():
+            reason = f"its process failed: {records.clean(reply.error.reason, LONGEST_TEXT)}"
         elif "refusal" in reply.content.config_records:
-            said = reply.content.config_records["refusal"].get("reason", "no reason given")
-            reason = records.clean(said, LONGEST_REASON)
+            refusal = reply.content.config_records["refusal"]
+            reason = records.clean(refusal.get("reason", "no reason given"), LONGEST_TEXT)
+            passing = refusal.get("passing") is True
         else:
-            reason = self._admit(node, records.about(reply.content))
+            reason, passing = self._admit(node, records.about(reply.content))
+        retry = self._retries.pop(node, None)
         if not reason:
+            self._refusals.pop(node, None)
             return
+        known = self._refusals.get(node) == reason
         self._refusals[node] = reason
-        if self._settings.sites:
-            log.warning("node %s refused or was refused: %s", self._names.get(node) or node, reason)
+        if not self._settings.sites:
+            return
+        pause_ = min(2.0 * retry.pause, _LONGEST_RETRY) if retry else _FIRST_RETRY
+        if passing:
+            self._retries[node] = _Retry(time.monotonic() + pause_, pause_, retry.refusals + 1 if retry else 1)
+        if not known:
+            later = f"; it is asked again, in {pause_:g} s first" if passing else ""
+            log.warning("node %s refused or was refused: %s%s", self._names.get(node) or node, reason, later)
 
-    def _admit(self, node: int, about: dict[str, Any]) -> str:
-        """Admit a node that agrees, or say why not."""
+    def _admit(self, node: int, about: dict[str, Any]) -> tuple[str, bool]:
+        """Admit a node that agrees, or say why not, and whether that may pass."""
         if about.get("contract") != self._contract.hash:
             stated = records.clean(repr(about.get("contract")), 200)
-            return f"it answered with contract={stated}, not {self._contract.hash}"
+            return f"it answered with contract={stated}, not {self._contract.hash}", False
         if self._settings.sites:
             return self._admit_site(node, records.clean(about.get("site", ""), 200), about)
         share, shares = about.get("partition-id", 0), about.get("num-partitions", 1)
         if type(share) is not int or type(shares) is not int or not 0 <= share < shares <= _MOST_NODES:
             said = records.clean(f"partition-id={share!r} of num-partitions={shares!r}", 200)
-            return f"its {said} is no share; set both in its node config"
+            return f"its {said} is no share; set both in its node config", False
         if "partition-id" not in about:
             share = len(self._agreed)
         if share in self._agreed:
@@ -205,23 +265,27 @@ class Roster:
         self._agreed[share] = node
         self._told.hear(f"partition {share}", about)
         self._expected = max(self._expected, int(shares))
-        return ""
+        return "", False
 
-    def _admit_site(self, node: int, claimed: str, about: dict[str, Any]) -> str:
+    def _admit_site(self, node: int, claimed: str, about: dict[str, Any]) -> tuple[str, bool]:
         registered, names = self._names.get(node, ""), self._settings.site_names
         name = registered or claimed
         if claimed != name:
-            return f"it is registered as {registered!r} and calls itself site {claimed!r}; give it its own kit"
+            return f"it is registered as {registered!r} and calls itself site {claimed!r}; give it its own kit", False
         if name not in names:
-            return f"site {name!r} is none of the run's sites={self._settings.sites!r}"
+            return f"site {name!r} is none of the run's sites={self._settings.sites!r}", False
+        size = about.get("num-examples")
+        if type(size) is not int or not 1 <= size <= MOST_EXAMPLES:
+            said = records.clean(repr(size), 100)
+            return f"it states num-examples={said}, expected 1 to {MOST_EXAMPLES}; run the same fedasym there", False
         client = names.index(name)
         other = self._agreed.get(client, node)
         if other != node and other in self._names:
-            return f"node {other} is site {name!r} already, and is there; end one of the two"
+            return f"node {other} is site {name!r} already, and is there; end one of the two", True
         log.info("site %s %s", name, "is back" if client in self._agreed else "agreed to the contract")
-        self._agreed[client] = node
+        self._agreed[client], self._sizes[client] = node, size
         self._told.hear(f"site {name}", about)
-        return ""
+        return "", False
 
     def _said(self) -> str:
         by_reason: dict[str, list[int]] = {}

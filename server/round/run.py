@@ -16,14 +16,16 @@ from numpy.typing import NDArray
 
 from fedasym.aggregation.base import aggregator_of
 from fedasym.methods import METHODS
-from fedasym.methods.base import Matrices, letter_of, pick
+from fedasym.methods.base import Matrices, letter_of, pick, select
 from fedasym.ops.progress import Tell, to_nobody
 from fedasym.rng import generator
 from fedasym.settings import Settings
 from fedasym.wire import records
 from fedasym.wire.codecs import codec_of
 from fedasym.wire.contract import Contract
-from server.round.reply import check_reply
+from server.round.inbox import LONGEST_TEXT, Bound, Delivery, Inbox, bound_of
+from server.round.reply import Rejection, check_reply
+from server.round.weights import Weights
 
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.2, 2.0  # seconds between two looks for replies
 _LEAST_TTL = 600.0  # seconds that a message lives at least: the clocks of server and sites may differ
@@ -44,6 +46,7 @@ class Round:
     warnings: list[str] = field(default_factory=list)  # what was left out of a client that does count
     replied: set[int] = field(default_factory=set)  # whose reply came in time, whatever it was worth
     metrics: dict[int, dict[str, float]] = field(default_factory=dict)  # of valid replies, by client
+    norms: dict[int, float] = field(default_factory=dict)  # of their changes
     payload_down: int = 0
     payload_up: int = 0
     message_down: int = 0
@@ -98,20 +101,24 @@ def sample_clients(settings: Settings, number: int, here: Sequence[int]) -> list
 
 def run_round(
     grid: Grid,
+    inbox: Inbox,
     nodes: Mapping[int, int],
     contract: Contract,
     opening: Opening,
     settings: Settings,
+    weights: Weights,
     tell: Tell = to_nobody,
 ) -> Round:
     """Ask the sampled clients to train and average what they return.
 
     Args:
         grid: Flower's grid.
+        inbox: of that grid.
         nodes: node id of each client that is there.
         contract: what every message refers to.
         opening: what opens the round.
-        settings: sampling, timeout, quorum.
+        settings: sampling, timeout, quorum, bounds.
+        weights: what each client may weigh.
         tell: told after every reply how many clients are done with, of how many.
 
     Raises:
@@ -122,14 +129,17 @@ def run_round(
     lifetime = max(2 * settings.round_timeout, _LEAST_TTL)
     pending = _send(grid, nodes, contract, opening, result.asked, False, lifetime, result, settings)
     total = aggregator_of(settings.aggregation)
+    schema = select(contract.schema, method.up(number))
+    total.begin(pick(opening.held, schema))
+    bound = bound_of(schema, codec_of(contract.codec))
     kept: dict[int, tuple[int, Matrices]] = {}
     behind: set[int] = set()
     answered: set[str] = set()
-    for name, reply in _replies(grid, pending, settings.round_timeout):
-        client = pending[name]
-        answered.add(name)
+    for delivery in _deliveries(inbox, nodes, pending, bound, settings.round_timeout):
+        client, reply = pending[delivery.name], delivery.reply
+        answered.add(delivery.name)
         result.replied.add(client)
-        if client not in behind and _is_behind(reply):
+        if client not in behind and reply is not None and _is_behind(reply):
             behind.add(client)
             result.message_up += records.message_bytes(reply)
             pending.update(_send(grid, nodes, contract, opening, [client], True, lifetime, result, settings))
@@ -141,12 +151,15 @@ def run_round(
             )
             continue
         try:
+            if reply is None:
+                raise Rejection(f"{delivery.fault}; look at what that site sends")
             result.message_up += records.message_bytes(reply)
-            weight, update, metrics = check_reply(reply, client, number, contract, opening.held)
-            if update:
-                total.add(weight, update)
-        except ValueError as error:  # a Rejection, or a weight beyond what the mean can hold
-            result.rejected[client] = str(error)
+            checked = check_reply(reply, client, number, contract, opening.held, settings.max_value)
+            weight = weights.of(client, checked.weight)
+            if checked.matrices:
+                total.add(weight, checked.matrices)
+        except (Rejection, ValueError) as error:
+            result.rejected[client] = records.clean(error, LONGEST_TEXT)
             tell(len(result.metrics) + len(result.rejected), len(result.asked))
             continue
         if records.about(reply.content).get("fresh") and number > 1:
@@ -154,9 +167,9 @@ def run_round(
                 f"client {client} started its private matrices anew: it takes part for the first time, or lost its disk"
             )
         result.payload_up += records.payload_bytes(reply.content)
-        result.metrics[client] = metrics
+        result.metrics[client], result.norms[client] = checked.metrics, checked.norm
         if len(method.up(number)) == 2:
-            kept[client] = (weight, update)
+            kept[client] = (weight, checked.matrices)
         tell(len(result.metrics) + len(result.rejected), len(result.asked))
     result.unanswered = {name: client for name, client in pending.items() if name not in answered}
     for client in result.asked:
@@ -173,7 +186,10 @@ def run_round(
             f"round {number}: {valid} of {asked} replies are valid, min-valid={settings.min_valid}. {reasons}"
         )
     if method.up(number) or any(not letter_of(name) for name, _ in contract.schema):
-        result.mean, result.mean64 = total.result()
+        try:
+            result.mean, result.mean64 = total.result()
+        except ValueError as error:
+            raise FederationError(f"round {number}: aggregation={settings.aggregation!r} has {error}") from error
     result.replies = [kept[client] for client in sorted(kept)]
     return result
 
@@ -218,19 +234,22 @@ def _send(
     return dict(zip(grid.push_messages(messages), clients, strict=True))
 
 
-def _replies(grid: Grid, pending: dict[str, int], timeout: float) -> Iterable[tuple[str, Message]]:
-    """Yield replies with the ids of what they reply to as they arrive, until all did or the time is up.
+def _deliveries(
+    inbox: Inbox, nodes: Mapping[int, int], pending: dict[str, int], bound: Bound, timeout: float
+) -> Iterable[Delivery]:
+    """Yield what comes in answer to messages as it arrives, until each is answered or the time is up.
 
-    ``pending`` may grow meanwhile.
+    ``pending`` (client by message id) may grow meanwhile.
     """
     since = time.monotonic()
     deadline, answered = since + timeout, set[str]()
     while len(answered) < len(pending) and time.monotonic() < deadline:
-        arrived = list(grid.pull_messages([name for name in pending if name not in answered]))
-        for reply in arrived:
-            answered.add(reply.metadata.reply_to_message_id)
-            yield reply.metadata.reply_to_message_id, reply
-        if arrived:
+        before = len(answered)
+        asked = {name: nodes[client] for name, client in pending.items() if name not in answered}
+        for delivery in inbox.pull(asked, bound):
+            answered.add(delivery.name)
+            yield delivery
+        if len(answered) > before:
             since = time.monotonic()
         else:
             time.sleep(pause(time.monotonic() - since))

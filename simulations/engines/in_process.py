@@ -4,6 +4,7 @@ from importlib import import_module
 from pathlib import Path
 
 from flwr.app import Context, RecordDict
+from flwr.clientapp import ClientApp
 
 from clients.app import app as client_app
 from fedasym.fields import Value
@@ -14,13 +15,14 @@ from server.app import app as server_app
 from simulations.engines.grid import RUN_ID, SERVER_NODE, InProcessGrid
 
 
-def run_local(settings: Settings, workers: int, data: Path | None = None) -> Path:
+def run_local(settings: Settings, workers: int, data: Path | None = None, app: ClientApp = client_app) -> Path:
     """Run a federation in this process.
 
     Args:
         settings: ``out`` must name the run folder.
         workers: clients that train at the same time, on one thread each; on GPUs at most one a GPU.
         data: with ``sites``, the folder that holds each one's data in a folder of its name.
+        app: what clients run.
 
     Returns:
         The run folder.
@@ -42,6 +44,6 @@ def run_local(settings: Settings, workers: int, data: Path | None = None) -> Pat
             {"site": name, "data-dir": str((data / name).absolute()), "log-file": log_file}
             for name in settings.site_names
         ]
-    with InProcessGrid(client_app, config, nodes, workers_of(settings.device, workers)) as grid:
+    with InProcessGrid(app, config, nodes, workers_of(settings.device, workers)) as grid:
         server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(config)))
     return Path(settings.out)

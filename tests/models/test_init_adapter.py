@@ -256,7 +256,9 @@ def test_sites_are_refused_with_what_to_do() -> None:
     with pytest.raises(
         ValueError, match=r"'x' does not go with sites: its A does not travel, .* give every site that f"
     ):
-        from_run_config({"sites": "north,south", "labels": "bad,good", "init-adapter": "x"})
+        from_run_config(
+            {"sites": "a,b", "labels": "bad,good", "data": "reviews", "model": "minilm", "init-adapter": "x"}
+        )
 
 
 @pytest.fixture(scope="module")

@@ -138,12 +138,12 @@ def test_a_process_killed_while_it_saves_leaves_a_whole_state_each_time(tmp_path
 
 
 def test_a_round_recorded_after_the_checkpoint_is_cut_off_again(tmp_path) -> None:
-    lengths = [record.append_round(tmp_path, {"round": k, "note": "ä\u2028"}) for k in (1, 2, 3)]
+    lengths = [record.append_round(tmp_path, {"round": k, "note": "ä\u2028"})[0] for k in (1, 2, 3)]
     path = tmp_path / "rounds.jsonl"
     assert lengths[-1] == path.stat().st_size
     assert record.cut_rounds(tmp_path, lengths[2]) is False and record.cut_rounds(tmp_path, lengths[1]) is True
     assert [row["round"] for row in record.read_rounds(tmp_path)] == [1, 2]
-    assert record.append_round(tmp_path, {"round": 3, "note": "ä\u2028"}) == lengths[-1]
+    assert record.append_round(tmp_path, {"round": 3, "note": "ä\u2028"})[0] == lengths[-1]
     assert record.read_rounds(tmp_path)[2] == {"round": 3, "note": "ä\u2028"}
 
 
@@ -165,9 +165,52 @@ def test_a_record_shorter_than_the_checkpoint_knows_is_refused(tmp_path) -> None
     record.cut_rounds(tmp_path, 0)  # nothing there and nothing known
     with pytest.raises(ValueError, match="has 0 bytes, the checkpoint expects 5"):
         record.cut_rounds(tmp_path, 5)
-    length = record.append_round(tmp_path, {"round": 1})
+    length, _ = record.append_round(tmp_path, {"round": 1})
     with pytest.raises(ValueError, match=f"has {length} bytes, the checkpoint expects {length + 1}"):
         record.cut_rounds(tmp_path, length + 1)
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_the_states_of_the_last_rounds_are_kept_and_no_others(tmp_path, state, keep) -> None:
+    for number in range(1, 7):
+        save(tmp_path, dataclasses.replace(state, round=number), keep)
+    older = sorted(path.name for path in tmp_path.iterdir() if path.name != FILE)
+    assert older == [f"checkpoint-00000{number}.safetensors" for number in range(7 - keep, 6)]
+    assert load(tmp_path).round == 6 and not load(tmp_path).older
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_damaged_newest_state_falls_back_to_the_one_before_and_says_so(tmp_path, state, gone, caplog) -> None:
+    for number in (1, 2, 3):
+        save(tmp_path, dataclasses.replace(state, round=number), 3)
+    path = tmp_path / FILE
+    if gone:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-1])
+    found = load(tmp_path)
+    assert found.round == 2 and found.older
+    assert "going back to round 2, whose state checkpoint-000002.safetensors holds" in caplog.text
+    (tmp_path / "checkpoint-000002.safetensors").write_bytes(b"")
+    assert load(tmp_path).round == 1
+    save(tmp_path, dataclasses.replace(state, round=2), 3)  # the lost rounds are done again
+    assert load(tmp_path).round == 2 and not load(tmp_path).older
+    for file in tmp_path.iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"checkpoint.safetensors is damaged .*-000001.safetensors is damaged"):
+        load(tmp_path)
+
+
+def test_a_line_that_was_changed_after_it_was_written_is_refused(tmp_path) -> None:
+    chain = ""
+    for number in (1, 2):
+        length, chain = record.append_round(tmp_path, {"round": number, "accuracy": 0.51}, chain)
+    record.append_round(tmp_path, {"round": 3}, chain)
+    assert record.cut_rounds(tmp_path, length, chain)
+    path = tmp_path / "rounds.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"0.51", b"0.61", 1))
+    with pytest.raises(ValueError, match=rf"rounds.jsonl was changed: its first {length} bytes"):
+        record.cut_rounds(tmp_path, length, chain)
 
 
 def test_a_line_still_being_written_is_left_out(tmp_path) -> None:

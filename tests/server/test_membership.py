@@ -1,22 +1,24 @@
 """Sites come late, leave, come back, are late, fail and rest; the mean is over who reported."""
 
+import math
 import threading
 from collections.abc import Callable, Iterable
+from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
 import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from hypothesis import given
 from hypothesis import strategies as st
-from world import make_sites, no_report, simulate, site_settings
+from world import make_sites, no_report, settings_of_sites, simulate, site_settings
 
 from clients.app import app as honest
 from fedasym.runs.record import read_json, read_rounds
 from fedasym.settings import Settings
 from fedasym.wire import records
 from server.app import app as server_app
+from server.round import roster
 from server.round.membership import Membership
 from server.round.run import FederationError, sample_clients
 from simulations.engines.grid import RUN_ID, SERVER_NODE, InProcessGrid
@@ -69,10 +71,13 @@ def test_a_round_waits_for_the_quorum_and_says_who_is_missing(tmp_path: Path) ->
         run(tmp_path, lambda done: {"north"}, quorum=2, round_timeout=2.0)
 
 
-def test_a_run_that_every_site_refuses_ends_at_once_with_their_reasons(tmp_path: Path) -> None:
+def test_a_run_that_every_site_refuses_again_and_again_ends_with_their_reasons(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_sites(tmp_path)
     for name in NAMES:
         (tmp_path / "sites" / name / "train.jsonl").unlink()
+    monkeypatch.setattr(roster, "_FIRST_RETRY", 0.05)
     with pytest.raises(
         FederationError, match=r"every site of the run refused\. 1 node\(s\).*error \w{8} at site north"
     ):
@@ -151,16 +156,16 @@ def test_two_nodes_of_one_name_and_a_name_that_is_not_the_runs_take_no_part(tmp_
 
 @given(st.sets(st.integers(0, 9), min_size=1), st.floats(0.01, 1.0), st.integers(1, 50))
 def test_a_fraction_of_those_there_is_asked_rounded_up_and_the_same_for_the_same_round(here, share, number) -> None:
-    settings = Settings(fraction=share, quorum=1)
+    settings = settings_of_sites(10, fraction=share, quorum=1)
     chosen = sample_clients(settings, number, sorted(here))
     assert chosen == sorted(set(chosen)) and set(chosen) <= here
-    assert len(chosen) == int(np.ceil(share * len(here)))
+    assert len(chosen) == math.ceil(Fraction(str(share)) * len(here))
     assert chosen == sample_clients(settings, number, sorted(here, reverse=True))
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=12), st.integers(1, 4), st.integers(1, 4))
 def test_a_client_rests_exactly_after_its_failures_in_a_row(outcomes, after, rounds) -> None:
-    membership = Membership(Settings(num_clients=2, quorum=1, rest_after=after, rest_rounds=rounds))
+    membership = Membership(settings_of_sites(2, quorum=1, rest_after=after, rest_rounds=rounds))
     row = rest_until = 0
     for number, fails in enumerate(outcomes, 1):
         here = membership.choose(number, {0, 1})
@@ -173,7 +178,7 @@ def test_a_client_rests_exactly_after_its_failures_in_a_row(outcomes, after, rou
 
 
 def test_a_rest_is_cut_short_where_the_quorum_needs_it() -> None:
-    membership = Membership(Settings(num_clients=2, quorum=2, rest_after=1))
+    membership = Membership(settings_of_sites(2, quorum=2, rest_after=1))
     membership.note(1, [0, 1], {1})
     assert membership.choose(2, {0, 1}) == [0, 1]
     assert membership.choose(2, {0}) == []

@@ -26,7 +26,7 @@ from fedasym.wire import records
 from fedasym.wire.codecs.identity import PACKED
 from fedasym.wire.contract import Contract
 from server.app import app as server_app
-from server.round.reply import Rejection, check_reply
+from server.round.reply import Checked, Rejection, check_reply
 from server.round.run import FederationError
 from simulations.engines.grid import RUN_ID, SERVER_NODE, InProcessGrid
 
@@ -61,11 +61,11 @@ class Exchange:
     contract: Contract
     held: Matrices
 
-    def check(self, tamper: Tamper = lambda message, reply: None) -> tuple[int, Matrices, dict[str, float]]:
+    def check(self, tamper: Tamper = lambda message, reply: None) -> Checked:
         """Let the server check a copy of the reply that was tampered with."""
         reply = copy.deepcopy(self.reply)
         tamper(self.message, reply)
-        return check_reply(reply, BAD_CLIENT, 1, self.contract, self.held)
+        return check_reply(reply, BAD_CLIENT, 1, self.contract, self.held, 1e4)
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +98,20 @@ def nan_reply(_: Message, reply: Message) -> None:
     values = values_of(reply)
     values[3] = np.nan
     with_values(reply, values)
+
+
+def huge_value(_: Message, reply: Message) -> None:
+    values = values_of(reply)
+    values[7] = 3e38
+    with_values(reply, values)
+
+
+def wordy_refusal(_: Message, reply: Message) -> None:
+    reply.content["refusal"] = ConfigRecord({"reason": "\x1b[31m[/b] no\n" * 100_000})
+
+
+def other_dtype(_: Message, reply: Message) -> None:
+    reply.content.array_records["matrices"][PACKED].dtype = "(1000000,)no-such-type"
 
 
 def short_reply(_: Message, reply: Message) -> None:
@@ -172,6 +186,8 @@ def crash(_: Message, reply: Message) -> None:
     ("tamper", "named"),
     [
         (nan_reply, "holds nan at (0, 3): not a finite value"),
+        (huge_value, "holds a value of magnitude 3e+38, max-value=10000"),
+        (other_dtype, "declared (1000000,)no-such-type"),
         (short_reply, "the contract's"),
         (double_reply, "float64"),
         (extra_tensor, "arrays ['extra.B']"),
@@ -192,7 +208,7 @@ def crash(_: Message, reply: Message) -> None:
         (set_metrics(accuracy_after=0.5), "an evaluation on kept-out=None examples"),
         (set_metrics(accuracy_after=0.5, kept_out=0), "an evaluation on kept-out=0 examples"),
         (set_metrics(accuracy_after=float("nan"), kept_out=5), "its metric accuracy-after is nan"),
-        (huge_shape, "declared (1000000000000,)"),
+        (huge_shape, "declared float32 (1000000000000,)"),
         (no_bytes, "the array 'packed' cannot be read"),
         (speechless_refusal, "it refused: no reason given"),
     ],
@@ -205,16 +221,24 @@ def test_a_bad_reply_is_rejected_by_name(exchange: Exchange, tamper: Tamper, nam
 
 
 def test_the_honest_reply_counts(exchange: Exchange) -> None:
-    weight, matrices, metrics = exchange.check()
-    assert weight == metrics["num-examples"] > 0
-    assert records.digest(matrices) != records.digest(exchange.held)
+    checked = exchange.check()
+    assert checked.weight == checked.metrics["num-examples"] > 0
+    assert records.digest(checked.matrices) != records.digest(exchange.held)
+    changes = [checked.matrices[name].astype(np.float64) - exchange.held[name] for name in checked.matrices]
+    assert checked.norm == pytest.approx(np.linalg.norm(np.concatenate([change.ravel() for change in changes])))
+
+
+def test_what_a_client_says_is_cut_and_cleaned(exchange: Exchange) -> None:
+    with pytest.raises(Rejection) as raised:
+        exchange.check(wordy_refusal)
+    assert len(str(raised.value)) < 700 and str(raised.value).isprintable()
 
 
 @pytest.mark.parametrize(
     ("tamper", "named"),
     [
         (nan_reply, "holds nan at (0, 3): not a finite value"),  # by the checks above
-        (set_weight(2**53), "keep their sum below 2**53"),  # by the mean
+        (set_weight(2**53), "num-examples=9007199254740992 is not what the split gives it, "),  # by its known size
         (crash, "a bug of the client"),  # by Flower, before there is a reply
     ],
 )

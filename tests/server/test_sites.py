@@ -159,10 +159,11 @@ def test_a_site_lends_its_data_as_it_says_and_not_otherwise(world: Path, kind: s
 def test_what_a_site_lends_is_what_is_read_whatever_the_task_is_called(world: Path) -> None:
     lends = {"text-columns": "text", "label-column": "label", "labels": "0,1", "train-split": "train"}
     place = NodeContext(site="north", data=str(world / "absent"), lends=lends)
-    require_fit(Settings(sites="north", labels="0,1", num_clients=1), place)  # reviews
-    require_fit(Settings(sites="north", labels="0,1", num_clients=1, task="classification"), place)
+    own = {"sites": "north", "num_clients": 1, "model": "minilm"}
+    require_fit(Settings(**own, labels="0,1", data="reviews"), place)
+    require_fit(Settings(**own, labels="0,1", data="reviews", task="classification"), place)
     with pytest.raises(Refusal, match="text-columns: 'text' there, 'sentence' here"):
-        require_fit(Settings(sites="north", num_clients=1, task="sst2"), place)
+        require_fit(Settings(**own, task="sst2"), place)
 
 
 def test_a_place_is_a_site_with_data_or_neither() -> None:
@@ -184,6 +185,11 @@ def test_a_place_is_a_site_with_data_or_neither() -> None:
         ({"validation-cut": 5}, "validation-cut=5 does nothing with sites"),
         ({"sites": "", "data": "none"}, "data='none' leaves nothing to learn from"),
         ({"data": "none"}, "data='none' is evaluated at the clients only"),
+        ({"data": "demo"}, "sites have no default for data, which is the demo's here; set it, to 'reviews' or 'none'"),
+        ({"model": "demo"}, "sites have no default for model, which is the demo's here; set it, to 'minilm'"),
+        ({"max-weight": 0.5}, "max-weight=0.5 would refuse the median site"),
+        ({"sites": "", "max-weight": 2.0}, "max-weight=2.0 does nothing without sites"),
+        ({"sites": "", "quorum": 2}, "quorum=2 does nothing without sites"),
         ({"quorum": 4}, "quorum=4 exceeds the 3 clients"),
         ({"quorum": 1, "min-valid": 2}, "min-valid=2 exceeds the clients asked each round, 1 at a quorum"),
         ({"fraction": 0.5, "clients-per-round": 1}, "goes without clients-per-round=1"),

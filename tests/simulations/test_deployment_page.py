@@ -97,7 +97,7 @@ def test_a_server_runs_trains_and_bars_a_site_as_the_page_says(
         said = shell(status)
         assert re.search(r"north +online", said) and re.search(r"east +registered", said)
 
-        run = block("export FLWR_HOME").replace('labels="0,1"', tiny)
+        run = block("export FLWR_HOME").replace('labels="0,1" data="reviews" model="minilm"', tiny)
         folder = trained(shell(run, PROJECT))
         assert [row["clients_valid"] for row in rounds(folder)] == 5 * [2]
         settings = re.findall(r'\S+?=(?:"[^"]*"|\S+)', shlex.split(run)[-1])
@@ -106,8 +106,8 @@ def test_a_server_runs_trains_and_bars_a_site_as_the_page_says(
         assert read_json(folder / "config.json")["contract_hash"] in said and bundle_digest() in said
 
         printed = "\n".join(line for line in log.read_text().splitlines() if line.startswith("  "))
-        assert 'sites="north,south,east" labels="LABELS"' in printed
-        filled = printed.replace('labels="LABELS"', f"{tiny} quorum=2 num-rounds=1")
+        assert 'sites="north,south,east" labels="LABELS" data="DATA" model="MODEL"' in printed
+        filled = printed.replace('labels="LABELS" data="DATA" model="MODEL"', f"{tiny} quorum=2 num-rounds=1")
         assert len(rounds(trained(shell(filled)))) == 1
 
         assert "stays barred for good" in shell(block("python -m server remove"))

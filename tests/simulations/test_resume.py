@@ -136,13 +136,13 @@ def test_a_new_run_does_not_take_over_what_clients_kept_of_an_old_one(world: Pat
     more = {"head": "local", "client_holdout": 0.25, "num_rounds": 2}
     fresh = simulate(tiny_settings(world, out=str(tmp_path / "fresh"), **more))
     used = simulate(tiny_settings(world, out=str(tmp_path / "used"), **{**more, "seed": 1}))
-    for name in ("checkpoint.safetensors", "rounds.jsonl"):
-        (used / name).unlink()
+    for path in [*used.glob("checkpoint*.safetensors"), used / "rounds.jsonl"]:
+        path.unlink()
     again = simulate(tiny_settings(world, out=str(used), **more))
     assert what_is_left(again) == what_is_left(fresh)
 
 
-def test_a_stopped_run_continues_with_a_longer_timeout_and_a_smaller_quorum(world: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_continues_with_a_longer_timeout_and_fewer_valid_replies(world: Path, tmp_path: Path) -> None:
     whole = simulate(tiny_settings(world, out=str(tmp_path / "whole"), num_rounds=2))
     simulate(tiny_settings(world, out=str(tmp_path / "run"), num_rounds=1, min_valid=4))
     more = {"num_rounds": 2, "min_valid": 2, "round_timeout": 7200.0}

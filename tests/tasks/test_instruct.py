@@ -323,7 +323,7 @@ def test_a_federation_without_multiple_choice_is_judged_by_the_held_out_tokens(t
 
 def test_a_site_lends_the_columns_of_one_format_and_says_how_many_rows_it_has(tmp_path: Path) -> None:
     make_quiz(tmp_path)
-    own = {"task": "instruct", "sites": "north", "min-examples": 1}
+    own = {"task": "instruct", "sites": "north", "min-examples": 1, "data": "held-out", "model": "smollm2"}
     lends = task_of(from_run_config(own)).reads
     place = NodeContext(site="north", data=str(tmp_path / "instructions"), lends=lends)
     assert {*lends} <= {*LENT}

@@ -195,7 +195,14 @@ def test_printed_commands_hold_every_flag_and_nothing_starts(home: Home, capsys:
 def test_the_next_command_names_the_sites_and_what_the_engineer_fills_in_and_keeps_flower_quiet(home: Home) -> None:
     said = next_words(home, home.sites)
     run = shlex.split(next(line for line in said.splitlines() if " run . " in line))
-    assert run[1:] == ["run", ".", "federation", "--stream", "-c", 'sites="north,south" labels="LABELS"']
+    assert run[1:] == [
+        "run",
+        ".",
+        "federation",
+        "--stream",
+        "-c",
+        'sites="north,south" labels="LABELS" data="DATA" model="MODEL"',
+    ]
     assert "your classes for LABELS" in said
     assert f"export FLWR_HOME={home.flower} FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1" in said
     assert f"python -m server add {home.folder} NAME" in next_words(home, ())

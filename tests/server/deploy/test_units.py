@@ -161,7 +161,7 @@ def test_a_training_is_started_with_sites_and_labels_and_flower_is_kept_quiet(fi
     assert run[-7].endswith("flwr") and run[-6:-1] == ["run", ".", "federation", "--stream", "-c"]
     config = dict(re.findall(r'(\S+)="(.*?)"', run[-1]))
     from_run_config({**config, "labels": config["labels"].replace("LABELS", "no,yes")})
-    assert config == {"sites": "north,south", "labels": "LABELS"}
+    assert config == {"sites": "north,south", "labels": "LABELS", "data": "DATA", "model": "MODEL"}
     environment = (
         compose()["services"]["server"]["environment"]
         if file == COMPOSE

@@ -1,0 +1,140 @@
+"""What rules of averaging are worth when some clients lie: ``python -m simulations.study.attacks --out FILE.jsonl``.
+
+The demo's task, with none, one or three of its ten clients sending something else than what they trained. Each line of
+the file is one run: rule, attack, how many, accuracy after each round. Cells that are in the file are not run again.
+"""
+
+import argparse
+import logging
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
+
+from clients.app import app as honest
+from clients.node import NodeContext
+from clients.session import holding_of, session_of
+from fedasym.aggregation.base import aggregator_of
+from fedasym.files import append_line, read_lines
+from fedasym.methods.base import pick
+from fedasym.rng import generator
+from fedasym.runs.record import read_rounds, versions
+from fedasym.settings import Settings, from_run_config
+from fedasym.wire import records
+from simulations.engines.in_process import run_local
+from simulations.run import read_settings
+
+CONFIG = Path(__file__).parents[1] / "configs" / "asymmetric.toml"
+RULES = ("exact", "norm_bound:2", "median", "trimmed:0.3", "multi_krum:3", "bulyan:1")
+LIARS = (1, 3)
+Float32 = NDArray[np.float32]
+Attack = Callable[[Float32, Float32, np.random.Generator], Float32]
+
+
+def flipped(held: Float32, trained: Float32, rng: np.random.Generator) -> Float32:
+    """Send the change with the opposite sign."""
+    return np.asarray(2.0 * held - trained, np.float32)
+
+
+def times_100(held: Float32, trained: Float32, rng: np.random.Generator) -> Float32:
+    """Send a hundred times the change."""
+    return np.asarray(held + 100.0 * (trained - held), np.float32)
+
+
+def noise(held: Float32, trained: Float32, rng: np.random.Generator) -> Float32:
+    """Send normal values, ten times as large as the change."""
+    size = 10.0 * float(np.sqrt(np.mean(np.square(trained - held))))
+    return np.asarray(held + size * rng.standard_normal(held.shape), np.float32)
+
+
+def as_trained(held: Float32, trained: Float32, rng: np.random.Generator) -> Float32:
+    """Send what was trained: on labels that were turned round before."""
+    return trained
+
+
+ATTACKS: dict[str, Attack] = {
+    "sign flipped": flipped, "times 100": times_100, "random": noise, "labels flipped": as_trained,
+}  # fmt: skip
+
+
+def lying(attack: str, liars: set[int]) -> ClientApp:
+    """Return the real ClientApp, of which some clients send something else than what they trained."""
+    app = ClientApp()
+    app.query()(lambda message, context: honest(message, context))
+    app.query("warm")(lambda message, context: honest(message, context))
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        about = records.about(message.content)
+        client = int(about["client"])
+        if client not in liars:
+            return honest(message, context)
+        session = session_of(from_run_config(context.run_config).resolved())
+        holding = holding_of(session, NodeContext())
+        own = session.encoded(holding, client)
+        if attack == "labels flipped":
+            holding.encoded[client] = replace(own, labels=1 - own.labels)
+        reply = honest(message, context)
+        holding.encoded[client] = own
+        schema = session.contract.schema
+        held = pick(records.unpack(message.content, schema), schema)
+        trained = records.unpack(reply.content, schema)
+        rng = generator(session.settings.seed, "attack", int(about["round"]), client)
+        sent = {name: ATTACKS[attack](held[name], trained[name], rng) for name in trained}
+        reply.content["matrices"] = records.pack(sent, schema, {}).array_records["matrices"]
+        return reply
+
+    return app
+
+
+def cells(clients: int) -> list[dict[str, Any]]:
+    """Return the grid: each rule without liars, and with each attack by some of them, where the rule may be used."""
+    grid: list[dict[str, Any]] = [{"rule": rule, "attack": "none", "liars": 0} for rule in RULES]
+    for liars in LIARS:
+        for attack in ATTACKS:
+            usable = [rule for rule in RULES if rule != "bulyan:1" or 4 * liars + 3 <= clients]
+            grid += [{"rule": rule, "attack": attack, "liars": liars} for rule in usable]
+    return grid
+
+
+def run_cell(cell: dict[str, Any], settings: Settings, workers: int, folder: Path) -> list[dict[str, Any]]:
+    """Run one cell and return its rounds' lines."""
+    chosen = generator(settings.seed, "liars").permutation(settings.num_clients)[: cell["liars"]]
+    settings = replace(settings, aggregation=cell["rule"], out=str(folder), keep_best=False)
+    app = honest if not cell["liars"] else lying(cell["attack"], {*map(int, chosen)})
+    return read_rounds(run_local(settings, workers, app=app))
+
+
+def main() -> None:
+    """Run what is missing of the grid."""
+    parser = argparse.ArgumentParser(prog="python -m simulations.study.attacks", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="appended to")
+    parser.add_argument("--rounds", type=int, default=2, metavar="N", help="of each run (2)")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="clients at the same time (2)")
+    told = parser.parse_args()
+    logging.getLogger("fedasym").setLevel(logging.WARNING)
+    settings = read_settings(CONFIG, [f"num-rounds={told.rounds}"], Path("unused"))
+    done = [{key: line[key] for key in ("rule", "attack", "liars")} for line in read_lines(told.out)]
+    grid = [cell for cell in cells(settings.num_clients) if cell not in done]
+    for number, cell in enumerate(grid, 1):
+        aggregator_of(cell["rule"])
+        with tempfile.TemporaryDirectory() as folder:
+            rows = run_cell(cell, settings, told.workers, Path(folder) / "run")
+        accuracies = [row["metrics"]["accuracy"] for row in rows]
+        line = {
+            **cell, "accuracy": accuracies, "rejected": sum(row["clients_rejected"] for row in rows),
+            "digest": rows[-1]["digest"], "clients": settings.num_clients, "seed": settings.seed,
+            "seconds": round(sum(row["seconds"] for row in rows), 1), "versions": versions(),
+        }  # fmt: skip
+        append_line(told.out, line)
+        print(f"{number}/{len(grid)}  {cell['rule']}, {cell['attack']}, {cell['liars']}: {accuracies}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
