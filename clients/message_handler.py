@@ -14,7 +14,16 @@ from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from clients.errors import QUERY, TRAIN, WARM, hidden, refused
 from clients.node import NodeContext
 from clients.session import forget_session, holding_of, session_of
-from clients.train_round import Behind, Refusal, Spoiled, handshake, require_fit, require_pin, train_round
+from clients.train_round import (
+    Behind,
+    Refusal,
+    Spoiled,
+    handshake,
+    require_fit,
+    require_pin,
+    require_pinned_model,
+    train_round,
+)
 from fedasym.fields import Value
 from fedasym.models.device import DeviceMemoryError
 from fedasym.runs.record import run_folder
@@ -65,6 +74,7 @@ def answer(
 
 def _query(content: RecordDict, settings: Settings, run_id: int, place: NodeContext) -> RecordDict:
     """Compare the server's contract with our own and say which data we hold."""
+    require_pinned_model(content, settings, place)
     session = session_of(settings)
     about = handshake(session, content, place)
     holding = holding_of(session, place)  # data that cannot be used are found before the first round
@@ -80,12 +90,14 @@ def _query(content: RecordDict, settings: Settings, run_id: int, place: NodeCont
 def _warm(content: RecordDict, settings: Settings, run_id: int, place: NodeContext) -> RecordDict:
     """Load the model ahead of the handshake, while the server loads its own; what fails is said there."""
     with suppress(ValueError, OSError):
-        session_of(settings)
+        if not place.contract:  # a pinned node loads nothing before it has seen what
+            session_of(settings)
     return RecordDict()
 
 
 def _train(content: RecordDict, settings: Settings, run_id: int, place: NodeContext) -> RecordDict:
     """Load the broadcast matrices, train them on the client's data, reply with them."""
+    require_pinned_model(content, settings, place)
     session = session_of(settings)
     require_pin(session, place)
     run = None if place.private or place.state else run_folder(settings, run_id)  # a site's steps are its own affair

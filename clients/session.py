@@ -19,6 +19,7 @@ from fedasym.data.partition import kept_out, partition
 from fedasym.methods import METHODS
 from fedasym.models import device
 from fedasym.models.build import Built, build
+from fedasym.models.class_names import classes_of_checkpoint
 from fedasym.ops.paused_gc import uncollected
 from fedasym.rng import generator
 from fedasym.settings import Settings
@@ -99,7 +100,7 @@ def holding_of(session: Session, place: NodeContext) -> Holding:
     """
     key = f"{place.site}:{place.data}" if place.data else ""
     if key not in session.holdings:
-        examples = load_own_examples(session.settings, Path(place.data))
+        examples = load_own_examples(session.settings, Path(place.data), session.task.order)
         client = session.settings.site_names.index(place.site)
         holding = Holding(examples, {client: np.arange(len(examples))})
         session.encoded(holding, client)  # what is wrong with them is found before the first round
@@ -109,12 +110,13 @@ def holding_of(session: Session, place: NodeContext) -> Holding:
 
 def _build_session(settings: Settings) -> Session:
     task = task_of(settings)
+    task = task.ordered(classes_of_checkpoint(settings) if task.target.classified else ())
     holdings = {}
     if settings.sites:
         names, data = task.class_names, SITES
         built = build(settings, task.outputs(names), task.inputs)
     else:
-        train, _ = load_examples(settings)
+        train, _ = load_examples(settings, task.order)
         split = partition(train, settings)
         names, data = train.class_names, split.digest
         built = build(settings, task.outputs(names), task.inputs)

@@ -1,5 +1,7 @@
 """A client's work for one message: check, load, train, reply. Plain functions of a session and a record."""
 
+import hashlib
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +14,7 @@ from clients.session import Holding, Session
 from clients.state import read_codec, read_held, read_local, write_codec, write_held, write_local
 from fedasym.adapters import lora
 from fedasym.fields import difference
+from fedasym.files import write_atomic
 from fedasym.methods import METHODS
 from fedasym.methods.base import letter_of, pick, select
 from fedasym.models import device
@@ -28,7 +31,7 @@ from fedasym.training.transforms import Change, transformed, transforms_of
 from fedasym.wire import records
 from fedasym.wire.checks import idle, thawed
 from fedasym.wire.codecs import codec_of
-from fedasym.wire.contract import frame_of
+from fedasym.wire.contract import frame_of, named_model
 
 
 class Refusal(Exception):
@@ -92,6 +95,37 @@ def handshake(session: Session, content: RecordDict, place: NodeContext) -> reco
         "notes": [device.describe(where, settings.dtype)],
         "warnings": [slow] if (slow := device.slow_choice(where, settings.dtype)) else [],
     }
+
+
+def require_pinned_model(content: RecordDict, settings: Settings, place: NodeContext) -> None:
+    """Require that a pinned node is about to load the model of its contract; called before anything is loaded.
+
+    The pinned contract's text comes with the handshake and is kept, by its hash, for the messages after it.
+
+    Raises:
+        Refusal: another contract, another model than that of the contract, or no handshake yet.
+    """
+    if not place.contract:
+        return
+    stated = str(records.about(content).get("contract", ""))
+    found = hashlib.sha256(stated.encode()).hexdigest() if stated.startswith("{") else stated
+    if found != place.contract:
+        raise Refusal(
+            f"site {place.site!r} works under the contract {place.contract} alone, and this run's is "
+            f"{records.clean(found, 64)}; agree on it with the site, which pins it anew"
+        )
+    kept = Path(place.state) / f"contract-{place.contract}.json"
+    if stated.startswith("{"):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(kept, stated.encode())
+    terms = kept.read_bytes() if kept.exists() else b""
+    if hashlib.sha256(terms).hexdigest() != place.contract:
+        raise Refusal(f"site {place.site!r} has not heard the contract {place.contract} yet; run the handshake first")
+    if (model := json.loads(terms).get("model")) != named_model(settings):
+        raise Refusal(
+            f"the run names model {named_model(settings)!r}, and its contract, to which site {place.site!r} is pinned, "
+            f"{model!r}; nothing was loaded"
+        )
 
 
 def require_pin(session: Session, place: NodeContext) -> None:

@@ -9,6 +9,7 @@ from fedasym.data.partition import kept_out, partition
 from fedasym.methods.base import Matrices, select, values
 from fedasym.models import device
 from fedasym.models.build import Built, build
+from fedasym.models.class_names import classes_of_checkpoint
 from fedasym.ops.processes import cores
 from fedasym.runs import record
 from fedasym.runs.shown_examples import choose_examples
@@ -39,6 +40,7 @@ def prepare(settings: Settings) -> Session:
     device.prepare(where, cores(), settings.deterministic)
     settings = device.resolved(settings, where)
     task = task_of(settings)
+    task = task.ordered(classes_of_checkpoint(settings) if task.target.classified else ())
     data = _load_data(settings, task)
     built = build(settings, task.outputs(data.names), task.inputs)
     contract = contract_of(settings, built, data.names, data.digest)
@@ -77,13 +79,14 @@ class _Data:
 
 def _load_data(settings: Settings, task: Task) -> _Data:
     if not settings.sites:
-        train, held_out = load_examples(settings)
+        train, held_out = load_examples(settings, task.order)
         split = partition(train, settings)
-        held = {"": held_out, **load_extra_examples(settings, train.class_names)}
+        held = {"": held_out, **load_extra_examples(settings, train.class_names, task.order)}
         sizes = {k: size - kept_out(size, settings.client_holdout) for k, size in enumerate(split.sizes)}
         return _Data(train.class_names, split.digest, split.report(train.class_names), sizes, held)
     held = {}
     if settings.judging_data != "none":
-        held = {"": load_held_out(settings, task.class_names), **load_extra_examples(settings)}
+        names, order = task.class_names, task.order
+        held = {"": load_held_out(settings, names, order), **load_extra_examples(settings, names, order)}
     # What the sites hold is theirs; a round's line says how many examples each trained on.
     return _Data(task.class_names, SITES, {"sites": list(settings.site_names), "digest": SITES}, {}, held)

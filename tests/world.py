@@ -198,10 +198,10 @@ def crash_in_round(settings: Settings, number: int) -> Path:
     """Run a federation in process until the checkpoint of a round is about to be written: its line is there already."""
     save = checkpoint.save
 
-    def crash_or_save(folder: Path, state: checkpoint.State) -> None:
+    def crash_or_save(folder: Path, state: checkpoint.State, keep: int) -> None:
         if state.round == number:
             raise Crash
-        save(folder, state)
+        save(folder, state, keep)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Crash):
         patch.setattr(checkpoint, "save", crash_or_save)

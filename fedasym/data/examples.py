@@ -20,13 +20,17 @@ from fedasym.tasks.columns import class_name, class_names_in, require_cells
 log = logging.getLogger("fedasym")
 
 
-def load_examples(settings: DataSettings) -> tuple[Examples, Examples]:
+def load_examples(settings: DataSettings, order: tuple[str, ...] = ()) -> tuple[Examples, Examples]:
     """Load the training and the held-out examples that the settings name.
 
     With ``validation-cut`` the held-out examples are cut off the training data (by the seed) and the test split is
     not read, so that tuning never sees it. ``train-cap`` comes before that cut; the examples it leaves are the same
     for every seed, and so are those of ``test-cap``. Of images in folders the cut comes first and counts names, all of
     whose images are cut off together; those of the domain that is held out, if there is one, are the held-out examples.
+
+    Args:
+        settings: where they are.
+        order: the classes of the checkpoint's own output layer, by id (`Task.ordered`); empty: it has none.
 
     Returns:
         Training examples and held-out examples, with common class names.
@@ -38,7 +42,7 @@ def load_examples(settings: DataSettings) -> tuple[Examples, Examples]:
         ConnectionError: the hub cannot be reached.
         ModuleNotFoundError: the demo's packages are not installed.
     """
-    task = task_of(settings)
+    task = task_of(settings).ordered(order)
     train, held = _rows(task, settings, task.train_split), None
     if settings.validation_cut and task.layout in FOLDERS:
         cut = cut_names(train, settings.validation_cut, settings.seed)
@@ -48,9 +52,9 @@ def load_examples(settings: DataSettings) -> tuple[Examples, Examples]:
     if settings.validation_cut and held is None:
         if settings.validation_cut >= len(train):
             raise ValueError(f"validation-cut={settings.validation_cut} leaves nothing of {len(train)} examples")
-        order = generator(settings.seed, "validation-cut").permutation(len(train))
-        held = train.iloc[order[: settings.validation_cut]]
-        train = train.iloc[np.sort(order[settings.validation_cut :])]
+        drawn = generator(settings.seed, "validation-cut").permutation(len(train))
+        held = train.iloc[drawn[: settings.validation_cut]]
+        train = train.iloc[np.sort(drawn[settings.validation_cut :])]
     task.require(train, task.train_split)
     if held is not None:
         task.require(held, task.train_split)
@@ -61,20 +65,21 @@ def load_examples(settings: DataSettings) -> tuple[Examples, Examples]:
         examples = replace(examples, groups=_groups(train, column, task.train_split))
     if held is not None:
         return examples, task.examples(held, names, task.train_split)
-    return examples, load_held_out(settings, names)
+    return examples, load_held_out(settings, names, order)
 
 
-def load_held_out(settings: DataSettings, names: tuple[str, ...]) -> Examples:
+def load_held_out(settings: DataSettings, names: tuple[str, ...], order: tuple[str, ...] = ()) -> Examples:
     """Load what judges a run alone: the test split of the task, or of what judges it, capped by ``test-cap``.
 
     Args:
         settings: where it is.
         names: the classes by id; empty for a regression.
+        order: as in `load_examples`.
 
     Raises:
         ValueError, FileNotFoundError, ConnectionError: as `load_examples`.
     """
-    task = task_of(settings).judge
+    task = task_of(settings).ordered(order).judge
     if task.shown:
         task = replace(task, inputs=task.shown(_rows(task, settings, task.train_split)))
     held = _capped(_rows(task, settings, task.test_split), settings.test_cap, "test-cap")
@@ -82,7 +87,7 @@ def load_held_out(settings: DataSettings, names: tuple[str, ...]) -> Examples:
     return task.examples(held, names, task.test_split)
 
 
-def load_own_examples(settings: DataSettings, folder: Path) -> Examples:
+def load_own_examples(settings: DataSettings, folder: Path, order: tuple[str, ...] = ()) -> Examples:
     """Load the training examples of a site from its own folder, ``TRAIN_SPLIT.parquet``, .csv, .tsv or .jsonl.
 
     The classes are those that the settings name, whether or not the site has examples of each.
@@ -93,7 +98,7 @@ def load_own_examples(settings: DataSettings, folder: Path) -> Examples:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no data folder {folder}")
-    task = replace(task_of(settings), data=str(folder.absolute()), data_config="")
+    task = replace(task_of(settings).ordered(order), data=str(folder.absolute()), data_config="")
     frame = _capped(_rows(task, settings, task.train_split), settings.train_cap, "train-cap")
     task.require(frame, task.train_split)
     if len(frame) < settings.min_examples:
@@ -101,12 +106,15 @@ def load_own_examples(settings: DataSettings, folder: Path) -> Examples:
     return task.examples(frame, task.class_names, task.train_split)
 
 
-def load_extra_examples(settings: DataSettings, names: tuple[str, ...] = ()) -> dict[str, Examples]:
+def load_extra_examples(
+    settings: DataSettings, names: tuple[str, ...] = (), order: tuple[str, ...] = ()
+) -> dict[str, Examples]:
     """Load the task's further held-out splits (MNLI's mismatched one), capped like the first by ``test-cap``.
 
     Args:
         settings: where they are.
         names: the classes by id, where the task itself does not know them.
+        order: as in `load_examples`.
 
     Returns:
         Examples by the suffix of their metrics' names. With ``validation-cut`` none, since no test split is read; but
@@ -115,7 +123,7 @@ def load_extra_examples(settings: DataSettings, names: tuple[str, ...] = ()) -> 
     Raises:
         ValueError, FileNotFoundError, ConnectionError: as `load_examples`.
     """
-    task = task_of(settings)
+    task = task_of(settings).ordered(order)
     frames = {}
     if not settings.validation_cut:
         frames = {

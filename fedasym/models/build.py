@@ -232,6 +232,8 @@ def _load(settings: ModelSettings, inputs: Inputs, num_labels: int, where: torch
                 own = {"num_labels": num_labels, "ignore_mismatched_sizes": True} if num_labels else {}
                 model, info = getattr(transformers, inputs.model_class).from_pretrained(source, **own, **options)
                 missing = set(info["missing_keys"]) | _other_outputs(model, info["mismatched_keys"], num_labels)
+                if settings.fresh_head and num_labels:
+                    missing |= {f"{name}.{part}" for name in _head_linears(model) for part in ("weight", "bias")}
     except OSError as error:
         if "file named model.safetensors" not in str(error):
             raise

@@ -1,4 +1,4 @@
-"""What a model must be before anything is built on it: of the wanted kind, whole, and of one mind with its tokenizer."""
+"""What a model must be before anything is built on it: of the wanted kind, whole, at one with its tokenizer."""
 
 import logging
 from collections.abc import Collection

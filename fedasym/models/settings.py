@@ -29,6 +29,7 @@ class ModelSettings(AdapterSettings, MethodSettings):
     head: str = setting(
         "auto", "what of the head trains; auto: the method's", choices=("auto", "output", "frozen", "full", "local")
     )
+    fresh_head: bool = setting(False, "draw the output layer from the seed though the checkpoint has one")
     device: str = setting("auto", f"where a node computes: {DEVICES}; auto: the GPU that is visible, else the CPU")
     dtype: str = setting(
         "auto",

@@ -15,18 +15,22 @@ class FlowerError(RuntimeError):
     """Flower did not do what it was asked; the text holds its own words or the end of its log."""
 
 
-def flwr(arguments: Sequence[str], environment: Mapping[str, str]) -> Any:
+def flwr(arguments: Sequence[str], environment: Mapping[str, str], seconds: float = 120.0) -> Any:
     """Call ``flwr`` and return its JSON answer.
 
     Args:
         arguments: its words without ``--format json``.
         environment: from `fedasym.ops.processes.flower_environment`.
+        seconds: that it may take; 2 s of a core are usual.
 
     Raises:
-        FlowerError: it failed, or says that it did.
+        FlowerError: it failed, says that it did, or hangs.
     """
     command = [tool("flwr"), *arguments, "--format", "json"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        raise FlowerError(f"`flwr {arguments[0]}` did not answer within {seconds:g} s") from None
     start = done.stdout.find("{")
     answer = json.loads(done.stdout[start:]) if start >= 0 else {}
     if done.returncode or not answer.get("success"):

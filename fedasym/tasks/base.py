@@ -4,13 +4,13 @@ A family of tasks is one `Inputs`, or one `Target`, or both, and a function that
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedasym.tasks.columns import require_cells
+from fedasym.tasks.columns import in_order_of, require_cells
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -260,6 +260,7 @@ class Task:
         source: the setting that says where the data are.
         judged: what judges a run on held-out examples, with data of its own; None: the task itself.
         shown: makes the inputs of the training split's table, where its rows stand before every held-out example.
+        order: the classes that the checkpoint's own output layer tells apart, by id; empty: none.
         layout: of images: ``table``, or how their folder is laid out, ``domains`` or ``classes``; empty: a table.
         hold_out: the domain that judges and is not trained on; empty: none.
     """
@@ -279,6 +280,7 @@ class Task:
     source: str = "data"
     judged: "Task | None" = None
     shown: Callable[[Any], Inputs] | None = None
+    order: tuple[str, ...] = ()
     layout: str = ""
     hold_out: str = ""
 
@@ -306,7 +308,21 @@ class Task:
         Raises:
             ValueError: the table holds fewer than two, and there must be some.
         """
-        return self.class_names or self.target.classes(frame)
+        return self.class_names or in_order_of(self.target.classes(frame), self.order)
+
+    def ordered(self, order: tuple[str, ...]) -> "Task":
+        """Return the task with its classes in the order of a checkpoint's, so that its output layer means them.
+
+        Raises:
+            ValueError: the classes are known, and are not the checkpoint's.
+        """
+        if not order or not self.target.classified:
+            return self
+        names, target = in_order_of(self.class_names, order), self.target
+        if values := getattr(target, "values", ()):  # what stands for the classes in the data, by id
+            moved = [values[self.class_names.index(name)] for name in names]
+            target = replace(cast(Any, target), values=tuple(moved))
+        return replace(self, order=order, class_names=names, target=target)
 
     def outputs(self, classes: tuple[str, ...]) -> int:
         """Return how many outputs the output layer has that is trained for it; 0: there is none."""

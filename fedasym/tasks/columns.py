@@ -174,6 +174,37 @@ def in_order(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: (numbers[name], name)))
 
 
+def in_order_of(names: Sequence[str], order: Sequence[str]) -> tuple[str, ...]:
+    """Return class names in the order of a checkpoint's; case, spaces, ``-`` and ``_`` make no difference.
+
+    Names that are the ids themselves stand for them; of another number of classes the checkpoint has no say.
+
+    Args:
+        names: of the data.
+        order: the checkpoint's, by id; empty: it has none.
+
+    Raises:
+        ValueError: they are not the same names.
+
+    >>> in_order_of(("entailment", "neutral"), ("NEUTRAL", "ENTAILMENT")), in_order_of(("0", "1"), ("no", "yes"))
+    (('neutral', 'entailment'), ('0', '1'))
+    """
+    if len(names) != len(order) or [*names] == [str(number) for number in range(len(names))]:
+        return tuple(names)
+    ours = {_plain(name): name for name in names}
+    if ours.keys() != {_plain(name) for name in order} or len(ours) < len(names):
+        raise ValueError(
+            f"the data's classes are {', '.join(names)}, and the checkpoint's output layer tells apart "
+            f"{', '.join(order)}: which is which would be guessed; name the data's classes so, or set "
+            "fresh-head=true to draw an output layer anew"
+        )
+    return tuple(ours[_plain(name)] for name in order)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
+
+
 def class_name(value: Any) -> str:
     """Write a label as text: 1, 1.0 and True are one class; the words v1 and v1.0 are two.
 

@@ -127,11 +127,14 @@ class Instructions:
             raise ValueError(f"{_whose(processor)} has no end-of-sequence token, which ends an answer; give it one")
         cells, rows = examples.inputs
         told = [_parts(processor, json.loads(cell), row) for cell, row in zip(cells, rows, strict=True)]
-        texts = [text for parts, _ in told for text, _ in parts]
-        ids = iter(processor(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else [])
+        ids = {}
+        for templated in (False, True):  # a template's own words hold special tokens; in a text they are text
+            texts = [text for parts, other in told if other == templated for text, _ in parts]
+            options = {"add_special_tokens": False, "verbose": False, "split_special_tokens": not templated}
+            ids[templated] = iter(processor(texts, **options)["input_ids"] if texts else [])
         items, terms = [], []
         for (parts, templated), row in zip(told, rows, strict=True):
-            pieces = [(next(ids), learned) for _, learned in parts]
+            pieces = [(next(ids[templated]), learned) for _, learned in parts]
             tokens, labels = _joined(processor, pieces, templated)
             before = max(1, next(place for place, label in enumerate(labels) if label != IGNORED))
             labels = [*labels[1:max_length], IGNORED]  # beside the logits that predict them

@@ -98,7 +98,9 @@ class Documents:
         documents, tail, last = self._documents(processor, examples, max_length)
         self._require_room(processor, "answer-length", self.answer_length)
         summaries = self._summaries(examples)
-        answers = processor(text_target=summaries, truncation=True, max_length=self.answer_length)
+        answers = processor(
+            text_target=summaries, truncation=True, max_length=self.answer_length, split_special_tokens=True
+        )
         return _encoded([row + tail + last for row in documents], answers["input_ids"], summaries, examples)
 
     def positions(self, processor: Any, max_length: int) -> tuple[int, int]:
@@ -121,7 +123,7 @@ class Documents:
         self._require_room(processor, "max-length", max_length)
         _, last = _around(processor)
         texts = [self.before + text for text in examples.inputs[0]]
-        rows = processor(texts, truncation=True, max_length=max_length)["input_ids"]
+        rows = processor(texts, truncation=True, max_length=max_length, split_special_tokens=True)["input_ids"]
         return [row[: len(row) - len(last)] for row in rows], _ids(processor, self.after), last
 
     def _summaries(self, examples: Examples) -> list[str]:

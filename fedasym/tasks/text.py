@@ -108,7 +108,8 @@ class Texts:
 
 
 def _tokenized(tokenizer: Any, texts: Sequence[list[str]], max_length: int) -> list[dict[str, list[int]]]:
-    columns = tokenizer(*texts, truncation=True, max_length=max_length)
+    # What stands in a text is text: "[SEP]" or "</s>" in it is no end of it.
+    columns = tokenizer(*texts, truncation=True, max_length=max_length, split_special_tokens=True)
     keys = list(columns.keys())
     return [dict(zip(keys, row, strict=True)) for row in zip(*(columns[key] for key in keys), strict=True)]
 

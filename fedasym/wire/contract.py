@@ -16,6 +16,7 @@ from fedasym.fields import difference
 from fedasym.methods import METHODS
 from fedasym.methods.base import Frame, layers_of
 from fedasym.models.build import Built
+from fedasym.models.settings import ModelSettings
 from fedasym.wire.settings import AgreedSettings
 
 _Agreed = TypeVar("_Agreed", bound=AgreedSettings)
@@ -40,6 +41,7 @@ class Contract:
         codec: how matrices travel.
         A_stream: how A is keyed, `projection.STREAM`.
         init_adapter: fingerprint of what the run took from the folder of ``init-adapter``; "" if it names none.
+        model: how the run names the base model, and its revision: a party that has agreed loads no other.
 
     Versions of libraries are no part of it: parties are compared by what they do.
     """
@@ -64,6 +66,7 @@ class Contract:
     codec: str = "identity"
     A_stream: int = STREAM
     init_adapter: str = ""
+    model: str = ""
 
     @property
     def hash(self) -> str:
@@ -102,6 +105,15 @@ class Contract:
         lines = difference(_flat(theirs), _flat(ours))
         lines.sort(key=lambda line: line.startswith("matrix "))  # last, for there may be many, and a text may be cut
         return f"the contract differs ({sides}): " + "; ".join(lines)
+
+
+def named_model(settings: ModelSettings) -> str:
+    """Return how settings name the base model, as a contract states it.
+
+    >>> named_model(ModelSettings(model="org/name"))
+    'org/name, revision main'
+    """
+    return f"{settings.model}, revision {settings.revision}"
 
 
 def frame_of(settings: AgreedSettings) -> Frame:
@@ -165,5 +177,5 @@ def contract_of(settings: AgreedSettings, built: Built, labels: tuple[str, ...],
         settings.alpha, settings.scaling, settings.head,
         built.base, built.config, built.ids, built.A, schema, settings.task, labels, data,
         " ".join(f"{key}={value}" for key, value in local.items()),
-        settings.codec, init_adapter=built.init_adapter,
+        settings.codec, init_adapter=built.init_adapter, model=named_model(settings),
     )  # fmt: skip

@@ -94,8 +94,8 @@ def _read(name: str, array: Array, wanted: np.dtype[Any], size: tuple[int, ...])
     if dtype != wanted or shape != size or array.shape != shape or array.dtype != str(wanted):
         declared = clean(f"{array.dtype} {array.shape}", 100)
         raise ValueError(
-            f"the array {name!r} is {dtype} {shape}, declared {declared}; the contract's matrices need {wanted} {size}; "
-            f"{_ALIKE}"
+            f"the array {name!r} is {dtype} {shape}, declared {declared}; the contract's matrices need "
+            f"{wanted} {size}; {_ALIKE}"
         )
     body, expected = len(array.data) - raw.tell(), math.prod(size) * wanted.itemsize
     if array.stype != "numpy.ndarray" or body != expected:

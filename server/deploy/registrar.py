@@ -27,6 +27,7 @@ from server.deploy.home import (
 )
 
 _UNREGISTERED = "unregistered"
+ANSWER_SECONDS = 30.0  # of Flower's command line: while it is asked, nothing else is looked after
 _FIRST_PAUSE, _LONGEST_PAUSE = 10.0, 300.0  # seconds between two tries; each is a process of about 2 s of one core
 
 
@@ -63,7 +64,7 @@ def remove_site(home: Home, name: str) -> str:
         nodes = read_nodes(home)
         node = nodes.pop(name, "")
         if _listed(home).get(node, _UNREGISTERED) != _UNREGISTERED:
-            flwr(["supernode", "unregister", node, CONNECTION], flower_environment(home.flower))
+            flwr(["supernode", "unregister", node, CONNECTION], flower_environment(home.flower), ANSWER_SECONDS)
         # In this order a crash leaves a site that can be removed again.
         remove_kit(home, name)
         write_nodes(home, nodes)
@@ -139,7 +140,7 @@ class Registrar:
 
 def _listed(home: Home) -> dict[str, str]:
     """Return the status of every node that Flower has ever registered, by id."""
-    answer = flwr(["supernode", "list", CONNECTION], flower_environment(home.flower))
+    answer = flwr(["supernode", "list", CONNECTION], flower_environment(home.flower), ANSWER_SECONDS)
     return {str(node["node-id"]): str(node["status"]) for node in answer["nodes"]}
 
 

@@ -8,7 +8,7 @@ from fedasym.ops.processes import flower_environment
 from fedasym.runs.record import read_json, read_rounds
 from server.deploy import keys
 from server.deploy.home import CONNECTION, Home, read_nodes
-from server.deploy.registrar import healthy
+from server.deploy.registrar import ANSWER_SECONDS, healthy
 
 
 def status(home: Home) -> dict[str, Any]:
@@ -32,8 +32,11 @@ def status(home: Home) -> dict[str, Any]:
     listed: dict[str, dict[str, Any]] = {}
     if found["up"]:
         environment = flower_environment(home.flower)
-        listed = {node["node-id"]: node for node in flwr(["supernode", "list", CONNECTION], environment)["nodes"]}
-        runs = flwr(["list", CONNECTION, "--limit", "1"], environment)["runs"]
+        listed = {
+            node["node-id"]: node
+            for node in flwr(["supernode", "list", CONNECTION], environment, ANSWER_SECONDS)["nodes"]
+        }
+        runs = flwr(["list", CONNECTION, "--limit", "1"], environment, ANSWER_SECONDS)["runs"]
         found["run"] = {key.replace("-", "_"): runs[0].get(key) for key in _RUN} if runs else None
     nodes = read_nodes(home)
     found["sites"] = [_site(name, nodes.get(name), listed) for name in home.sites]

@@ -112,7 +112,8 @@ def _keep_run_log(run_id: str, link: Superlink) -> None:
     """Append what the ServerApp printed, its traceback included, to our log."""
     with link.log_file.open("ab") as log:
         command = [tool("flwr"), "log", run_id, link.connection, "--show"]
-        subprocess.run(command, env=link.environment, stdout=log, stderr=subprocess.STDOUT, check=False)
+        with suppress(subprocess.TimeoutExpired):
+            subprocess.run(command, env=link.environment, stdout=log, stderr=log, check=False, timeout=_START_SECONDS)
 
 
 def _written(path: Path) -> int:

@@ -103,7 +103,7 @@ def test_halfway_cases_of_whole_blocks_go_to_even() -> None:
 
 
 def hard_to_round(size: int, seed: int = 0) -> list:
-    """Return replies of which two collude: their values cancel, and leave each mean by 2^-100 off a tie of two float32."""
+    """Return replies of which two collude: their values cancel, and leave each mean 2^-100 off a tie, or on it."""
     rng = np.random.default_rng(seed)
     honest = rng.normal(size=size).astype(np.float32)
     spacing = np.spacing(np.abs(honest))

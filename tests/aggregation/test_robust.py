@@ -104,7 +104,7 @@ def test_a_change_that_is_too_long_is_shortened_from_where_the_round_started() -
 
 
 def near_the_median(column: list[float], count: int) -> tuple[float, float]:
-    """Return the least and the largest mean of the values of a column nearest to its median; equally near ones differ."""
+    """Return the least and largest mean of the values nearest to a column's median: of equally near ones either."""
     middle = statistics.median(column)
     edge = sorted(abs(value - middle) for value in column)[count - 1]
     inside = [value for value in column if abs(value - middle) < edge]

@@ -185,10 +185,10 @@ def chat_of(*turns: tuple[object, object]) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("how", "row", "message"),
     [
-        ("alpaca", {"instruction": "a", "output": " "}, "row 1: column 'output' is empty; fill it or drop the row"),
-        ("alpaca", {"instruction": "", "output": "b"}, "row 1: column 'instruction' is empty"),
+        ("alpaca", {"instruction": "a", "output": " "}, "row 1: column 'output' is blank; fill or drop it"),
+        ("alpaca", {"instruction": "", "output": "b"}, "row 1: column 'instruction' is blank"),
         ("alpaca", {"instruction": "a", "output": None}, "row 1: column 'output' is empty"),
-        ("text", {"text": "\n"}, "row 1: column 'text' is empty"),
+        ("text", {"text": "\n"}, "row 1: column 'text' is blank"),
         ("chat", {"messages": "Hi"}, "row 1: column 'messages' holds 'Hi'; it must be a list of role and content"),
         ("chat", chat_of(("user", "Hi")), "row 1: the chat has no turn of the assistant"),
         ("chat", chat_of(("user", "Hi"), ("bot", "Ho")), "row 1: message 1 has the role 'bot'; it must be one"),
@@ -277,7 +277,9 @@ def test_models_that_cannot_write_are_refused_by_name(tmp_path: Path, models: di
         with pytest.raises(ValueError, match=message):
             build(dataclasses.replace(settings, model=str(folder)), 0, inputs)
 
-    transformers.AutoModel.from_pretrained(models["llama"]).save_pretrained(tmp_path / "base")
+    whole = transformers.AutoModelForCausalLM.from_pretrained(models["llama"])
+    whole.resize_token_embeddings(len(make_tokenizer()))
+    whole.model.save_pretrained(tmp_path / "base")
     refused(tmp_path / "base", "base' has no lm_head.weight: the task trains no head of its own")
     numbers = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     bert = transformers.BertConfig(vocab_size=300, initializer_range=0.2, **numbers)
