@@ -69,7 +69,7 @@ def kept_out(size: int, holdout: float) -> int:
     >>> [kept_out(10, 0.0), kept_out(10, 0.25), kept_out(3, 0.01), kept_out(1, 0.5)]
     [0, 2, 1, 0]
     """
-    return min(max(round(holdout * size), holdout > 0), size - 1)
+    return min(max(round(holdout * size), int(holdout > 0)), size - 1)
 
 
 def partition(examples: Examples, settings: DataSettings) -> Partition:

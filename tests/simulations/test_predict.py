@@ -202,7 +202,7 @@ def test_what_cannot_be_answered_is_refused_by_name(run, capsys, monkeypatch, wo
         ("a.csv", "words,label\nfine,good\n", "a.csv has no column text; it has words, label"),
         ("a.tsv", "text\tn\nfine\t1\n\t2\n", "a.tsv: row 1: column 'text' is empty"),
         ("a.txt", "fine\n \nwarm\n", "a.txt: row 2: column 'text' is empty"),
-        ("a.jsonl", "{", "a.jsonl: cannot be read as jsonl"),
+        ("a.jsonl", "{", "a.jsonl: line 1 is no JSON"),
         ("a.txt", "", "a.txt holds no examples"),
     ],
 )

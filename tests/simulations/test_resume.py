@@ -114,7 +114,7 @@ def test_killed_in_flowers_engine_and_resumed_there_equals_never_killed(world: P
 def test_killed_after_the_last_round_while_the_end_is_written_and_resumed_equals_never_killed(
     world: Path, whole: Path, tmp_path: Path
 ) -> None:
-    folder, values = tmp_path / "killed", tiny_values(world, num_rounds=ROUNDS)
+    folder, values = tmp_path / "killed", tiny_values(world, num_rounds=ROUNDS, keep_best=False)
     for name in ("summary.json", "adapter_model.safetensors"):
         log = tmp_path / "log"
         process = warm.start(words(values, folder), log, killed_before=f"{name}.new")

@@ -84,14 +84,8 @@ def test_sites_with_data_of_their_own_end_with_the_bits_of_a_split_by_their_colu
 
 
 def test_a_site_lends_its_documents_and_summaries_and_no_other_column(tmp_path) -> None:
-    run = {
-        "task": "summarize",
-        "sites": "games",
-        "num_clients": 1,
-        "text_columns": "document",
-        "model": "t5-small",
-        "data": "reviews",
-    }
+    lent = {"sites": "games", "num_clients": 1, "model": "t5-small", "data": "reviews"}
+    run = {"task": "summarize", "text_columns": "document", **lent}
     settings = Settings(**run)
     lends = task_of(settings).reads
     assert lends == {"text-columns": "document", "answer-column": "summary", "train-split": "train"}
@@ -101,7 +95,7 @@ def test_a_site_lends_its_documents_and_summaries_and_no_other_column(tmp_path) 
     with pytest.raises(Refusal, match="answer-column: 'summary' there, 'diagnosis' here"):
         require_fit(Settings(**run, answer_column="diagnosis"), place)
     with pytest.raises(Refusal, match="label-column: 'absent' there"):
-        require_fit(Settings(task="classification", labels="a,b", **own), place)
+        require_fit(Settings(task="classification", labels="a,b", **lent), place)
     told = {"site": "games", "data-dir": "/data", "answer-column": "notes"}
     assert node_context_of(told).lends == {"answer-column": "notes"}
 

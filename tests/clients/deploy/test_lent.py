@@ -10,7 +10,7 @@ from clients.deploy.plan import Options, plan_of
 from clients.node import LENT, NodeContext, node_context_of
 from clients.train_round import Refusal, require_fit
 from fedasym.settings import from_run_config
-from fedasym.tasks import task_of
+from fedasym.tasks import glue, task_of
 
 # Of each family: what a run of it says (a site says the same), and what a run that reads otherwise says.
 FAMILIES: dict[str, tuple[dict[str, str], list[dict[str, str]]]] = {
@@ -57,6 +57,12 @@ def site_of(root: Path, said: dict[str, str], worker: bool) -> NodeContext:
     return node_context_of(dict(re.findall(r'(\S+?)="([^"]*)"', plan.node_config)))
 
 
+def run_of(said: dict[str, str]) -> dict[str, str]:
+    """Return the run config of a run that says this; its model, and what judges it, are not of the site."""
+    judged = {} if said["task"] in glue.TABLE else {"data": "elsewhere"}
+    return {"sites": "north", "model": "of-the-run", **judged, **said}
+
+
 @pytest.mark.parametrize("worker", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_site_takes_part_in_a_run_that_reads_what_it_lends_and_in_no_other(
@@ -64,8 +70,7 @@ def test_a_site_takes_part_in_a_run_that_reads_what_it_lends_and_in_no_other(
 ) -> None:
     said, others = FAMILIES[family]
     place = site_of(tmp_path, said, worker)
-    run = {**said, "sites": "north", "choices-data": "quiz"} if said["task"] == "instruct" else said
-    run = {"sites": "north", **run}  # by what the server judges is not of the site
+    run = run_of({**said, "choices-data": "quiz"} if said["task"] == "instruct" else said)
     assert place.lends == task_of(from_run_config(run)).reads and {*place.lends} <= {*LENT}
     require_fit(from_run_config(run), place)
     for other in others:
@@ -78,7 +83,7 @@ def test_a_site_takes_part_in_a_run_that_reads_what_it_lends_and_in_no_other(
 def test_every_setting_that_a_family_reads_by_may_be_lent_and_of_other_families_a_site_lends_nothing(
     tmp_path: Path,
 ) -> None:
-    runs = {name: from_run_config({"sites": "north", **said}) for name, (said, _) in FAMILIES.items()}
+    runs = {name: from_run_config(run_of(said)) for name, (said, _) in FAMILIES.items()}
     assert {*LENT} == {key for run in runs.values() for key in task_of(run).reads}
     for name, (said, _) in FAMILIES.items():
         place = site_of(tmp_path, said, worker=False)

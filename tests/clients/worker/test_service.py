@@ -150,7 +150,8 @@ print(json.dumps([sorted(heavy), sorted(reply.content["about"]), time.perf_count
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     heavy, about, seconds = json.loads(done.stdout.splitlines()[-1])
-    assert (heavy, about) == ([], ["contract", "logits-gap", "notes", "site", "versions", "warnings"])
+    said = ["contract", "logits-gap", "notes", "num-examples", "site", "versions", "warnings"]
+    assert (heavy, about) == ([], said)
     print(f"\nthe process of a message took {seconds:.2f} s")
 
 
