@@ -91,7 +91,7 @@ def federate(grid: Grid, settings: Settings, folder: Path, reporter: Reporter) -
     state = train(grid, session, folder, reporter)
     reporter.begin("writing the adapter and the report")
     load_common(session.built.model, state.matrices)
-    write_adapter(folder / "adapter", session.built, settings)
+    write_adapter(folder / "adapter", session.built, settings, session.contract.labels)
     if lacks := private_parts(settings):
         log.info("adapter/: %s", lacks)
     if session.shown is not None and before and (after := _answers(session)):
@@ -218,7 +218,7 @@ def _next_round(
     evaluated = row["metrics"][session.task.metric] is not None
     if settings.keep_best and evaluated and record.rounds_since_best(rows, session.task.metric) == 0:
         load_common(session.built.model, state.matrices)
-        write_adapter(folder / "best", session.built, settings)
+        write_adapter(folder / "best", session.built, settings, session.contract.labels)
     length, chain = record.append_round(folder, row, state.record_chain)
     checkpoint.save(folder, replace(state, record_bytes=length, record_chain=chain), settings.keep_checkpoints)
     state = replace(state, record_bytes=length, record_chain=chain, older=False)

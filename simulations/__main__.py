@@ -151,7 +151,7 @@ def _export(options: argparse.Namespace, console: "Console") -> None:
                 f"pooling={trained.settings.pooling!r} and no Auto class knows, is beside it in output.safetensors"
             )
     else:
-        write_adapter(folder, trained.built, trained.settings)
+        write_adapter(folder, trained.built, trained.settings, trained.classes)
         what = f"the adapter after round {trained.rounds}, for PEFT"
     console.print(f"{folder}\n{what}", markup=False, highlight=False, soft_wrap=True)
     if lacks := private_parts(trained.settings):

@@ -3,6 +3,7 @@
 Such a process is killed as any other. Where the claim is about a new interpreter, start one instead.
 """
 
+import json
 import os
 import signal
 import sys
@@ -57,7 +58,8 @@ def _run(words: list[str], log: str, killed_before: str) -> None:
 
 def words(values: dict[str, object], out: Path, engine: str = "local") -> list[str]:
     """Return the words of a run of these settings."""
-    return ["run", *(f"--set={key}={value}" for key, value in values.items()), "--out", str(out), "--engine", engine]
+    said = {key: json.dumps(value) if isinstance(value, bool) else value for key, value in values.items()}
+    return ["run", *(f"--set={key}={value}" for key, value in said.items()), "--out", str(out), "--engine", engine]
 
 
 def kill_one_process_after_round(values: dict[str, object], folder: Path, number: int, rounds: int) -> None:

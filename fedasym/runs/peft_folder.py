@@ -24,15 +24,20 @@ from fedasym.models.build import Built
 from fedasym.models.pooling import MeanPooledClassifier
 from fedasym.models.settings import MINILM
 from fedasym.models.stored import source_of
+from fedasym.runs.model_card import write_card
 from fedasym.settings import Settings
 from fedasym.tasks import task_of
 
 DEMO_ON_THE_HUB = "sentence-transformers/all-MiniLM-L6-v2"  # which the packaged MiniLM is, by its SHA-256
-TASK_TYPES = {"AutoModelForSeq2SeqLM": "SEQ_2_SEQ_LM", "AutoModelForCausalLM": "CAUSAL_LM"}  # by the model's class
+TASK_TYPES = {  # PEFT's, by the model's class
+    "AutoModelForSequenceClassification": "SEQ_CLS",
+    "AutoModelForSeq2SeqLM": "SEQ_2_SEQ_LM",
+    "AutoModelForCausalLM": "CAUSAL_LM",
+}
 NO_TARGETS = "dummy-target-modules"  # the one word by which PEFT accepts a config that adapts no layer
 
 
-def write_adapter(folder: Path, built: Built, settings: Settings) -> None:
+def write_adapter(folder: Path, built: Built, settings: Settings, classes: Sequence[str] = ()) -> None:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors`` of the model as it is now.
 
     Where updates were folded into W, an adapter cannot hold them: every adapted layer is then saved in full, and so is
@@ -50,15 +55,20 @@ def write_adapter(folder: Path, built: Built, settings: Settings) -> None:
 
     Under the head policy ``local`` the output layer is the initial one; the trained ones stay with their clients.
 
+    Of a model that classifies texts, PEFT saves ``classifier`` or ``score`` whole, and so does this. Beside the adapter
+    lie what reads the inputs, with its token to pad with, and a README.md that says how to load both.
+
     Args:
         folder: made if missing.
         built: an adapted model.
         settings: resolved settings it was built from.
+        classes: names by id; empty: there are none.
     """
     folder.mkdir(parents=True, exist_ok=True)
     method = METHODS[settings.method]
     if method.factors == "W":
-        _write_whole(folder, built)
+        write_card(folder, built, settings, classes, "")
+        _write_whole(folder, built, classes)
         return
     seeded = {name.rpartition(".")[0] for name in built.seeded}
     trained = {name for name, m in built.model.named_modules() if isinstance(m, TrainedLinear)}
@@ -66,21 +76,30 @@ def write_adapter(folder: Path, built: Built, settings: Settings) -> None:
     strange = {name for name, layer in lora.adapted_layers(built.model) if not peft_tensors("", layer)}
     whole = sorted(seeded | trained | folded | strange)
     pooled = isinstance(built.model, MeanPooledClassifier)
+    task_type = "FEATURE_EXTRACTION" if pooled else TASK_TYPES.get(task_of(settings).inputs.model_class, "")
+    heads = _heads_of_peft(built.model) if task_type == "SEQ_CLS" else []
+    whole = [name for name in whole if not _within(name, heads)]
     if pooled:
         whole.remove(built.output)
         write_atomic(folder / "output.safetensors", to_safetensors(_whole(built.model, built.output)))
     prefix = "encoder." if pooled else ""
     tensors: dict[str, Tensor] = {}
-    adapters = [(name, layer) for name, layer in lora.adapted_layers(built.model) if name not in whole]
+    kept = {*whole} | {name for name, _ in lora.adapted_layers(built.model) if _within(name, heads)}
+    adapters = [(name, layer) for name, layer in lora.adapted_layers(built.model) if name not in kept]
     for name, layer in adapters:
         tensors |= peft_tensors(f"base_model.model.{name.removeprefix(prefix)}", layer)
     for name in whole:
         key = f"base_model.model.{name.removeprefix(prefix)}"
         tensors |= {f"{key}.{part}": tensor for part, tensor in _whole(built.model, name).items()}
+    for name in heads:
+        head = lora.merged_copy(built.model.get_submodule(name)).state_dict()
+        tensors |= {f"base_model.model.{name}.{part}": _float32(tensor) for part, tensor in head.items()}
+    source = _source(settings)
     config: dict[str, Any] = {
         "peft_type": "LORA",
-        "task_type": "FEATURE_EXTRACTION" if pooled else TASK_TYPES.get(task_of(settings).inputs.model_class),
-        **_source(settings),
+        "task_type": task_type or None,
+        "auto_mapping": None if task_type else _auto_mapping(built.model),
+        **source,
         "r": settings.rank,
         "lora_alpha": settings.alpha,
         "use_rslora": settings.scaling == "alpha/sqrt(r)",
@@ -88,11 +107,33 @@ def write_adapter(folder: Path, built: Built, settings: Settings) -> None:
         "bias": "none",
         "fan_in_fan_out": any(_is_transposed(layer) for _, layer in adapters),
         "target_modules": [name.removeprefix(prefix) for name, _ in adapters] or NO_TARGETS,
-        "modules_to_save": [name.removeprefix(prefix) for name in whole] or None,
+        "modules_to_save": [name.removeprefix(prefix) for name in [*whole, *heads]] or None,
         "inference_mode": True,
     }
+    write_card(folder, built, settings, classes, task_type)
+    _save_processor(built.processor, folder)
     write_atomic(folder / "adapter_config.json", (json.dumps(config, indent=1) + "\n").encode())
     write_atomic(folder / "adapter_model.safetensors", to_safetensors(tensors, metadata={"format": "pt"}))
+
+
+def _heads_of_peft(model: Any) -> list[str]:
+    """Return those of the heads that PEFT saves whole which are more than one layer, and of which anything trains.
+
+    One layer is saved by its own name, as it is.
+    """
+    found = [name for name in ("classifier", "score") if hasattr(model, name)]
+    return [
+        name for name in found if not isinstance(getattr(model, name), (torch.nn.Linear, AdaptedLinear, TrainedLinear))
+    ]
+
+
+def _within(name: str, heads: Sequence[str]) -> bool:
+    return any(name.startswith(f"{head}.") for head in heads)
+
+
+def _auto_mapping(model: Any) -> dict[str, str]:
+    """Return by which class of which library ``peft.AutoPeftModel`` makes the base model."""
+    return {"base_model_class": type(model).__name__, "parent_library": type(model).__module__}
 
 
 def write_merged(folder: Path, built: Built, classes: Sequence[str] = ()) -> None:
@@ -110,12 +151,9 @@ def write_merged(folder: Path, built: Built, classes: Sequence[str] = ()) -> Non
     """
     folder.mkdir(parents=True, exist_ok=True)
     merged: Any = lora.merged_copy(built.model)
-    if classes:
-        merged.config.id2label = dict(enumerate(classes))
-        merged.config.label2id = {name: i for i, name in enumerate(classes)}
     if getattr(merged.config, "tie_word_embeddings", False) and _untied(built.model, merged):
         merged.config.tie_word_embeddings = False
-    _write_whole(folder, replace(built, model=merged))
+    _write_whole(folder, replace(built, model=merged), classes)
 
 
 def _untied(model: Any, merged: Any) -> bool:
@@ -148,18 +186,21 @@ def _source(settings: Settings) -> dict[str, str | None]:
     return {"base_model_name_or_path": model, "revision": settings.revision}
 
 
-def _write_whole(folder: Path, built: Built) -> None:
+def _write_whole(folder: Path, built: Built, classes: Sequence[str]) -> None:
     """Write a model as transformers does; a mean-pooled one as its encoder and the output layer.
 
     Each file takes the place of an earlier one whole, so that a folder that is written anew can be loaded all along.
     """
     model: Any = built.model
+    if classes:
+        model.config.id2label = dict(enumerate(classes))
+        model.config.label2id = {name: i for i, name in enumerate(classes)}
     if isinstance(model, MeanPooledClassifier):
         write_atomic(folder / "output.safetensors", to_safetensors(_whole(model, built.output)))
         model = model.encoder
     with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as new:
         model.save_pretrained(new)
-        built.processor.save_pretrained(new)
+        _save_processor(built.processor, Path(new))
         for path in Path(new).iterdir():
             path.replace(folder / path.name)
 
@@ -171,4 +212,16 @@ def _whole(model: torch.nn.Module, name: str) -> dict[str, Tensor]:
         tensors = {**module.base.state_dict(), "weight": lora.merged_weight(module)}
     else:
         tensors = dict(module.state_dict())
-    return {key: value.detach().float().contiguous() for key, value in tensors.items()}
+    return {key: _float32(value) for key, value in tensors.items()}
+
+
+def _save_processor(processor: Any, folder: Path) -> None:
+    """Save what reads the inputs as it was loaded; a tokenizer would keep the length that it cut a text at last."""
+    if (tokenizer := getattr(processor, "backend_tokenizer", None)) is not None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+    processor.save_pretrained(folder)
+
+
+def _float32(tensor: Tensor) -> Tensor:
+    return tensor.detach().float().contiguous()

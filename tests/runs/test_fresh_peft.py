@@ -10,6 +10,7 @@ import fresh_peft
 import numpy as np
 import pytest
 import torch
+import transformers
 from pictures import image_settings
 from quiz import make_writer, quiz_settings
 from summaries import values_of
@@ -70,7 +71,8 @@ def cases(models, tiny, tmp_path_factory) -> Path:
     names = lora.adapt(
         model, ["all-linear", "table", "one", "two"], settings.rank, settings.alpha, scaling=settings.scaling
     )
-    built = Built(model, None, tuple(names), (), "", "", (), "", "", ())
+    reader = transformers.AutoTokenizer.from_pretrained(tiny.model)
+    built = Built(model, reader, tuple(names), (), "", "", (), "", "", ())
     tell("layers", settings, built, torch.arange(18).reshape(2, 9) * 16, "")
     return out
 

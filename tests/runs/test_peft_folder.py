@@ -181,7 +181,7 @@ def test_the_folder_is_what_peft_writes_itself(case, tmp_path) -> None:
     config = json.loads((tmp_path / "ours" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["bias"]) == (4, 8.0, "none")
     assert set(config["target_modules"]) == set(built.layers) - {"classifier.dense"}
-    assert config["modules_to_save"] == ["classifier.dense", "classifier.out_proj"]
+    assert config["modules_to_save"] == ["classifier"] and config["task_type"] == "SEQ_CLS"
 
 
 def test_a_relative_folder_of_the_base_model_is_found_from_another_directory(case, tmp_path, monkeypatch) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import warm
 from kits import wait_for
 from rich.console import Console
 from world import tiny_settings, tiny_values, what_is_left
@@ -105,8 +106,7 @@ def undisturbed(world: Path) -> Path:
 
 
 def run_words(world: Path, out: Path, engine: str = "local") -> list[str]:
-    overrides = [f"--set={key}={value}" for key, value in tiny_values(world, local_steps=STEPS).items()]
-    return ["run", *overrides, "--out", str(out), "--engine", engine]
+    return warm.words(tiny_values(world, local_steps=STEPS), out, engine)
 
 
 def command_said(said: str) -> list[str]:
