@@ -66,7 +66,8 @@ def cases(models, tiny, tmp_path_factory) -> Path:
         tell_of(f"instruct-{kind}", quiz_settings(root, model=str(folder), **more), 0)
     tell_of("summarize", from_run_config(values_of("t5", models, root)), 0)
     tell_of("images", image_settings(root, targets="all-linear,projection"), 2, num_labels=2)
-    settings = dataclasses.replace(tiny, rank=3, alpha=5.0, scaling="alpha/sqrt(r)")
+    images = image_settings(root)  # for a model of no class that PEFT knows
+    settings = dataclasses.replace(images, rank=3, alpha=5.0, scaling="alpha/sqrt(r)")
     model = fresh_peft.net()
     names = lora.adapt(
         model, ["all-linear", "table", "one", "two"], settings.rank, settings.alpha, scaling=settings.scaling
