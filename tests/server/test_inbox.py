@@ -11,8 +11,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import spoiled_replies as spoiled
 from direct_superlink import DirectSuperlink, Part, parts_of
-from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -51,101 +52,25 @@ def deliveries(link: DirectSuperlink, spoil: Callable[[Part], Part], bound: Boun
     return [found[bad], found[good]]
 
 
-def part_of(whole: Part, kind: str) -> Part:
-    return next(part for part in whole.all() if part.kind == kind)
-
-
-def changed(whole: Part, old: Part, new: Part) -> Part:
-    """Return the whole with one part in the place of another, the ids of those above it anew."""
-    if whole is old:
-        return new
-    return replace(whole, children=[changed(child, old, new) for child in whole.children])
-
-
 def test_an_honest_reply_arrives_as_it_was_sent(link: DirectSuperlink) -> None:
     first, _ = deliveries(link, lambda whole: whole)
     assert not first.fault and first.reply is not None
     assert records.unpack(first.reply.content, SCHEMA)["layer.B"].tolist() == [[1.0] * 4] * 8
 
 
-def other_message(whole: Part) -> Part:
-    """Let the reply's own bytes name a message that nobody sent."""
-    from flwr.proto.message_pb2 import Message as Proto
-
-    said = Proto.FromString(whole.body)
-    said.metadata.reply_to_message_id = "f" * 64
-    return replace(whole, body=said.SerializeToString())
-
-
-def other_node(whole: Part) -> Part:
-    from flwr.proto.message_pb2 import Message as Proto
-
-    said = Proto.FromString(whole.body)
-    said.metadata.src_node_id = 12345
-    return replace(whole, body=said.SerializeToString())
-
-
-def malformed_record(whole: Part) -> Part:
-    old = part_of(whole, "ConfigRecord")
-    return changed(whole, old, replace(old, body=b"\xff\xff\xff"))
-
-
-def many_times_one_piece(whole: Part) -> Part:
-    """Name one piece of an array 60,000 times: 0.2 MB that would become 15 MB."""
-    old = part_of(whole, "Array")
-    said = json.loads(old.body)
-    said["arraychunk_ids"] = [0] * 60_000
-    return changed(whole, old, replace(old, body=json.dumps(said).encode()))
-
-
-def no_such_piece(whole: Part) -> Part:
-    old = part_of(whole, "Array")
-    said = json.loads(old.body)
-    said["arraychunk_ids"] = [7]
-    return changed(whole, old, replace(old, body=json.dumps(said).encode()))
-
-
-def endless_text(whole: Part) -> Part:
-    record = ConfigRecord({"reason": "x" * 1_000_000})
-    old = part_of(whole, "ConfigRecord")
-    return changed(whole, old, Part("ConfigRecord", record.deflate().partition(b"\0")[2]))
-
-
-def another_array(whole: Part) -> Part:
-    big = content()
-    big["more"] = records.pack({"x.B": np.ones((999, 99), np.float32)}, (("x.B", (999, 99)),), {})["matrices"]
-    old = part_of(whole, "RecordDict")
-    return changed(whole, old, parts_of(Message(big, 1, "train")).children[0])
-
-
-def a_thousand_records(whole: Part) -> Part:
-    old = part_of(whole, "RecordDict")
-    many = RecordDict({f"r{number}": ConfigRecord({"n": number}) for number in range(1000)})
-    return changed(whole, old, parts_of(Message(many, 1, "train")).children[0])
-
-
-def no_message(whole: Part) -> Part:
-    return part_of(whole, "RecordDict")
-
-
-def of_no_kind(whole: Part) -> Part:
-    old = part_of(whole, "MetricRecord")
-    return changed(whole, old, replace(old, kind="ConfigRecord"))
-
-
 @pytest.mark.parametrize(
     ("spoil", "named"),
     [
-        (other_message, f"answer to message '{'f' * 64}', and the SuperLink that it is node"),
-        (other_node, "it says that it is node 12345's answer"),
-        (malformed_record, "it cannot be decoded (DecodeError"),
-        (many_times_one_piece, "declares 16320000 bytes of values"),
-        (no_such_piece, "it cannot be decoded (IndexError"),
-        (endless_text, "bytes or more, expected at most"),
-        (another_array, "bytes or more, expected at most"),
-        (a_thousand_records, "parts, and no reply to this message needs as many"),
-        (no_message, "it is no message but a RecordDict"),
-        (of_no_kind, "it cannot be decoded ("),
+        (spoiled.other_message, f"answer to message '{'f' * 64}', and the SuperLink that it is node"),
+        (spoiled.other_node, "it says that it is node 12345's answer"),
+        (spoiled.malformed_record, "it cannot be decoded (DecodeError"),
+        (spoiled.many_times_one_piece, "declares 16320000 bytes of values"),
+        (spoiled.no_such_piece, "it cannot be decoded (IndexError"),
+        (spoiled.endless_text, "bytes or more, expected at most"),
+        (spoiled.another_array, "bytes or more, expected at most"),
+        (spoiled.a_thousand_records, "parts, and no reply to this message needs as many"),
+        (spoiled.no_message, "it is no message but a RecordDict"),
+        (spoiled.of_no_kind, "it cannot be decoded ("),
     ],
 )
 def test_a_bad_reply_is_one_nodes_fault_and_the_others_arrive(
@@ -158,7 +83,7 @@ def test_a_bad_reply_is_one_nodes_fault_and_the_others_arrive(
 
 def test_what_would_grow_is_refused_before_it_does(link: DirectSuperlink) -> None:
     tracemalloc.start()
-    first, _ = deliveries(link, many_times_one_piece)
+    first, _ = deliveries(link, spoiled.many_times_one_piece)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert "declares 16320000 bytes" in first.fault
@@ -223,9 +148,9 @@ def _spoiled(draw: st.DrawFn) -> Callable[[Part], Part]:
             if old in new.all()[1:] or whole in new.all():
                 return whole
         else:
-            old = part_of(whole, "Array")
+            old = spoiled.part_of(whole, "Array")
             new = replace(old, body=json.dumps(json.loads(old.body) | {key: value}).encode())
-        return changed(whole, old, new)
+        return spoiled.changed(whole, old, new)
 
     return spoil
 
