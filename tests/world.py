@@ -109,7 +109,6 @@ def tiny_values(root: Path, **more: object) -> dict[str, object]:
         "rank": 4,
         "split": "dirichlet:1.0",
         "min-examples": 5,
-        "keep-best": False,  # a folder written in every other round, where few tests look
     }
     return values | {key.replace("_", "-"): value for key, value in more.items()}
 

@@ -88,6 +88,6 @@ def _named(model: Any, classes: Sequence[str]) -> str:
     if not hasattr(getattr(model, "config", None), "num_labels") or not classes:
         return ""
     ids = {number: str(name) for number, name in enumerate(classes)}
-    pad = model.config.pad_token_id
+    pad = getattr(model.config, "pad_token_id", None)
     padding = "" if pad is None else f", pad_token_id={pad}"
     return f", id2label={ids!r}, label2id={ {name: number for number, name in ids.items()}!r}{padding}"

@@ -41,7 +41,7 @@ class Contract:
         codec: how matrices travel.
         A_stream: how A is keyed, `projection.STREAM`.
         init_adapter: fingerprint of what the run took from the folder of ``init-adapter``; "" if it names none.
-        model: how the run names the base model, and its revision: a party that has agreed loads no other.
+        model: at sites how the run names the base model, and its revision: who agreed loads no other; "" in a split.
 
     Versions of libraries are no part of it: parties are compared by what they do.
     """
@@ -177,5 +177,5 @@ def contract_of(settings: AgreedSettings, built: Built, labels: tuple[str, ...],
         settings.alpha, settings.scaling, settings.head,
         built.base, built.config, built.ids, built.A, schema, settings.task, labels, data,
         " ".join(f"{key}={value}" for key, value in local.items()),
-        settings.codec, init_adapter=built.init_adapter, model=named_model(settings),
+        settings.codec, init_adapter=built.init_adapter, model=named_model(settings) if data == SITES else "",
     )  # fmt: skip

@@ -7,7 +7,7 @@ the file is one run: rule, attack, how many, accuracy after each round. Cells th
 import argparse
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from simulations.run import read_settings
 
 CONFIG = Path(__file__).parents[1] / "configs" / "asymmetric.toml"
 RULES = ("exact", "norm_bound:2", "median", "trimmed:0.3", "multi_krum:3", "bulyan:1")
-LIARS = (1, 3)
+LIARS = (1, 3)  # of three Bulyan bears none: it needs 4 F + 3 replies
 Float32 = NDArray[np.float32]
 Attack = Callable[[Float32, Float32, np.random.Generator], Float32]
 
@@ -93,13 +93,12 @@ def lying(attack: str, liars: set[int]) -> ClientApp:
     return app
 
 
-def cells(clients: int) -> list[dict[str, Any]]:
-    """Return the grid: each rule without liars, and with each attack by some of them, where the rule may be used."""
-    grid: list[dict[str, Any]] = [{"rule": rule, "attack": "none", "liars": 0} for rule in RULES]
-    for liars in LIARS:
+def cells(rules: Sequence[str], liars: Sequence[int]) -> list[dict[str, Any]]:
+    """Return the grid: each rule without liars, and with each attack by some of them."""
+    grid: list[dict[str, Any]] = [{"rule": rule, "attack": "none", "liars": 0} for rule in rules]
+    for count in liars:
         for attack in ATTACKS:
-            usable = [rule for rule in RULES if rule != "bulyan:1" or 4 * liars + 3 <= clients]
-            grid += [{"rule": rule, "attack": attack, "liars": liars} for rule in usable]
+            grid += [{"rule": rule, "attack": attack, "liars": count} for rule in rules]
     return grid
 
 
@@ -115,13 +114,15 @@ def main() -> None:
     """Run what is missing of the grid."""
     parser = argparse.ArgumentParser(prog="python -m simulations.study.attacks", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="appended to")
-    parser.add_argument("--rounds", type=int, default=2, metavar="N", help="of each run (2)")
+    parser.add_argument("--rules", nargs="+", default=list(RULES), metavar="RULE", help=f"{' '.join(RULES)}")
+    parser.add_argument("--liars", nargs="+", type=int, default=list(LIARS), metavar="N", help="of ten clients (1 3)")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings on top of the demo's")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="clients at the same time (2)")
     told = parser.parse_args()
     logging.getLogger("fedasym").setLevel(logging.WARNING)
-    settings = read_settings(CONFIG, [f"num-rounds={told.rounds}"], Path("unused"))
+    settings = read_settings(CONFIG, told.set, Path("unused"))
     done = [{key: line[key] for key in ("rule", "attack", "liars")} for line in read_lines(told.out)]
-    grid = [cell for cell in cells(settings.num_clients) if cell not in done]
+    grid = [cell for cell in cells(told.rules, told.liars) if cell not in done]
     for number, cell in enumerate(grid, 1):
         aggregator_of(cell["rule"])
         with tempfile.TemporaryDirectory() as folder:
@@ -129,7 +130,7 @@ def main() -> None:
         accuracies = [row["metrics"]["accuracy"] for row in rows]
         line = {
             **cell, "accuracy": accuracies, "rejected": sum(row["clients_rejected"] for row in rows),
-            "digest": rows[-1]["digest"], "clients": settings.num_clients, "seed": settings.seed,
+            "digest": rows[-1]["digest"], "settings": told.set, "clients": settings.num_clients, "seed": settings.seed,
             "seconds": round(sum(row["seconds"] for row in rows), 1), "versions": versions(),
         }  # fmt: skip
         append_line(told.out, line)
