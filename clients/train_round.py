@@ -161,7 +161,7 @@ def train_round(
 
     Raises:
         Refusal: another contract, or a client that this split does not have.
-        Refusal: nothing trained, or layers that the model does not use.
+        Refusal: nothing trained.
         Spoiled: W or A changed while training.
         Behind: the message builds on one that this client did not get.
         ValueError: matrices that do not fit the contract.
@@ -205,7 +205,7 @@ def train_round(
     metrics.update(_evaluate(session, encoded.take(kept_out), "after"))
     schema = select(session.contract.schema, method.up(number))
     after = lora.read({name: parameters[name] for name, _ in schema})
-    if reason := idle(method, pick(held, schema), after):
+    if reason := idle(pick(held, schema), after):
         raise Refusal(f"round {number}, client {client}: its {reason}")
     change = Change(pick(held, schema), after, len(train_set))
     after = transformed(

@@ -7,6 +7,8 @@ import numpy as np
 from fedasym.methods.base import Matrices, Method, letter_of
 from fedasym.wire.contract import Contract
 
+_FEW = 3  # of many names
+
 
 def thawed(contract: Contract, found: Mapping[str, object]) -> str:
     """Say which of W and, where it never moves, A is no longer the contract's, and what to do; "" if neither.
@@ -25,20 +27,33 @@ def thawed(contract: Contract, found: Mapping[str, object]) -> str:
     return ""
 
 
-def idle(method: Method, held: Matrices, trained: Matrices) -> str:
-    """Say what training did not move, and what to do; "" if there is nothing to say.
+def idle(held: Matrices, trained: Matrices) -> str:
+    """Say that training moved nothing at all, and what to do; "" if it moved something.
 
     Args:
-        method: knows which factor starts at zero.
         held: the matrices before training.
         trained: the same matrices after it.
     """
     if trained and all(np.array_equal(matrix, held[name]) for name, matrix in trained.items()):
         return "matrices equal what was sent: nothing trained; check lr, head-lr and the client's data"
-    zero = [name for name, matrix in trained.items() if letter_of(name) == method.zero and not np.any(matrix)]
-    if zero:
-        return (
-            f"{method.zero} is still zero after training in {', '.join(zero)}: the model does not use these layers; "
-            "leave them out of targets"
-        )
     return ""
+
+
+def unused(method: Method, mean: Matrices) -> str:
+    """Say which matrices no client has moved in the first round, and what that means; "" if there are none.
+
+    One client's data may leave a layer without a gradient (a text of one token has no attention to learn, an expert no
+    token), so it is no proof about the model; all of them together are a reason to look.
+
+    Args:
+        method: knows which factor starts at zero.
+        mean: of all replies of the first round.
+    """
+    zero = [name for name, matrix in mean.items() if letter_of(name) == method.zero and not np.any(matrix)]
+    if not zero:
+        return ""
+    more = f" and {len(zero) - _FEW} more" if len(zero) > _FEW else ""
+    return (
+        f"no client has moved {', '.join(zero[:_FEW])}{more}: the model does not use these layers, or no client's data "
+        "reach them; leave them out of targets, or send zeros"
+    )

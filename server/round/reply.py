@@ -114,7 +114,7 @@ def check_reply(
             f"positive integer; {_ALONE}"
         )
     before = pick(held, schema)
-    if reason := idle(method, before, matrices):
+    if reason := idle(before, matrices):
         raise Rejection(f"its {reason}")
     squares = [float(np.square(matrix.astype(np.float64) - before[name]).sum()) for name, matrix in matrices.items()]
     return Checked(weight, matrices, metrics, math.sqrt(math.fsum(squares)))

@@ -21,6 +21,7 @@ from fedasym.ops.progress import Tell, to_nobody
 from fedasym.rng import generator
 from fedasym.settings import Settings
 from fedasym.wire import records
+from fedasym.wire.checks import unused
 from fedasym.wire.codecs import codec_of
 from fedasym.wire.contract import Contract
 from server.round.inbox import LONGEST_TEXT, Bound, Delivery, Inbox, bound_of
@@ -190,6 +191,8 @@ def run_round(
             result.mean, result.mean64 = total.result()
         except ValueError as error:
             raise FederationError(f"round {number}: aggregation={settings.aggregation!r} has {error}") from error
+    if number == 1 and (warning := unused(method, result.mean)):
+        result.warnings.append(warning)
     result.replies = [kept[client] for client in sorted(kept)]
     return result
 

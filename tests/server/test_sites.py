@@ -9,6 +9,7 @@ from world import make_sites, simulate, site_settings, tiny_settings, tiny_value
 
 from clients.message_handler import QUERY, TRAIN, WARM, answer
 from clients.node import NodeContext, node_context_of
+from clients.session import session_of
 from clients.train_round import Refusal, require_fit
 from fedasym.data.examples import load_own_examples
 from fedasym.runs.record import read_json, read_rounds
@@ -120,6 +121,33 @@ def test_another_contract_is_refused_before_any_data_are_read(world: Path) -> No
     assert "rank: 4 there, 2 here" in str(other)
     fits = NodeContext(site="north", data=absent, contract=prepare(settings).contract.hash)
     assert "error " in str(answer(QUERY, stated, config, 1, fits)["refusal"]["reason"])  # now it looked
+
+
+def test_a_pinned_site_loads_nothing_but_the_model_of_its_contract(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = site_settings(world).resolved()
+    stated, config, agreed = query_of(settings), settings.run_config(), prepare(settings).contract.hash
+    loaded: list[str] = []
+
+    def load(settings: Settings):
+        loaded.append(settings.model)
+        return session_of(settings)
+
+    monkeypatch.setattr("clients.message_handler.session_of", load)
+    own = {"site": "north", "data": str(world / "sites/north"), "state": str(world / "state"), "contract": agreed}
+    place = NodeContext(**own)
+    assert "refusal" not in answer(WARM, stated, config, 1, place) and not loaded  # nobody has said yet what it is
+    said = answer(TRAIN, RecordDict({"about": ConfigRecord({"contract": agreed})}), config, 1, place)
+    assert "has not heard the contract" in str(said["refusal"]["reason"]) and not loaded
+    elsewhere = config | {"model": "somebody/else"}
+    for kind in (QUERY, TRAIN):
+        said = answer(kind, stated, elsewhere, 1, place)
+        assert "the run names model 'somebody/else, revision main', and its contract" in str(said["refusal"]["reason"])
+    other = RecordDict({"about": ConfigRecord({"contract": '{"model": "somebody/else, revision main"}'})})
+    assert "works under the contract" in str(answer(QUERY, other, elsewhere, 1, place)["refusal"]["reason"])
+    assert not loaded
+    assert "refusal" not in answer(QUERY, stated, config, 1, place) and loaded == [settings.model]
 
 
 def test_a_site_takes_part_under_its_own_name_alone(world: Path) -> None:

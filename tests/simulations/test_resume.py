@@ -125,6 +125,19 @@ def test_killed_after_the_last_round_while_the_end_is_written_and_resumed_equals
     assert what_is_left(folder) == what_is_left(whole)
 
 
+@pytest.mark.parametrize("more", [{}, {"method": "fedsa", "client_holdout": 0.2}, {"server_optimizer": "momentum"}])
+def test_a_damaged_checkpoint_costs_its_rounds_and_no_bit(tmp_path: Path, more: dict[str, object]) -> None:
+    whole = simulate(tiny_settings(tmp_path, out=str(tmp_path / "whole"), num_rounds=4, **more))
+    simulate(tiny_settings(tmp_path, out=str(tmp_path / "run"), num_rounds=3, **more))
+    for name in ("checkpoint.safetensors", "checkpoint-000002.safetensors"):
+        path = tmp_path / "run" / name
+        flipped = bytearray(path.read_bytes())
+        flipped[-1] ^= 1
+        path.write_bytes(flipped)
+    again = simulate(tiny_settings(tmp_path, out=str(tmp_path / "run"), num_rounds=4, **more))
+    assert what_is_left(again) == what_is_left(whole)
+
+
 def test_a_finished_run_started_again_changes_nothing(world: Path, whole: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(whole, tmp_path / "run")
     (folder / "summary.json").unlink()  # what is written anew is seen
