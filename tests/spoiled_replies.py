@@ -81,3 +81,8 @@ def no_message(whole: Part) -> Part:
 def of_no_kind(whole: Part) -> Part:
     old = part_of(whole, "MetricRecord")
     return changed(whole, old, replace(old, kind="ConfigRecord"))
+
+
+def nothing(whole: Part) -> Part:
+    """Send a message of no records and no error."""
+    return replace(whole, children=[])

@@ -212,6 +212,8 @@ def _decoded(one: _Incoming, name: str, asked: int, bound: Bound) -> Message:
         reply = inflate_object_from_contents(one.id, one.contents)
         if not isinstance(reply, Message):
             raise _Fault(f"it is no message but a {type(reply).__name__}")
+        if not reply.has_error() and not reply.has_content():
+            raise _Fault("it holds neither records nor an error")
         if one.sender == asked:
             _require_own(reply, name, asked)
         elif not reply.has_error():

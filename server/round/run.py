@@ -159,8 +159,12 @@ def run_round(
             weight = weights.of(client, checked.weight)
             if checked.matrices:
                 total.add(weight, checked.matrices)
-        except (Rejection, ValueError) as error:
-            result.rejected[client] = records.clean(error, LONGEST_TEXT)
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever else a reply makes of our code is its client's affair too
+            named = isinstance(error, (Rejection, ValueError))
+            said = str(error) if named else f"it cannot be used ({type(error).__name__}: {error}); look at its sender"
+            result.rejected[client] = records.clean(said, LONGEST_TEXT)
             tell(len(result.metrics) + len(result.rejected), len(result.asked))
             continue
         if records.about(reply.content).get("fresh") and number > 1:

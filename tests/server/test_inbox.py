@@ -70,6 +70,7 @@ def test_an_honest_reply_arrives_as_it_was_sent(link: DirectSuperlink) -> None:
         (spoiled.another_array, "bytes or more, expected at most"),
         (spoiled.a_thousand_records, "parts, and no reply to this message needs as many"),
         (spoiled.no_message, "it is no message but a RecordDict"),
+        (spoiled.nothing, "it "),
         (spoiled.of_no_kind, "it cannot be decoded ("),
     ],
 )
@@ -160,6 +161,7 @@ def _spoiled(draw: st.DrawFn) -> Callable[[Part], Part]:
 def test_no_bytes_of_one_node_raise_or_touch_anothers(link: DirectSuperlink, spoil: Callable[[Part], Part]) -> None:
     first, _ = deliveries(link, spoil)
     assert (first.reply is None) == bool(first.fault)
+    assert first.reply is None or first.reply.has_error() or isinstance(first.reply.content, RecordDict)
 
 
 @pytest.mark.slow
