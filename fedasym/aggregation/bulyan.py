@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from fedasym.aggregation.gathered import Float32, Float64, Gathered, by_value
+from fedasym.aggregation.gathered import Float32, Float64, Gathered, by_value, middle, require_replies
 from fedasym.aggregation.krum import bad_of, closest, distances
 
 
@@ -28,10 +28,7 @@ class Bulyan(Gathered):
         Raises:
             ValueError: fewer than 4 F + 3 replies.
         """
-        if len(replies) < 4 * self._bad + 3:
-            raise ValueError(
-                f"{len(replies)} replies; Bulyan with {self._bad} bad ones needs {4 * self._bad + 3} or more"
-            )
+        require_replies(len(replies), 4 * self._bad + 3, "Bulyan", self._bad)
         apart, left, chosen = distances(replies), list(range(len(replies))), []
         for _ in range(len(replies) - 2 * self._bad):
             among = [[apart[i][j] for j in left] for i in left]
@@ -42,9 +39,7 @@ class Bulyan(Gathered):
 
 def _nearest(ordered: NDArray[np.float64], kept: int) -> NDArray[np.float64]:
     """Return the mean of the ``kept`` of each column of sorted values that lie nearest to its median."""
-    count = len(ordered)
-    middle = (ordered[(count - 1) // 2] + ordered[count // 2]) / 2.0
-    nearest = np.argsort(np.abs(ordered - middle), axis=0, kind="stable")[:kept]
+    nearest = np.argsort(np.abs(ordered - middle(ordered)), axis=0, kind="stable")[:kept]
     return np.asarray(np.take_along_axis(ordered, np.sort(nearest, axis=0), axis=0).mean(axis=0))
 
 

@@ -1,6 +1,7 @@
 """What the robust rules share: they hold a round's replies until all are there, in an order that is not of arrival."""
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -14,7 +15,7 @@ Matrices = Mapping[str, Float32]
 Rule = Callable[[Float64], Float64]
 
 
-class Gathered:
+class Gathered(ABC):
     """Holds replies; a rule says in `combine` what becomes of them.
 
     Memory: all replies of a round, 4 bytes a value, and 8 more a value and reply while they are combined.
@@ -52,6 +53,7 @@ class Gathered:
         replies = sorted(self._replies, key=lambda reply: (reply[0], _digest(reply[1])))
         return self.combine([weight for weight, _ in replies], [matrices for _, matrices in replies])
 
+    @abstractmethod
     def combine(
         self, weights: list[int], replies: list[dict[str, Float32]]
     ) -> tuple[dict[str, Float32], dict[str, Float64]]:
@@ -60,8 +62,10 @@ class Gathered:
         Args:
             weights: n_k of each.
             replies: matrices by name, of the same names and shapes.
+
+        Raises:
+            ValueError: fewer replies than the rule needs.
         """
-        raise NotImplementedError
 
 
 def by_value(replies: list[dict[str, Float32]], rule: Rule) -> tuple[dict[str, Float32], dict[str, Float64]]:
@@ -76,6 +80,22 @@ def by_value(replies: list[dict[str, Float32]], rule: Rule) -> tuple[dict[str, F
         stacked = np.sort(np.stack([reply[name].reshape(-1) for reply in replies]).astype(np.float64), axis=0)
         exact[name] = rule(stacked).reshape(matrix.shape)
     return {name: matrix.astype(np.float32) for name, matrix in exact.items()}, exact
+
+
+def middle(ordered: Float64) -> Float64:
+    """Return the median of each column of sorted values; of an even number of them the mean of the middle two."""
+    count = len(ordered)
+    return np.asarray((ordered[(count - 1) // 2] + ordered[count // 2]) / 2.0)
+
+
+def require_replies(count: int, least: int, rule: str, bad: int) -> None:
+    """Require as many replies as a rule needs to bear some bad ones.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    if count < least:
+        raise ValueError(f"{count} replies; {rule} with {bad} bad ones needs {least} or more")
 
 
 def distance(one: Matrices, other: Matrices) -> float:

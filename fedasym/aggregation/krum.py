@@ -1,7 +1,7 @@
 """Krum: the reply that is closest to its nearest neighbours (Blanchard et al. 2017, NeurIPS)."""
 
 from fedasym.aggregation.exact import ExactMean
-from fedasym.aggregation.gathered import Float32, Float64, Gathered, distance
+from fedasym.aggregation.gathered import Float32, Float64, Gathered, distance, require_replies
 
 
 class Krum(Gathered):
@@ -27,10 +27,7 @@ class Krum(Gathered):
         Raises:
             ValueError: fewer than 2 F + 3 replies.
         """
-        if len(replies) < 2 * self._bad + 3:
-            raise ValueError(
-                f"{len(replies)} replies; Krum with {self._bad} bad ones needs {2 * self._bad + 3} or more"
-            )
+        require_replies(len(replies), 2 * self._bad + 3, "Krum", self._bad)
         mean = ExactMean()
         for place in closest(distances(replies), self._bad)[: self._chosen or len(replies) - self._bad]:
             mean.add(weights[place], replies[place])

@@ -1,9 +1,6 @@
 """The coordinate-wise median, each client counting once (Yin et al. 2018, arXiv 1803.01498)."""
 
-import numpy as np
-from numpy.typing import NDArray
-
-from fedasym.aggregation.gathered import Float32, Float64, Gathered, by_value
+from fedasym.aggregation.gathered import Float32, Float64, Gathered, by_value, middle
 from fedasym.plugins import without
 
 
@@ -12,6 +9,7 @@ class Median(Gathered):
 
     Cost: one sort of K replies per value.
 
+    >>> import numpy as np
     >>> rule = Median()
     >>> for value in (1.0, 2.0, 900.0):
     ...     rule.add(1, {"B": np.array([value], np.float32)})
@@ -23,12 +21,7 @@ class Median(Gathered):
         self, weights: list[int], replies: list[dict[str, Float32]]
     ) -> tuple[dict[str, Float32], dict[str, Float64]]:
         """Return the median of each value; of an even number of replies the mean of the two in the middle."""
-        return by_value(replies, _middle)
-
-
-def _middle(ordered: NDArray[np.float64]) -> NDArray[np.float64]:
-    count = len(ordered)
-    return np.asarray((ordered[(count - 1) // 2] + ordered[count // 2]) / 2.0)
+        return by_value(replies, middle)
 
 
 def aggregator(parameter: str) -> Median:

@@ -109,10 +109,15 @@ def test_a_column_that_is_not_there_is_said_with_the_file(tmp_path: Path, task: 
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
-    [("train.csv", b'a,b\n1,"2\n'), ("train.jsonl", b'{"text": 1\n'), ("train.parquet", b"no"), ("train.tsv", b"\xff")],
+    ("name", "content", "named"),
+    [
+        ("train.csv", b'a,b\n1,"2\n', "line 2 cannot be read .*: mend it"),
+        ("train.jsonl", b'{"text": 1\n', "line 1 is no JSON .*; write one object a line"),
+        ("train.parquet", b"no", "cannot be read as parquet .*; mend it"),
+        ("train.tsv", b"\xff", "line 1 is not UTF-8 .*; write the file anew"),
+    ],
 )
-def test_a_file_that_is_not_of_its_format_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+def test_a_file_that_is_not_of_its_format_is_named(tmp_path: Path, name: str, content: bytes, named: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(
         ValueError, match=rf"^{tmp_path}/{name}: .*(mend it|write the file anew|write one object a line)"

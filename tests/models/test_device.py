@@ -108,6 +108,7 @@ def test_want_of_memory_names_where_it_was_and_what_to_do() -> None:
         named = pytest.raises(device.DeviceMemoryError, match="out of memory in training")
         with named, device.memory_named("training", "lower it"):
             raise error
+    # The second is a RuntimeError too: what PyTorch raises for an operation that a device does not have.
     for other in (RuntimeError("shapes differ"), NotImplementedError("no such operation")):
         with pytest.raises(type(other)) as caught, device.memory_named("training", "lower it"):
             raise other
