@@ -2,6 +2,9 @@
 
 Both run in this process, in turn, on the same Flower replies; the time of the exact mean includes
 reading the arrays out of the records, as Flower's does. GB are 1e9 bytes of incoming float32.
+
+The worst that replies can do to the exact mean is to lay it beside a tie everywhere, with values that cancel, or to go
+up and down between magnitudes; both are timed against as many usual replies.
 """
 
 import statistics
@@ -22,9 +25,31 @@ def make_replies(count: int, size: int) -> list[RecordDict]:
     replies = []
     for _ in range(count):
         B = rng.standard_normal(size, np.float32) * np.float32(0.02)
-        metrics = MetricRecord({"num-examples": int(rng.integers(600, 800))})
-        replies.append(RecordDict({"arrays": ArrayRecord({"B": Array(B)}), "metrics": metrics}))
+        replies.append(_reply(int(rng.integers(600, 800)), B))
     return replies
+
+
+def colluding_replies(size: int) -> list[RecordDict]:
+    """Return five replies whose values cancel and leave every mean 2^-100 off a tie, or on it."""
+    rng = np.random.default_rng(1)
+    honest = rng.normal(size=size).astype(np.float32)
+    spacing = np.spacing(np.abs(honest))
+    large = np.full(size, 2.0**60, np.float32)
+    off = (rng.choice([-1.0, 0.0, 1.0], size) * 2.0**-100).astype(np.float32)
+    replies = [(1, honest), (1, honest + spacing), (1, large), (1, -large), (4, off)]
+    return [_reply(weight, B) for weight, B in replies]
+
+
+def jumping_replies(size: int) -> list[RecordDict]:
+    """Return five replies of magnitudes far above and far below one another."""
+    rng = np.random.default_rng(2)
+    return [
+        _reply(1, np.ldexp(rng.normal(size=size), 60 * (i % 2) + 40 * (i // 2)).astype(np.float32)) for i in range(5)
+    ]
+
+
+def _reply(weight: int, B: np.ndarray) -> RecordDict:
+    return RecordDict({"arrays": ArrayRecord({"B": Array(B)}), "metrics": MetricRecord({"num-examples": weight})})
 
 
 def exact_mean(replies: list[RecordDict]) -> np.ndarray:
@@ -59,6 +84,9 @@ def main() -> None:
     times = [(seconds_to_run(exact_mean, replies), seconds_to_run(flower_mean, replies))
              for _ in range(arguments.repeats)]  # fmt: skip
     exact, flower = (statistics.median(column) for column in zip(*times, strict=True))
+    fives = {"usual": make_replies(5, size), "colluding": colluding_replies(size), "jumping": jumping_replies(size)}
+    rounds = [{kind: seconds_to_run(exact_mean, five) for kind, five in fives.items()} for _ in range(3)]
+    fastest = {kind: min(each[kind] for each in rounds) for kind in fives}
     incoming = count * size * 4 / 1e9
     result = {
         "benchmark": "average",
@@ -71,6 +99,7 @@ def main() -> None:
         "flower": round(incoming / flower, 3),
         "times_flowers_time": round(exact / flower, 2),
         "largest_difference": float(difference),
+        "worst_times_usual": {kind: round(fastest[kind] / fastest["usual"], 1) for kind in ("colluding", "jumping")},
     }
     say(result, arguments.out)
 

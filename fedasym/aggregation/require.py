@@ -41,6 +41,21 @@ def require_alike(matrices: Mapping[str, Float32], shapes: Mapping[str, tuple[in
     for name, matrix in matrices.items():
         if shapes and matrix.shape != shapes[name]:
             raise ValueError(f"matrix {name!r} has shape {matrix.shape}; the first reply's has {shapes[name]}")
-        if not np.isfinite(matrix).all():
-            place = tuple(int(i) for i in np.argwhere(~np.isfinite(matrix))[0])
+        if place := not_finite(matrix):
             raise ValueError(f"matrix {name!r} holds {matrix[place]} at {place}; send finite values only")
+
+
+def not_finite(matrix: Float32) -> tuple[int, ...]:
+    """Return the place of the first value that is not finite; empty if there is none.
+
+    >>> not_finite(np.array([[1, 2], [np.inf, 4]], np.float32)), not_finite(np.full((2, 2), 3e38, np.float32))
+    ((1, 0), ())
+    """
+    values = matrix.ravel(order="K")
+    # One fast pass: squares do not cancel, so their sum is finite only where all of them are.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(np.dot(values, values)):
+            return ()
+    if np.isfinite(matrix).all():
+        return ()
+    return tuple(int(i) for i in np.argwhere(~np.isfinite(matrix))[0])

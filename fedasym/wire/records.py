@@ -15,6 +15,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from numpy.typing import NDArray
 
+from fedasym.aggregation.require import not_finite
 from fedasym.wire.codecs.base import Codec
 from fedasym.wire.codecs.identity import Identity
 
@@ -125,8 +126,7 @@ def check(matrices: Mapping[str, Float32], schema: Schema) -> None:
             raise ValueError(
                 f"{name} is {matrix.dtype} {matrix.shape}, the contract wants float32 {tuple(shape)}; {_ALIKE}"
             )
-        if not np.isfinite(matrix).all():
-            place = tuple(int(i) for i in np.argwhere(~np.isfinite(matrix))[0])
+        if place := not_finite(matrix):
             raise ValueError(
                 f"{name} holds {matrix[place]} at {place}: not a finite value; lower lr, head-lr or server-lr"
             )
