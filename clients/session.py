@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from clients.node import NodeContext
 from fedasym.adapters import lora
+from fedasym.adapters.seal import Seal
 from fedasym.data.examples import load_examples, load_own_examples
 from fedasym.data.partition import kept_out, partition
 from fedasym.methods import METHODS
@@ -45,17 +46,29 @@ class Holding:
     encoded: dict[int, Encoded] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Session:
-    """A session: everything that a client's process keeps and that does not change from message to message."""
+    """A session: everything that a client's process keeps from message to message.
+
+    Attributes:
+        settings: of the run, resolved.
+        built: the model; only its trained parameters ever change.
+        task: the run's.
+        contract: as built here.
+        initial: all that the federation moves, as drawn from the seed.
+        private: what stays with a client, as drawn from the seed.
+        holdings: by site and folder; "" is the split that all nodes share.
+        seal: of what is frozen, since its fingerprints were last those of the contract.
+    """
 
     settings: Settings
     built: Built
     task: Task
     contract: Contract
-    initial: dict[str, NDArray[np.float32]]  # all that the federation moves, as drawn from the seed
-    private: dict[str, NDArray[np.float32]]  # what stays with a client, as drawn from the seed
-    holdings: dict[str, Holding]  # by site and folder; "" is the split that all nodes share
+    initial: dict[str, NDArray[np.float32]]
+    private: dict[str, NDArray[np.float32]]
+    holdings: dict[str, Holding]
+    seal: Seal
 
     def encoded(self, holding: Holding, client: int) -> Encoded:
         """Return a client's examples as the model reads them; those of a node's other clients may never be wanted."""
@@ -126,4 +139,4 @@ def _build_session(settings: Settings) -> Session:
     shared = METHODS[settings.method].common(moved)
     private = lora.read(lora.local_only(built.model)) | {n: m for n, m in moved.items() if n not in shared}
     initial = {name: matrix for name, matrix in moved.items() if name in shared}
-    return Session(settings, built, task, contract, initial, private, holdings)
+    return Session(settings, built, task, contract, initial, private, holdings, Seal(built.model))

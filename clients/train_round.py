@@ -13,6 +13,7 @@ from clients.node import NodeContext
 from clients.session import Holding, Session
 from clients.state import read_codec, read_held, read_local, write_codec, write_held, write_local
 from fedasym.adapters import lora
+from fedasym.adapters.seal import Seal
 from fedasym.fields import difference
 from fedasym.files import write_atomic
 from fedasym.methods import METHODS
@@ -147,7 +148,7 @@ def train_round(
     """Train one client for one round.
 
     The message names the client whose share of the split is to be trained on. Start and end are proved by digests:
-    of the matrices as read back after loading, of A and of W after training.
+    of the matrices as read back after loading, of A and of W after training (`_frozen` says when anew).
 
     Args:
         session: model and contract.
@@ -201,7 +202,7 @@ def train_round(
     tell = client_tell(run, number, client) if run else to_nobody
     factor = rate_factor(number, settings.num_rounds, settings.schedule, settings.warmup_rounds)
     trained = train_steps(model, moving, session.built.processor, encoded, places, session.task, settings, tell, factor)
-    frozen = _frozen(session)
+    frozen = _frozen(session, number)
     metrics.update(_evaluate(session, encoded.take(kept_out), "after"))
     schema = select(session.contract.schema, method.up(number))
     after = lora.read({name: parameters[name] for name, _ in schema})
@@ -229,18 +230,23 @@ def train_round(
     return reply, metrics
 
 
-def _frozen(session: Session) -> dict[str, str]:
-    """Return the fingerprints of W and, where it never moves, of A as they are now.
+def _frozen(session: Session, number: int) -> dict[str, str]:
+    """Return the fingerprints of W and, where it never moves, of A.
+
+    They are computed anew in the run's last round, and whenever the seal is broken; else those of the contract hold.
 
     Raises:
         Spoiled: one is not the contract's.
     """
-    contract, model = session.contract, session.built.model
+    contract, model, settings = session.contract, session.built.model, session.settings
+    if number < settings.num_rounds and session.seal.holds():
+        return {"base": contract.base, "A": contract.A} if contract.factors in ("A", "B") else {"base": contract.base}
     found = {"base": lora.fingerprint_base(model)}
     if contract.factors in ("A", "B"):
-        found["A"] = lora.fingerprint_A(model, session.settings.kind)
+        found["A"] = lora.fingerprint_A(model, settings.kind)
     if reason := thawed(contract, found):
         raise Spoiled(reason)
+    session.seal = Seal(model)
     return found
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedasym.aggregation import exact
+from fedasym.aggregation import exact_sum
 from fedasym.aggregation.exact import ExactMean
 
 MAX = float(np.finfo(np.float32).max)
@@ -25,7 +25,7 @@ WEIGHTS = st.one_of(st.just(1), st.integers(1, 9), st.integers(1, 2**40), st.sam
 
 @pytest.fixture
 def small_blocks(monkeypatch) -> None:
-    monkeypatch.setattr(exact, "_BLOCK", BLOCK)
+    monkeypatch.setattr(exact_sum, "_BLOCK", BLOCK)
 
 
 def nearest_float32(value) -> float:
@@ -143,7 +143,7 @@ def test_what_cannot_be_merged_is_said_and_changes_nothing() -> None:
 
 @pytest.mark.parametrize("adds", [2, 3])
 def test_merging_carries_before_a_bin_is_full(adds, monkeypatch) -> None:
-    monkeypatch.setattr(exact, "_ADDS_BEFORE_CARRY", adds)
+    monkeypatch.setattr(exact_sum, "_ADDS_BEFORE_CARRY", adds)
     replies = random_replies(12, 30, [1, 700, 2**40 - 1])
     total = ExactMean()
     for start in range(0, 12, 3):
@@ -186,7 +186,7 @@ def test_every_order_of_clients_gives_the_same_bits(data) -> None:
 def test_carries_change_no_bit_and_add_no_bin_without_end(adds, monkeypatch) -> None:
     replies = random_replies(60, 300, [1, 700, 2**40 - 1])
     without = exact_mean(replies)
-    monkeypatch.setattr(exact, "_ADDS_BEFORE_CARRY", adds)
+    monkeypatch.setattr(exact_sum, "_ADDS_BEFORE_CARRY", adds)
     total = accumulated(replies)
     assert total.mean()["B"].tobytes() == without == oracle(replies)
     assert len(total._sum._rest.bins) <= 11
@@ -194,7 +194,7 @@ def test_carries_change_no_bit_and_add_no_bin_without_end(adds, monkeypatch) -> 
 
 def test_bins_full_to_the_brim_carry_without_rounding() -> None:
     units = np.array([2**52, -(2**52), 2**52 - 1, 2**31, 2**31 + 1, -(2**31) - 1, 0], np.float64)
-    total = exact._Bins(len(units))
+    total = exact_sum._Bins(len(units))
     total.bins = {i: units * 2.0 ** (32 * i - 149) for i in range(10)}
     before = [sum(map(Fraction, column)) for column in zip(*total.bins.values(), strict=True)]
     total.carry()
@@ -210,9 +210,9 @@ def test_memory_does_not_grow_with_the_number_of_clients() -> None:
     assert many - few < 32
 
 
-@pytest.mark.parametrize("adds", [2, exact._ADDS_BEFORE_CARRY])
+@pytest.mark.parametrize("adds", [2, exact_sum._ADDS_BEFORE_CARRY])
 def test_the_widest_values_and_weights_need_at_most_eleven_bins(adds, monkeypatch) -> None:
-    monkeypatch.setattr(exact, "_ADDS_BEFORE_CARRY", adds)
+    monkeypatch.setattr(exact_sum, "_ADDS_BEFORE_CARRY", adds)
     values = [MAX, -MAX, 2.0**-149, 1.0]
     total = accumulated([(weight, values) for weight in (2**52, 2**51, 1, 1, 1, 1, 1, 1, 1, 1)])
     # From 2^-149 to 2^(128 + 53) are 330 bits, 32 to a bin.
