@@ -7,6 +7,7 @@ error becomes a code, and its text a line of the site's own log.
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
@@ -51,11 +52,9 @@ def answer(
         Exception: what is no refusal, in a simulation; at a site with data of its own nothing is raised.
     """
     try:
-        settings = from_run_config(run_config).resolved()
+        settings = _settings_of(tuple((key, type(value), value) for key, value in run_config.items()))
         require_fit(settings, place)
-        settings = as_stated(settings, records.about(content))
-        if place.device:
-            settings = replace(settings, device=place.device)
+        settings = _here(settings, str(records.about(content).get("dtype", "auto")), place.device)
         return _ANSWERS[kind](content, settings, run_id, place)
     except Refusal as error:
         if isinstance(error, Spoiled):
@@ -70,6 +69,19 @@ def answer(
         if isinstance(error, (ValueError, FloatingPointError)):
             return refused(f"{type(error).__name__}: {error}")
         raise
+
+
+@lru_cache(1)  # the messages of a run come with one config
+def _settings_of(items: tuple[tuple[str, type, Value], ...]) -> Settings:
+    """Return a run's settings; of equal values of two types one may be wrong, so types count."""
+    return from_run_config({key: value for key, _, value in items}).resolved()
+
+
+@lru_cache(1)
+def _here(settings: Settings, dtype: str, device: str) -> Settings:
+    """Return settings with the dtype that the server has stated, and the node's own device if it names one."""
+    stated = as_stated(settings, {"dtype": dtype})
+    return replace(stated, device=device) if device else stated
 
 
 def _query(content: RecordDict, settings: Settings, run_id: int, place: NodeContext) -> RecordDict:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from clients.node import NodeContext
 from fedasym.adapters import lora
@@ -58,6 +59,8 @@ class Session:
         initial: all that the federation moves, as drawn from the seed.
         private: what stays with a client, as drawn from the seed.
         holdings: by site and folder; "" is the split that all nodes share.
+        common: the model's own tensors that the federation moves, by name, as `lora.common`.
+        trained: its parameters that train, whether they travel or stay, by name.
         seal: of what is frozen, since its fingerprints were last those of the contract.
     """
 
@@ -68,6 +71,8 @@ class Session:
     initial: dict[str, NDArray[np.float32]]
     private: dict[str, NDArray[np.float32]]
     holdings: dict[str, Holding]
+    common: Mapping[str, Tensor]
+    trained: Mapping[str, Tensor]
     seal: Seal
 
     def encoded(self, holding: Holding, client: int) -> Encoded:
@@ -139,4 +144,5 @@ def _build_session(settings: Settings) -> Session:
     shared = METHODS[settings.method].common(moved)
     private = lora.read(lora.local_only(built.model)) | {n: m for n, m in moved.items() if n not in shared}
     initial = {name: matrix for name, matrix in moved.items() if name in shared}
-    return Session(settings, built, task, contract, initial, private, holdings, Seal(built.model))
+    common, trained = lora.common(built.model), lora.trainable(built.model) | lora.local_only(built.model)
+    return Session(settings, built, task, contract, initial, private, holdings, common, trained, Seal(built.model))

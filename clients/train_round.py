@@ -180,13 +180,12 @@ def train_round(
     settings, model, method = session.settings, session.built.model, METHODS[session.settings.method]
     own = _own_folder(keep, str(about.get("run")), client)
     held = _receive(session, content, about, own)
-    everything = {**lora.common(model), **lora.local_only(model)}
+    everything = {**session.common, **session.trained}
     private = {name: everything[name] for name in session.private}
     kept = read_local(own, number)
     lora.load(everything, {**held, **(kept or session.private)})
     loaded = records.digest(lora.read({name: everything[name] for name in held}))
-    parameters = lora.trainable(model) | lora.local_only(model)
-    moving = {n: p for n, p in parameters.items() if letter_of(n) in {*method.trains(number), ""}}
+    moving = {n: p for n, p in session.trained.items() if letter_of(n) in {*method.trains(number), ""}}
     train_set, kept_out = session.shares(holding, client)
     encoded = session.encoded(holding, client)
     metrics: dict[str, int | float] = {"num-examples": len(train_set)}
@@ -205,7 +204,7 @@ def train_round(
     frozen = _frozen(session, number)
     metrics.update(_evaluate(session, encoded.take(kept_out), "after"))
     schema = select(session.contract.schema, method.up(number))
-    after = lora.read({name: parameters[name] for name, _ in schema})
+    after = lora.read({name: session.trained[name] for name, _ in schema})
     if reason := idle(pick(held, schema), after):
         raise Refusal(f"round {number}, client {client}: its {reason}")
     change = Change(pick(held, schema), after, len(train_set))

@@ -276,7 +276,10 @@ def merged_copy(model: nn.Module) -> nn.Module:
     for name, layer in adapted_layers(merged):
         base = layer.base
         if isinstance(base, nn.Linear) and type(base) is not nn.Linear:
-            raise TypeError(f"{name}: cannot merge into a {type(base).__name__}; keep the adapter apart")
+            raise TypeError(
+                f"{name}: W is stored in fewer bits ({type(base).__name__}), in which W + s B A would be rounded anew; "
+                "keep the adapter apart"
+            )
         base.weight = nn.Parameter(merged_weight(layer).to(base.weight.dtype))
         place(merged, name, base)
     for name, module in list(merged.named_modules()):

@@ -28,6 +28,7 @@ class _Sealed:
     tensor: Tensor
     address: int
     writes: int
+    places: Tensor
     values: Tensor
 
     def is_there(self) -> bool:
@@ -47,8 +48,11 @@ class Seal:
 
     def __init__(self, model: nn.Module) -> None:
         self._sealed = [
-            _Sealed(holder, key, tensor, tensor.data_ptr(), tensor._version, _some_values(tensor))
+            _Sealed(
+                holder, key, tensor, tensor.data_ptr(), tensor._version, places, torch.take(tensor.detach(), places)
+            )
             for holder, key, tensor in _frozen(model)
+            for places in [_some_places(tensor)]
         ]
         self._next = 0
 
@@ -57,7 +61,7 @@ class Seal:
         some = self._sealed[self._next : self._next + _TENSORS]
         self._next = self._next + _TENSORS if self._next + _TENSORS < len(self._sealed) else 0
         return all(sealed.is_there() for sealed in self._sealed) and all(
-            torch.equal(_some_values(sealed.tensor), sealed.values) for sealed in some
+            torch.equal(torch.take(sealed.tensor.detach(), sealed.places), sealed.values) for sealed in some
         )
 
 
@@ -73,6 +77,6 @@ def _frozen(model: nn.Module) -> Iterator[tuple[MutableMapping[str, Any], str, T
                 yield module._buffers, key, buffer
 
 
-def _some_values(tensor: Tensor) -> Tensor:
+def _some_places(tensor: Tensor) -> Tensor:
     places = torch.linspace(0, max(tensor.numel() - 1, 0), min(_VALUES, tensor.numel()), dtype=torch.float64)
-    return torch.take(tensor.detach(), places.long().to(tensor.device))
+    return places.long().to(tensor.device)

@@ -29,8 +29,10 @@ from fedasym.models import device
 from fedasym.models.equivalence import described, digest_processor, initial_logits, require_causal
 from fedasym.models.init_adapter import load_init_adapter
 from fedasym.models.pooling import pooled
+from fedasym.models.quantization import quantizing, require_stored
 from fedasym.models.requirements import (
     agree_on_tokens,
+    head_linears,
     require_kind,
     require_model,
     require_positions,
@@ -102,6 +104,7 @@ def build(settings: ModelSettings, num_labels: int, inputs: Inputs) -> Built:
         require_positions(model, settings, *inputs.positions(processor, settings.max_length))
         if inputs.model_class == "AutoModelForCausalLM":
             require_causal(model, settings)
+        require_stored(model, missing, settings)
         if not num_labels:
             require_whole(model, missing, settings)
         _draw_missing(model, missing, settings.seed)
@@ -138,7 +141,7 @@ def fit(model: nn.Module, settings: ModelSettings, num_labels: int, missing: Col
     Raises:
         ValueError: no output layer with ``num_labels`` outputs, or targets that match nothing.
     """
-    head = _head_linears(model)
+    head = head_linears(model)
     output = next((name for name, m in reversed(head.items()) if m.out_features == num_labels), "")
     if num_labels and not output:
         raise ValueError(f"model {settings.model!r} has no output layer with {num_labels} outputs outside its base")
@@ -222,7 +225,9 @@ def _load(settings: ModelSettings, inputs: Inputs, num_labels: int, where: torch
             processor = getattr(transformers, inputs.processor_class).from_pretrained(
                 source, revision=settings.revision, trust_remote_code=False, **reader
             )
-            if settings.pooling in ("mean", "pair"):
+            pools = settings.pooling in ("mean", "pair")
+            options |= quantizing(settings, "AutoModel" if pools else inputs.model_class, source, where)
+            if pools:
                 encoder, info = transformers.AutoModel.from_pretrained(source, **options)
                 model: Any = pooled(encoder, settings.pooling, num_labels)
                 model.output.to(options["dtype"])
@@ -233,7 +238,7 @@ def _load(settings: ModelSettings, inputs: Inputs, num_labels: int, where: torch
                 model, info = getattr(transformers, inputs.model_class).from_pretrained(source, **own, **options)
                 missing = set(info["missing_keys"]) | _other_outputs(model, info["mismatched_keys"], num_labels)
                 if settings.fresh_head and num_labels:
-                    missing |= {f"{name}.{part}" for name in _head_linears(model) for part in ("weight", "bias")}
+                    missing |= {f"{name}.{part}" for name in head_linears(model) for part in ("weight", "bias")}
     except OSError as error:
         if "file named model.safetensors" not in str(error):
             raise
@@ -254,7 +259,7 @@ def _load(settings: ModelSettings, inputs: Inputs, num_labels: int, where: torch
 
 def _cast_pixels(model: Any, args: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Give a model pixels in the dtype of its frozen weights; of transformers' models some do it, others fail."""
-    dtype = next((p.dtype for p in model.parameters() if p.dtype != torch.float32), torch.float32)
+    dtype = next((p.dtype for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)), torch.float32)
     return args, {**inputs, "pixel_values": inputs["pixel_values"].to(dtype)}
 
 
@@ -293,11 +298,3 @@ def _draw_missing(model: nn.Module, missing: Iterable[str], seed: int) -> None:
                 tensor.copy_(torch.from_numpy(seeded_normal(seed, name, tuple(tensor.shape), std)))
             else:
                 tensor.fill_(1.0 if name.endswith("weight") else 0.0)
-
-
-def _head_linears(model: Any) -> dict[str, nn.Linear]:
-    """Return the linear layers outside the base model, in the model's order."""
-    if model.base_model is model:  # no part of it is called the base, as in T5: its head is what gives the words
-        return {n: m for n, m in model.named_modules() if m is model.get_output_embeddings()}
-    base = model.base_model_prefix + "."
-    return {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and not n.startswith(base)}

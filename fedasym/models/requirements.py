@@ -152,3 +152,11 @@ def agree_on_tokens(model: Any, tokenizer: Any, settings: ModelSettings) -> None
                 settings.model, config.pad_token_id, pad,
             )  # fmt: skip
         config.pad_token_id = pad
+
+
+def head_linears(model: Any) -> dict[str, nn.Linear]:
+    """Return the linear layers outside the base model, in the model's order."""
+    if model.base_model is model:  # no part of it is called the base, as in T5: its head is what gives the words
+        return {n: m for n, m in model.named_modules() if m is model.get_output_embeddings()}
+    base = model.base_model_prefix + "."
+    return {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and not n.startswith(base)}

@@ -36,6 +36,9 @@ class ModelSettings(AdapterSettings, MethodSettings):
         "dtype of the frozen weights; auto: bfloat16 where the server's device has it natively, else float32",
         choices=("auto", "float32", "bfloat16"),
     )
+    quantize: str = setting(
+        "none", "how frozen linear layers are stored; nf4 and int8: by bitsandbytes", choices=("none", "nf4", "int8")
+    )
     attention: str = setting(
         "auto", "attention; auto: sdpa where the model has it and it is fast", choices=("auto", "sdpa", "eager")
     )
@@ -52,6 +55,11 @@ class ModelSettings(AdapterSettings, MethodSettings):
             raise ValueError(f"setting device={self.device!r} is not one of {DEVICES}")
         if METHODS[self.method].factors == "W" and self.head not in ("auto", "full"):
             raise ValueError(f"head={self.head!r}: full fine-tuning trains the whole head; leave head at 'auto'")
+        if METHODS[self.method].factors == "W" and self.quantize != "none":
+            raise ValueError(
+                f"quantize={self.quantize!r}: full fine-tuning trains the weights themselves, which have no gradient "
+                "in so few bits; leave quantize at 'none', or use another method"
+            )
         if self.init_adapter and (reason := _unfit_to_begin_with(self.method)):
             raise ValueError(
                 f"init-adapter={self.init_adapter!r} does not go with method={self.method!r}: {reason}; use another "

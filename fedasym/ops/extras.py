@@ -7,7 +7,7 @@ from contextlib import contextmanager
 _EXTRAS = {
     "pandas": "data", "pyarrow": "data", "PIL": "data", "sklearn": "data", "scipy": "data", "datasets": "data",
     "flwr_datasets": "data", "jinja2": "report", "matplotlib": "report", "rich": "report", "cryptography": "server",
-    "ray": "simulation", "gguf": "gguf", "rouge_score": "data",
+    "ray": "simulation", "gguf": "gguf", "bitsandbytes": "quantize", "rouge_score": "data",
 }  # fmt: skip
 _LEAN = ("pandas", "pyarrow", "PIL", "sklearn", "scipy", "rouge_score")  # what a site installs of the data's libraries
 

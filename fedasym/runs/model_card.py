@@ -36,7 +36,8 @@ def write_card(folder: Path, built: Built, settings: Settings, classes: Sequence
         "Rank, alpha, scaling": f"{settings.rank}, {settings.alpha:g}, {settings.scaling}",
         "Federation": f"{settings.num_clients} clients, {settings.num_rounds} rounds, split {settings.split}",
         "Seed": str(settings.seed),
-        "Dtype of the frozen weights": settings.dtype,
+        "Dtype of the frozen weights": settings.dtype
+        + ("" if settings.quantize == "none" else f", linear layers stored as {settings.quantize}"),
         "Classes, by id": ", ".join(classes) or "none",
         "SHA-256 of the frozen weights, as fedasym counts it": built.base,
     }

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any, TypeVar
 
 from fedasym.adapters import lora
@@ -68,7 +69,7 @@ class Contract:
     init_adapter: str = ""
     model: str = ""
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """SHA-256 of the canonical JSON, hexadecimal."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
@@ -80,6 +81,10 @@ class Contract:
 
     def to_json(self) -> str:
         """Return the canonical JSON text."""
+        return self._text
+
+    @cached_property
+    def _text(self) -> str:
         return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
 
     def other_stream(self, stated: str, sides: str = "checkpoint there, run here") -> str:
@@ -170,6 +175,8 @@ def contract_of(settings: AgreedSettings, built: Built, labels: tuple[str, ...],
             "client_holdout", "threads", "transforms",
         )
     }  # fmt: skip
+    if settings.quantize != "none":
+        local["quantize"] = settings.quantize
     if settings.schedule != "constant":
         local["num_rounds"] = settings.num_rounds  # by which the rates go
     return Contract(

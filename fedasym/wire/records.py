@@ -5,6 +5,7 @@ line. A message carries two records: ``matrices``, the arrays that a codec makes
 ``about``, the contract's hash, the round and digests.
 """
 
+import copy
 import hashlib
 import math
 import re
@@ -167,16 +168,40 @@ def payload_bytes(content: RecordDict) -> int:
     return sum(np.dtype(array.dtype).itemsize * math.prod(array.shape) for array in arrays)
 
 
-def message_bytes(message: Message) -> int:
+def message_bytes(message: Message, sizes: dict[int, dict[bytes, int]] | None = None) -> int:
     """Bytes of the serialised message: every object that Flower's transport sends for it, each once.
 
     The sum over the message, its records and its array chunks of their serialised length; HTTP framing is not in it.
+
+    Args:
+        message: as it is sent or was received.
+        sizes: what was found of array records, by their identity, for messages that hold the very same.
     """
-    seen: dict[str, int] = {}
-    pending: list[Any] = [message]
+    sizes = {} if sizes is None else sizes
+    if message.has_error():
+        return sum(_objects(message).values())
+    # An object names those below it by ids of one length: a small record stands for arrays, which are serialised once.
+    light, content = copy.copy(message), RecordDict()
+    found: dict[bytes, int] = {}
+    for name, record in message.content.items():
+        if isinstance(record, ArrayRecord):
+            if id(record) not in sizes:
+                sizes[id(record)] = _objects(record)
+            found |= sizes[id(record)]
+            record = ConfigRecord({"for": next(iter(sizes[id(record)]))})
+            found[record.deflate()] = 0
+        content[name] = record
+    light.content = content
+    return sum((_objects(light) | found).values())
+
+
+def _objects(root: Any) -> dict[bytes, int]:
+    """Return the serialised length of an object and all below it, by their bytes; the object itself comes first."""
+    seen: dict[bytes, int] = {}
+    pending = [root]
     while pending:
         node = pending.pop()
         raw = node.deflate()
-        seen[hashlib.sha256(raw).hexdigest()] = len(raw)
+        seen[raw] = len(raw)
         pending.extend((node.children or {}).values())
-    return sum(seen.values())
+    return seen

@@ -41,7 +41,7 @@ class Checked:
 
 
 def check_reply(
-    reply: Message, client: int, number: int, contract: Contract, held: Matrices, max_value: float
+    reply: Message, client: int, number: int, contract: Contract, held: Matrices, loaded: str, max_value: float
 ) -> Checked:
     """Check everything a reply claims.
 
@@ -51,6 +51,7 @@ def check_reply(
         number: the round.
         contract: what the client agreed to.
         held: what every party holds at the round's start.
+        loaded: its digest.
         max_value: the largest magnitude of a value.
 
     Raises:
@@ -70,7 +71,7 @@ def check_reply(
         "round": (number, f"its reply is of another round; {_ALONE}"),
         "client": (client, f"it answered as another client; {_ALONE}"),
         "loaded": (
-            records.digest(held),
+            loaded,
             "it did not load what was broadcast; let the client load the matrices before it trains",
         ),
     }
@@ -85,7 +86,7 @@ def check_reply(
     except ValueError as error:
         raise Rejection(str(error)) from error
     for name, matrix in matrices.items():
-        if (largest := float(np.abs(matrix).max(initial=0.0))) > max_value:
+        if (largest := float(max(matrix.max(initial=0.0), -matrix.min(initial=0.0)))) > max_value:
             raise Rejection(
                 f"its {name} holds a value of magnitude {largest:.3g}, max-value={max_value:g}; lower lr or head-lr, "
                 "or raise max-value if the model needs it"
@@ -116,5 +117,5 @@ def check_reply(
     before = pick(held, schema)
     if reason := idle(before, matrices):
         raise Rejection(f"its {reason}")
-    squares = [float(np.square(matrix.astype(np.float64) - before[name]).sum()) for name, matrix in matrices.items()]
-    return Checked(weight, matrices, metrics, math.sqrt(math.fsum(squares)))
+    changes = (np.subtract(matrix, before[name], dtype=np.float64).ravel() for name, matrix in matrices.items())
+    return Checked(weight, matrices, metrics, math.sqrt(math.fsum(float(change @ change) for change in changes)))

@@ -133,6 +133,7 @@ def run_round(
     schema = select(contract.schema, method.up(number))
     total.begin(pick(opening.held, schema))
     bound = bound_of(schema, codec_of(contract.codec))
+    loaded = records.digest(opening.held)
     kept: dict[int, tuple[int, Matrices]] = {}
     behind: set[int] = set()
     answered: set[str] = set()
@@ -155,7 +156,7 @@ def run_round(
             if reply is None:
                 raise Rejection(f"{delivery.fault}; look at what that site sends")
             result.message_up += records.message_bytes(reply)
-            checked = check_reply(reply, client, number, contract, opening.held, settings.max_value)
+            checked = check_reply(reply, client, number, contract, opening.held, loaded, settings.max_value)
             weight = weights.of(client, checked.weight)
             if checked.matrices:
                 total.add(weight, checked.matrices)
@@ -231,12 +232,13 @@ def _send(
     common: records.About = {"contract": contract.hash, "round": opening.number, "run": opening.run, "whole": whole}
     common["dtype"] = settings.dtype
     messages = []
+    sizes: dict[int, dict[bytes, int]] = {}
     for client in clients:
         about: records.About = {**common, "client": client, "weights": weights}
         content = RecordDict({"matrices": packed, "about": ConfigRecord({**about})})
         message = Message(content, nodes[client], MessageType.TRAIN, ttl=lifetime, group_id=str(result.number))
         result.payload_down += records.payload_bytes(content)
-        result.message_down += records.message_bytes(message)
+        result.message_down += records.message_bytes(message, sizes)
         messages.append(message)
     return dict(zip(grid.push_messages(messages), clients, strict=True))
 

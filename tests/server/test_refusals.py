@@ -65,7 +65,7 @@ class Exchange:
         """Let the server check a copy of the reply that was tampered with."""
         reply = copy.deepcopy(self.reply)
         tamper(self.message, reply)
-        return check_reply(reply, BAD_CLIENT, 1, self.contract, self.held, 1e4)
+        return check_reply(reply, BAD_CLIENT, 1, self.contract, self.held, records.digest(self.held), 1e4)
 
 
 @pytest.fixture(scope="module")
