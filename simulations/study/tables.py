@@ -11,7 +11,7 @@ from typing import Any
 
 from fedasym.files import read_lines, write_atomic
 from fedasym.methods import METHODS
-from fedasym.reports.comparison import percent, scientific
+from fedasym.reports.comparison import mismatch_entry, percent
 from fedasym.reports.study.figures import figures
 from fedasym.reports.study.result_lines import in_order
 from fedasym.reports.study.study_page import comparison_markdown
@@ -116,8 +116,9 @@ def _runs_markdown(lines: Sequence[Mapping[str, Any]]) -> str:
             f"{line['payload_total'] / 1e6:.1f} MB",
             percent(line["saving"]),
             percent(line["saving_adapter"]),
-            scientific(line["mismatch"], 1),
         )
         for line in lines
     ]
-    return to_markdown(Sheet("", (*head, "mismatch"), [[Entry(text) for text in row] for row in rows]))
+    marks = [mismatch_entry(line["method"], line["mismatch"], 1) for line in lines]
+    body = [[*(Entry(text) for text in row), mark] for row, mark in zip(rows, marks, strict=True)]
+    return to_markdown(Sheet("", (*head, "mismatch"), body))
