@@ -109,7 +109,7 @@ def measured_mismatch(method: str, value: float | None) -> float | None:
 def mismatch_entry(method: str, value: float | None, digits: int = 2) -> Entry:
     """Write a mismatch, or that it is exact by construction where a relay has nothing to measure."""
     found = measured_mismatch(method, value)
-    return Entry("exact", "by construction") if found is None and relays(method) else Entry(scientific(found, digits))
+    return Entry("exact", "by\nconstruction") if found is None and relays(method) else Entry(scientific(found, digits))
 
 
 def human_bytes(count: float) -> str:

@@ -193,13 +193,13 @@ def test_costs_are_told_with_and_without_the_head_and_against_lora(whole) -> Non
     assert ours["payload up"][:2] == ("4.40 kB", "no head 4.00 kB")
     assert ours["saving"][:2] == ("45.0 %", "no head 47.4 %")
     assert [rows[name]["worst mismatch"].small for name in ("B only (fedasym)", "FlexLoRA")] == [
-        "float32's rounding",
+        "float32's\nrounding",
         "not exact",
     ]
     # Of a relay nothing is measured: None in newer lines, in older ones float64's rounding of a relay less itself.
     for value in (None, 4.7e-16):
         relayed = rows_of(cost_sheet([x | {"mismatch": value} for x in whole if x["method"] == "fedex"]))
-        assert relayed["FedEx-LoRA"]["worst mismatch"] == Entry("exact", "by construction")
+        assert relayed["FedEx-LoRA"]["worst mismatch"] == Entry("exact", "by\nconstruction")
     assert rows["FedEx-LoRA"]["worst mismatch"].text == "3.0e-08"  # a codec that changes the relay is measured
     assert rows["FedSA-LoRA"]["worst mismatch"].text == rows["central, all data"]["payload up"].text == "–"
     assert set(savings(whole, "asymmetric", "lora")) == {1 - 8800 / 16000}

@@ -117,7 +117,7 @@ def _mismatch_entry(method: str, lines: Sequence[Line]) -> Entry:
     found = mismatch_entry(method, worst, 1)
     if worst is None or found.small:
         return found
-    return found._replace(small="float32's rounding" if worst <= EXACT else "not exact")
+    return found._replace(small="float32's\nrounding" if worst <= EXACT else "not exact")
 
 
 def _traffic(line: Line, adapters: bool) -> float:
