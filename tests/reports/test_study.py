@@ -167,6 +167,8 @@ def test_a_cell_that_cannot_be_made_is_shown_as_missing_with_its_reason() -> Non
     assert overview.columns[2] == "severe\nwithout sst2" and severe.columns[2].split("\n")[0] == "sst2"
     assert rows_of(severe)["standard LoRA"]["sst2"] == Entry("–", "cannot be made")
     assert rows_of(severe)["standard LoRA"]["cola"].text.startswith("0.")
+    less = difference_sheets(in_order(lines))[0]  # over tasks, of which severe has one left
+    assert less.columns[2] == "severe\nn = 1" and rows_of(less)["standard LoRA"]["severe"].small == "n = 1: no interval"
     said = f"* sst2, split severe, seed 0, 1 cannot be made (B only (fedasym), standard LoRA): {reason}."
     assert comparison_markdown(lines).splitlines()[0] == said
     assert not [text for text in comparison_markdown(lines).splitlines() if "lacks" in text]

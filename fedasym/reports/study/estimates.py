@@ -99,6 +99,11 @@ def whole_seeds(cells: Mapping[Cell, float], wanted: Sequence[Place]) -> dict[Ce
     return {(*place, seed): cells[(*place, seed)] for seed in whole for place in wanted}
 
 
+def task_of(cell: Cell) -> str:
+    """Return the cell's task, as a `Unit`."""
+    return cell[0]
+
+
 def seed_of(cell: Cell) -> int:
     """Return the cell's seed, as a `Unit`."""
     return cell[2]
@@ -110,7 +115,7 @@ def unit_over(wanted: Iterable[Place]) -> Unit:
     >>> unit_over([("a", "iid"), ("b", "iid")])(("b", "iid", 3)), unit_over([("a", "iid")])(("a", "iid", 3))
     ('b', 3)
     """
-    return (lambda cell: cell[0]) if len({task for task, _ in wanted}) > 1 else seed_of
+    return task_of if len({task for task, _ in wanted}) > 1 else seed_of
 
 
 def by_unit(cells: Mapping[Cell, float], unit: Unit) -> dict[Hashable, float]:

@@ -6,6 +6,7 @@ from fedasym.reports.study import result_lines
 from fedasym.reports.study.estimates import (
     Paired,
     Spread,
+    Unit,
     by_unit,
     final,
     final_at_clients,
@@ -13,6 +14,7 @@ from fedasym.reports.study.estimates import (
     seed_of,
     spread,
     standings,
+    task_of,
     told_apart,
     unit_over,
     values,
@@ -101,16 +103,16 @@ def difference_sheets(lines: Sequence[Line], ours: str = "asymmetric") -> list[S
     several = len(result_lines.tasks(lines)) > 1
     title = f"{names[ours]} minus each other method"
     unit = "tasks: the seeds and splits of a task are averaged first" if several else "seeds of one task"
-    found = [_difference_sheet(title, unit, lines, ours, by_split)]
+    found = [_difference_sheet(title, unit, lines, ours, by_split, task_of if several else seed_of)]
     if several:
         by_task = {task: [p for p in every if p[0] == task] for task in result_lines.tasks(lines)}
         unit = "seeds, the splits averaged first: each column speaks of its own task alone"
-        found.append(_difference_sheet(f"{title}, task by task", unit, lines, ours, by_task))
+        found.append(_difference_sheet(f"{title}, task by task", unit, lines, ours, by_task, seed_of))
     return found
 
 
 def _difference_sheet(
-    title: str, unit: str, lines: Sequence[Line], ours: str, columns: Mapping[str, Sequence[Place]]
+    title: str, unit: str, lines: Sequence[Line], ours: str, columns: Mapping[str, Sequence[Place]], observed: Unit
 ) -> Sheet:
     names = result_lines.labels(lines)
     lines = result_lines.with_central_everywhere(lines)
@@ -121,7 +123,7 @@ def _difference_sheet(
         source = at_clients if method in personal else at_server
         for column, within in columns.items() if method != ours else ():
             kept = {cell: value for cell, value in source.get(ours, {}).items() if cell[:2] in set(within)}
-            found[method, column] = paired(kept, source[method], unit_over(within))
+            found[method, column] = paired(kept, source[method], observed)
     most = {column: max(each.n if each else 0 for (_, c), each in found.items() if c == column) for column in columns}
     apart = told_apart(found)
     rows = [
