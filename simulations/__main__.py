@@ -258,7 +258,7 @@ def _compare(options: argparse.Namespace, console: "Console") -> None:
         study = rates_study(
             comparison, options.tune, splits[0], grid_of(options.grid), parse_overrides(options.tune_set)
         )
-        run_study(study, tuning, work, options.jobs, console)
+        run_study(study, tuning, work, options.jobs, console, retry=options.retry)
     grid = read_lines(tuning)
     rates = best_rates(grid)
     if rates and (own := sorted(TUNED & base.keys())):
@@ -267,7 +267,8 @@ def _compare(options: argparse.Namespace, console: "Console") -> None:
             raise ValueError(f"{named} would be overridden by the tuned rates of {tuning}; leave them out")
         console.print(f"{named} of {options.config} give way to the tuned rates of {tuning}", soft_wrap=True)
     comparison = dataclasses.replace(comparison, rates=rates)
-    lines = run_study(comparison.study(), options.out / "cells.jsonl", work, options.jobs, console)
+    cells = options.out / "cells.jsonl"
+    lines = run_study(comparison.study(), cells, work, options.jobs, console, retry=options.retry)
     page = options.out.absolute() / "report.html"
     with waiting("writing the page", console):
         write_comparison(lines, page, tuning=grid_points(grid), command=options.words)

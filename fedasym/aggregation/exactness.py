@@ -2,7 +2,7 @@
 
 ``‖mean(B_k A_k) − U‖_F / ‖mean(B_k A_k)‖_F`` over all adapted layers, U being the update that is broadcast (``B̄ Ā``
 under FedAvg), computed in r-space: no product of the size of W is formed. About 1e-8 to 1e-7 (float32's rounding of B̄)
-for B-only; 0.06 to 0.3 seen for standard LoRA.
+for B-only, where the mean is exact but for that; 0.06 to 0.3 seen for standard LoRA.
 """
 
 from collections.abc import Mapping, Sequence

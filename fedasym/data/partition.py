@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedasym.data.settings import DataSettings
-from fedasym.data.skew import deal, draw_sizes, label_proportions
+from fedasym.data.skew import SplitError, deal, draw_sizes, label_proportions
 from fedasym.ops import extras
 from fedasym.rng import generator
 from fedasym.tasks import task_of
@@ -76,13 +76,14 @@ def partition(examples: Examples, settings: DataSettings) -> Partition:
     """Split examples over ``num-clients`` clients as the setting ``split`` says, by the seed.
 
     Raises:
-        ValueError: an unknown split or parameter, scores that make no bins, more clients than examples, another number
-            of clients than a natural column or the domains make, or a client left with fewer than ``min-examples``
-            examples.
+        SplitError: the split is impossible for these examples: scores that make no bins, more clients than examples,
+            another number of clients than a natural column or the domains make, or a client left with fewer than
+            ``min-examples`` examples.
+        ValueError: an unknown split or parameter.
     """
     name, _, parameter = settings.split.partition(":")
     if settings.num_clients > len(examples):
-        raise ValueError(f"num-clients={settings.num_clients} exceeds the {len(examples)} training examples")
+        raise SplitError(f"num-clients={settings.num_clients} exceeds the {len(examples)} training examples")
     labels, bins = _labels(examples, settings)
     order = _shuffled(settings.seed, len(examples))
     if name in ("mild", "severe") and not parameter:
@@ -95,7 +96,7 @@ def partition(examples: Examples, settings: DataSettings) -> Partition:
         shares = [*_library_shares(asked)]
     for client, share in enumerate(shares):
         if len(share) < settings.min_examples:
-            raise ValueError(
+            raise SplitError(
                 f"split={settings.split!r} gives client {client} {len(share)} examples, fewer than "
                 f"min-examples={settings.min_examples}; use fewer clients, another split or a lower min-examples"
             )
@@ -109,7 +110,7 @@ def _labels(examples: Examples, settings: DataSettings) -> tuple[NDArray[np.int6
     try:
         return task_of(settings).target.split_by(examples, _BINS.get(settings.split.partition(":")[0], 0))
     except ValueError as error:
-        raise ValueError(
+        raise SplitError(
             f"split={settings.split!r} goes by labels, or bins of scores: {error}; use iid, a size skew or column:NAME"
         ) from error
 
@@ -124,7 +125,7 @@ def _of_each_group(
     parts, values = int(parameter), np.unique(groups)
     if parts * len(values) != settings.num_clients:
         clients = "a client" if parts == 1 else f"{parts} clients"
-        raise ValueError(
+        raise SplitError(
             f"split={settings.split!r} makes {clients} of each {'domain' if column == 'domain' else 'value'}, and the "
             f"training examples have {len(values)}; set num-clients={parts * len(values)} (it is "
             f"{settings.num_clients})"
@@ -162,7 +163,7 @@ def _library_shares(asked: _Asked) -> tuple[NDArray[np.int64], ...]:
             np.sort(np.asarray(partitioner.load_partition(k)["index"], np.int64)) for k in range(asked.num_clients)
         ]
     except (ValueError, ZeroDivisionError) as error:
-        raise ValueError(
+        raise SplitError(
             f"split={asked.split!r} with num-clients={asked.num_clients} and "
             f"min-examples={asked.min_examples} is not possible on {len(asked)} examples: {error}"
         ) from error
@@ -212,6 +213,8 @@ def _partitioner(asked: _Asked) -> Any:
             return library.SizePartitioner(sizes)
         if name in _SIZE_SKEWS and not parameter:
             return getattr(library, _SIZE_SKEWS[name])(clients)
+    except SplitError as error:
+        raise SplitError(f"split={asked.split!r}: {error}") from error
     except ValueError as error:
         raise ValueError(f"split={asked.split!r} has a bad parameter ({error}); use {SPLITS}") from error
     raise ValueError(f"split={asked.split!r} is unknown; use {SPLITS}")

@@ -14,6 +14,10 @@ _FAVOURED = {"severe": 0.9, "mild": 0.7}  # share of a client's own class, with 
 _DRAWS = 100
 
 
+class SplitError(ValueError):
+    """The split is impossible for the examples that are there; other splits, or another seed, may not be."""
+
+
 def label_proportions(name: str, clients: int, classes: int) -> NDArray[np.float64]:
     """Return the wanted label proportions of each client, ``(clients, classes)``, each row of sum 1.
 
@@ -73,7 +77,8 @@ def draw_sizes(n: int, clients: int, alpha: float, least: int, rng: np.random.Ge
         rng: the stream to draw from.
 
     Raises:
-        ValueError: alpha is not positive, or no draw gave every client enough.
+        SplitError: no draw gave every client enough.
+        ValueError: alpha is not positive.
     """
     if not 0.0 < alpha < np.inf:
         raise ValueError(f"{alpha} is not a positive number")
@@ -82,7 +87,7 @@ def draw_sizes(n: int, clients: int, alpha: float, least: int, rng: np.random.Ge
         sizes = np.diff(ends, prepend=0, append=n)
         if sizes.min() >= least:
             return [int(size) for size in sizes]
-    raise ValueError(
+    raise SplitError(
         f"none of {_DRAWS} draws gave every client {least} examples; use a larger ALPHA, fewer clients or a lower "
         "min-examples"
     )

@@ -25,9 +25,10 @@ def mismatch_of_round(
 ) -> float | None:
     """Measure a round of any method.
 
-    For a method that folds, U is the sum over the stack that travels down, so this is of the relay alone; float32's
-    rounding of each party's shift, 1e-8 to 1e-7 of the update and slowly growing, comes on top. For full fine-tuning
-    the matrices are compared as they are, relative to their mean: float32 rounds W, not the change.
+    A method that folds relays every client's factors, and each party adds up their products itself: nothing is averaged
+    on the way, so there is nothing to measure unless a codec changes the relay. What each party's shift loses to
+    float32, 1e-8 to 1e-7 of the update and slowly growing, is not seen here. For full fine-tuning the matrices are
+    compared as they are, relative to their mean: float32 rounds W, not the change.
 
     Args:
         method: what trained, and how it was put together.
@@ -39,7 +40,8 @@ def mismatch_of_round(
         layers: the adapted layers.
 
     Returns:
-        The relative mismatch; None for a personal method, which has no common model.
+        The relative mismatch; None where there is none to measure: a personal method has no common model, and a relay
+        with the bits of the replies is exact by construction.
     """
     if method.personal:
         return None
@@ -55,8 +57,11 @@ def mismatch_of_round(
         clients = _weighted(replies)
     broadcast = [(1.0, sent)]
     if method.fold:
-        weights = [weight for weight, _ in replies]
-        broadcast = _weighted(list(zip(weights, unstack(dict(sent), len(weights)), strict=True)))
+        relayed = unstack(dict(sent), len(replies))
+        pairs = zip(relayed, (reply for _, reply in replies), strict=True)
+        if all(np.array_equal(own[name], reply[name]) for own, reply in pairs for name in own):
+            return None
+        broadcast = _weighted([(weight, own) for (weight, _), own in zip(replies, relayed, strict=True)])
     return mismatch_pairs([(_pairs(layer, clients), _pairs(layer, broadcast)) for layer in layers])
 
 

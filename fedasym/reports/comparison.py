@@ -11,8 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from fedasym.methods import METHODS
+from fedasym.reports.table import Entry
 from fedasym.runs.record import read_json, read_rounds, summarise
 
+# What a relay reads on the exactness meter where it was compared with itself: float64's rounding, and nothing measured.
+RELAYED = 1e-12
 _NAMING = ("seed", "rank", "split", "head", "num_rounds", "kind", "lr")  # tell runs of one method apart
 
 
@@ -73,6 +76,8 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     for heading in (metric, "up", "down", "total", "saved", "saved,\nno head", "mismatch"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
+        mismatch = measured_mismatch(row["method"], row["mismatch"])
+        relayed = mismatch is None and relays(row["method"])
         table.add_row(
             Text(row["name"]),
             f"{row['final']:.4f}",
@@ -81,9 +86,30 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             human_bytes(row["payload_total"]),
             percent(row["saving"]),
             percent(row["saving_adapter"]),
-            scientific(row["mismatch"], 1),
+            "exact by\nconstruction" if relayed else scientific(mismatch, 1),
         )
     return table
+
+
+def relays(method: str) -> bool:
+    """Say whether the server relays every client's factors, so that the sum of the updates is exact by construction."""
+    found = METHODS.get(method.partition(":")[0])
+    return found is not None and found.fold is not None
+
+
+def measured_mismatch(method: str, value: float | None) -> float | None:
+    """Return a mismatch that was measured, None where a relay was compared with itself.
+
+    >>> measured_mismatch("asymmetric", 2.6e-8), measured_mismatch("fedex", 4.7e-16)
+    (2.6e-08, None)
+    """
+    return None if value is not None and value <= RELAYED and relays(method) else value
+
+
+def mismatch_entry(method: str, value: float | None, digits: int = 2) -> Entry:
+    """Write a mismatch, or that it is exact by construction where a relay has nothing to measure."""
+    found = measured_mismatch(method, value)
+    return Entry("exact", "by\nconstruction") if found is None and relays(method) else Entry(scientific(found, digits))
 
 
 def human_bytes(count: float) -> str:
@@ -137,7 +163,7 @@ def _name(run: Run, runs: Sequence[Run]) -> str:
 def rows_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return the rows of `comparison_rows` for runs that are read already."""
     copied = (
-        "metric", "final", "best", "payload_up_per_client_round", "payload_down_per_client_round",
+        "method", "metric", "final", "best", "payload_up_per_client_round", "payload_down_per_client_round",
         "payload_total", "message_total", "mismatch",
     )  # fmt: skip
     rows = []

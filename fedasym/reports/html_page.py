@@ -52,6 +52,7 @@ small { display: block; font-size: 11px; color: #555; }
 .warning h2 { color: #8f2e00; margin-top: 10px; }
 .warning td { overflow-wrap: anywhere; }
 .examples td { overflow-wrap: anywhere; }
+.examples td.short { white-space: nowrap; }
 .examples img { width: 64px; margin-top: 4px; image-rendering: pixelated; }
 .figures { display: flex; flex-wrap: wrap; gap: 16px 20px; }
 figure { margin: 0; break-inside: avoid; }

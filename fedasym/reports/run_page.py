@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedasym.reports.comparison import Run, human_bytes, percent, rows_of, scientific
+from fedasym.reports.comparison import Run, human_bytes, mismatch_entry, percent, rows_of
 from fedasym.reports.html_page import render
 from fedasym.reports.run_page_template import RUN_PAGE
 from fedasym.reports.table import Entry, Sheet
@@ -108,7 +108,7 @@ def _comparison(rows: Sequence[Mapping[str, Any]]) -> Sheet:
             _bytes(row["payload_total"], f"\nmessages {_exact(row['message_total'])}"),
             Entry(percent(row["saving"])),
             Entry(percent(row["saving_adapter"])),
-            Entry(scientific(row["mismatch"])),
+            mismatch_entry(row["method"], row["mismatch"]),
         ]
         for row in rows
     ]
@@ -149,5 +149,8 @@ _NOTE = (
     "Bytes are payload: float32 values, 4 B each; 1 kB = 10³ B, 1 MB = 10⁶ B. Messages are the whole run's "
     "bytes as serialised. Saving is 1 − bytes / bytes of standard LoRA, per client and round, as measured; "
     "adapters only leaves out the output layer. Mismatch is how far what is broadcast is from the mean of "
-    "the clients' updates, relative to that mean, in the worst round (before the server's optimizer, if any)."
+    "the clients' updates, relative to that mean, as measured in the worst round (before the server's optimizer, if "
+    "any): where only one factor trains, what float32's rounding of the mean loses. Exact by construction: every "
+    "client's factors are relayed, and nothing is averaged that could be measured. –: no common model, or a rule of "
+    "averaging that is not the mean."
 )

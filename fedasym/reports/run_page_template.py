@@ -74,7 +74,9 @@ RUN_PAGE = """{% extends "layout" %}
 <tr>
   <td>{{ entry.question }}
   {% if "picture" in entry %}<img alt="" src="data:image/png;base64,{{ entry.picture }}">{% endif %}</td>
-  <td>{{ entry.expected }}</td><td>{{ entry.before }}</td><td>{{ entry.after }}</td>
+  {% for said in (entry.expected, entry.before, entry.after) %}
+  <td{% if said | length < 20 %} class="short"{% endif %}>{{ said }}</td>
+  {% endfor %}
 </tr>
 {% endfor %}
 </tbody></table></div>

@@ -8,7 +8,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from fedasym.reports.comparison import Run, read_runs
+from fedasym.reports.comparison import Run, measured_mismatch, read_runs
 from fedasym.reports.html_page import write_page
 from fedasym.reports.plots import Line, draw_clients, draw_lines
 from fedasym.reports.run_page import render_page
@@ -52,8 +52,12 @@ def _figures(runs: Sequence[Run]) -> dict[str, tuple[str, bytes]]:
     metric = " / ".join(dict.fromkeys(run.metric for run in runs))
     figures = {"metric": ("", draw(metric, judged)), "metric-by-bytes": ("", draw(metric, judged, by_bytes=True))}
     figures["train-loss"] = ("", draw("training loss", lambda run, row: row["train_loss"]))
-    if any((row["mismatch"] or 0.0) > 0 for run in runs for row in run.rounds):
-        figures["mismatch"] = ("", draw("mismatch", lambda run, row: row["mismatch"], y_log=True))
+
+    def mismatch(run: Run, row: Any) -> float | None:
+        return measured_mismatch(run.summary["method"], row["mismatch"])
+
+    if any((mismatch(run, row) or 0.0) > 0 for run in runs for row in run.rounds):
+        figures["mismatch"] = ("", draw("mismatch", mismatch, y_log=True))
     if any(f"{run.metric}_after" in row["client_metrics"] for run in runs for row in run.rounds):
         figures["metric-at-clients"] = (
             "After local training, on the examples that the clients keep out.",

@@ -16,7 +16,11 @@ from server.round.run import Round
 
 @dataclass(frozen=True)
 class Outcome:
-    """The state that the next round starts from, and the exactness meter's reading."""
+    """The state that the next round starts from, and the exactness meter's reading.
+
+    ``mismatch`` is None where there is nothing to measure (`fedasym.methods.round_exactness.mismatch_of_round`), or
+    where the rule of averaging is not the mean: its result is then not meant to be the mean of the updates.
+    """
 
     state: State
     mismatch: float | None
@@ -48,9 +52,11 @@ def conclude(contract: Contract, state: State, result: Round, frozen: Matrices, 
     if sent and weights:  # who holds more than what travels goes on with what the others will hear of it
         sent = records.heard(pick(sent, schema), schema, codec)
     after = method.receive(held, sent, weights, following, frame_of(settings))
-    mismatch = mismatch_of_round(
-        method, result.number, {**frozen, **held}, result.mean64, result.replies, sent, contract.layers
-    )
+    mismatch = None
+    if settings.aggregation == "exact":
+        mismatch = mismatch_of_round(
+            method, result.number, {**frozen, **held}, result.mean64, result.replies, sent, contract.layers
+        )
     if settings.server_optimizer != "none":
         moving = select(contract.schema, method.up(result.number))
         moved, buffers = server_step(pick(held, moving), pick(after, moving), optimizer, settings)

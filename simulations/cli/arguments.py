@@ -58,6 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
     many.add_argument(
         "--tune-set", action="append", default=[], metavar="key=value", help="a setting of the tuning alone; repeatable"
     )
+    many.add_argument("--retry", action="store_true", help="try cells again whose split was impossible for their data")
     many.add_argument(
         "--out", type=Path, default=Path("runs/compare"), metavar="DIR", help="folder; a used one is continued"
     )

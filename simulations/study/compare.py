@@ -6,7 +6,7 @@ from typing import Any
 
 from fedasym.fields import Value
 from fedasym.methods import METHODS
-from simulations.study.cells import Cell
+from simulations.study.cells import Cell, parts_of, require_method
 from simulations.study.runner import Study
 
 Rates = Mapping[tuple[str, str], Mapping[str, Value]]
@@ -19,7 +19,8 @@ class Comparison:
     """What is compared.
 
     Attributes:
-        tasks, splits, methods: as in the settings.
+        tasks, splits: as in the settings.
+        methods: as in the setting, or with a kind of A after a colon: ``lora:orthonormal``.
         seeds: of A, split, batches and sampling.
         base: the run config that all cells share.
         rates: tuned optimizer and rates by (method, task), or (method, "") for all other tasks; a method without any
@@ -36,27 +37,34 @@ class Comparison:
     def study(self) -> Study:
         """Return the grid, one seed after the other, so that a part of it is a whole grid of fewer seeds.
 
+        All data in one place have no split: such a cell is there once for a task and seed.
+
         Raises:
-            ValueError: an unknown method.
+            ValueError: an unknown method, or kind of A.
         """
-        unknown = [method for method in self.methods if method not in METHODS]
-        if unknown:
-            raise ValueError(f"methods {', '.join(unknown)} are unknown; use {', '.join(METHODS)}")
+        for method in self.methods:
+            require_method(method)
         cells = [
-            Cell(task, split, method, seed, tuple(sorted(self._rates(method, task).items())))
+            Cell(
+                task,
+                "iid" if method == "central" else split,
+                method,
+                seed,
+                tuple(sorted(self._rates(method, task).items())),
+            )
             for seed in self.seeds
             for split in self.splits
             for task in self.tasks
             for method in self.methods
         ]
-        return Study(cells, self.shared(), _key, dict)
+        return Study([*dict.fromkeys(cells)], self.shared(), _key, dict)
 
     def _rates(self, method: str, task: str) -> Mapping[str, Value]:
         return self.rates.get((method, task)) or self.rates.get((method, ""), {})
 
     def shared(self) -> dict[str, Any]:
         """Return the cells' run config; all clients keep examples out where a compared method is personal."""
-        personal = any(METHODS[method].personal for method in self.methods)
+        personal = any(METHODS[parts_of(method)[0]].personal for method in self.methods)
         return {"client-holdout": HOLDOUT, **self.base} if personal else dict(self.base)
 
 

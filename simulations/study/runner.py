@@ -1,7 +1,8 @@
 """Run the cells of a grid that have no line yet, side by side in processes of one core each.
 
 Each finished cell is a line of the results file, so a grid that was interrupted goes on where it stopped: finished
-cells are skipped, a half-done one continues after its last round.
+cells are skipped, a half-done one continues after its last round. A cell whose split is impossible for its data has a
+line too, of the reason (``impossible``): the others run, and it is tried again only when asked, or with other settings.
 """
 
 import os
@@ -19,6 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
+from fedasym.data.skew import SplitError
 from fedasym.fields import difference
 from fedasym.files import append_line, read_lines
 from fedasym.ops.processes import held_alone
@@ -50,7 +52,9 @@ class Study:
     failed: Callable[[str], Line] | None = None
 
 
-def run_study(study: Study, results: Path, work: Path, jobs: int, console: Console) -> list[Line]:
+def run_study(
+    study: Study, results: Path, work: Path, jobs: int, console: Console, *, retry: bool = False
+) -> list[Line]:
     """Run the cells that have no line yet.
 
     Args:
@@ -59,9 +63,10 @@ def run_study(study: Study, results: Path, work: Path, jobs: int, console: Conso
         work: folder of the runs; a finished cell's is removed.
         jobs: processes at the same time, one core each.
         console: where to show it.
+        retry: try those again whose split was impossible.
 
     Returns:
-        The lines of the study's cells, in the order of the cells.
+        The lines of the study's cells, in the order of the cells; those with ``impossible`` hold nothing but settings.
 
     Raises:
         BlockingIOError: another process holds the folder of the results.
@@ -73,20 +78,26 @@ def run_study(study: Study, results: Path, work: Path, jobs: int, console: Conso
         kept, keys = read_lines(results), {cell: study.key(cell) for cell in study.cells}
         done = {cell: line for line in kept for cell, key in keys.items() if key.items() <= line.items()}
         for cell in study.cells:
+            if is_impossible(done.get(cell)) and (retry or changed_settings(cell, study.base, done[cell])):
+                del done[cell]
             require_same(cell, study.base, done.get(cell), results)
+        _say_impossible([(cell, done[cell]) for cell in study.cells if is_impossible(done.get(cell))], console)
         for cell in done:
             shutil.rmtree(work / cell.name, ignore_errors=True)  # of one that was killed after its line was written
         failed = []
         missing = [cell for cell in study.cells if cell not in done]
         for cell, found in _run(missing, study.base, work, jobs, console):
-            if not isinstance(found, str):
+            if isinstance(found, SplitError):
+                settings = cell_settings(cell, study.base, Path("."))
+                values = {"impossible": str(found), "settings": comparable(settings.run_config())}
+            elif not isinstance(found, FederationError):
                 values = study.values(found)
             elif study.failed is not None:
-                values = study.failed(found)
+                values = study.failed(str(found))
             else:
                 failed.append(f"{cell.name}: {found}")
                 continue
-            done[cell] = {**keys[cell], **values} | keys[cell]  # of cells that run once, each line has its own split
+            done[cell] = {**keys[cell], **values} | keys[cell]
             append_line(results, done[cell])
     if failed:
         raise FederationError(
@@ -104,52 +115,70 @@ def require_same(cell: Cell, base: Mapping[str, Any], line: Mapping[str, Any] | 
     Raises:
         ValueError: a setting is bad, or the line in ``results`` is of other settings.
     """
-    settings = cell_settings(cell, base, Path("."))
-    if line is None or "settings" not in line:
-        return
-    here = comparable(settings.run_config())
-    then = comparable({**asdict(Settings()), **comparable(line["settings"])})
-    lines = difference(then, {**here, "split": then["split"]})
+    lines = changed_settings(cell, base, line)
     if lines:
         raise ValueError(
             f"{results} holds {cell.name} of other settings ({'; '.join(lines)}); choose another file or remove it"
         )
 
 
+def changed_settings(cell: Cell, base: Mapping[str, Any], line: Mapping[str, Any] | None) -> list[str]:
+    """Return the settings in which a cell differs from its line, in words; none without a line that has settings.
+
+    Raises:
+        ValueError: a setting is bad.
+    """
+    settings = cell_settings(cell, base, Path("."))
+    if line is None or "settings" not in line:
+        return []
+    here = comparable(settings.run_config())
+    then = comparable({**asdict(Settings()), **comparable(line["settings"])})
+    return difference(then, {**here, "split": then["split"]})
+
+
+def is_impossible(line: Mapping[str, Any] | None) -> bool:
+    """Say whether a line is of a cell whose split its data do not allow."""
+    return line is not None and "impossible" in line
+
+
+def _say_impossible(found: Sequence[tuple[Cell, Line]], console: Console) -> None:
+    """Say which cells are left out, and why."""
+    if found:
+        console.print(
+            f"{len(found)} cells have a split that their data do not allow, and are left out; --retry tries them again",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+    for cell, line in found:
+        console.print(f"  {cell.name}: {line['impossible']}", markup=False, soft_wrap=True)
+
+
 def _run(
     cells: Sequence[Cell], base: Mapping[str, Any], work: Path, jobs: int, console: Console
-) -> Iterator[tuple[Cell, Line | str]]:
+) -> Iterator[tuple[Cell, Line | FederationError | SplitError]]:
     """Yield each cell with its result line as it is done, or with why it failed, and show how far it is.
 
-    A run folder is removed when its lines are taken.
-
-    All data in one place do not depend on the split: such a cell runs once for a task and seed, and is yielded for each
-    split.
+    A run folder is removed when its line is taken, or when its split is impossible.
     """
-    once: dict[tuple[object, ...], list[Cell]] = {}
-    for cell in cells:
-        place = "" if cell.method == "central" else cell.split
-        once.setdefault((cell.task, place, cell.method, cell.seed, cell.overrides), []).append(cell)
     with _pool(jobs) as pool, cells_shown(len(cells), work, console) as advance:
         with interrupts_held():
-            waiting: dict[Future[Line], list[Cell]] = {
-                pool.submit(run_cell, alike[0], base, work.absolute()): alike for alike in once.values()
+            waiting: dict[Future[Line], Cell] = {
+                pool.submit(run_cell, cell, base, work.absolute()): cell for cell in cells
             }
         try:
             while waiting:
                 finished, _ = wait(waiting, return_when=FIRST_COMPLETED)
                 for future in finished:
-                    alike = waiting.pop(future)
-                    error = future.exception()
-                    if error and not isinstance(error, FederationError):
-                        raise error
-                    line = {} if error else future.result()
-                    for cell in alike:
-                        yield cell, str(error) if error else line
-                    if not error:
-                        shutil.rmtree(work / alike[0].name)
-                    told = error or f"{line['metric']} {line['final']:.4f}"
-                    advance(len(alike), f"{alike[0].name}: {told}")
+                    cell, error = waiting.pop(future), future.exception()
+                    if isinstance(error, FederationError | SplitError):
+                        yield cell, error
+                        told = str(error)
+                    else:
+                        line = future.result()
+                        yield cell, line
+                        told = f"{line['metric']} {line['final']:.4f}"
+                    if not isinstance(error, FederationError):
+                        shutil.rmtree(work / cell.name)
+                    advance(1, f"{cell.name}: {told}")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

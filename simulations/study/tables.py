@@ -11,9 +11,10 @@ from typing import Any
 
 from fedasym.files import read_lines, write_atomic
 from fedasym.methods import METHODS
-from fedasym.reports.comparison import percent, scientific
+from fedasym.reports.comparison import mismatch_entry, percent
 from fedasym.reports.study.figures import figures
 from fedasym.reports.study.result_lines import in_order
+from fedasym.reports.study.scores import difference_sheets, score_sheets
 from fedasym.reports.study.study_page import comparison_markdown
 from fedasym.reports.study.tuning_table import tuning_markdown
 from fedasym.reports.table import Entry, Sheet, to_markdown
@@ -23,6 +24,7 @@ from simulations.study.tuning import grid_points
 PAGES = (RESULTS.parents[1] / "README.md", RESULTS.parent / "README.md")
 PLOTS = RESULTS / "plots"
 FAMILIES = "families.jsonl"
+START = "start-of-a.jsonl"
 _BLOCK = re.compile(r"<!-- table: (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -67,7 +69,9 @@ def _content(file: Path) -> str:
         )
     if file.name == "comparison.jsonl":
         return comparison_markdown(lines)
-    if file.name == "comparison-tuning.jsonl":
+    if file.name == START:
+        return start_markdown(lines)
+    if file.name in ("comparison-tuning.jsonl", START.replace(".", "-tuning.")):
         return tuning_markdown(grid_points(lines))
     return tuning_markdown(lines) if file.name == "tuning.jsonl" else _runs_markdown(lines)
 
@@ -88,6 +92,14 @@ def families_markdown(lines: Sequence[Mapping[str, Any]]) -> str:
         "task", "model", "federation", "judged by", "untouched", "B only", "standard LoRA", "up, B only", "up, LoRA",
     )  # fmt: skip
     return to_markdown(Sheet("", head, [[Entry(text) for text in row] for row in rows]))
+
+
+def start_markdown(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Return the ablation of A's start: what each method reached with either A, and how far start and method matter."""
+    found = in_order(lines)
+    beside_lora = [line for line in found if line["method"] != "asymmetric"]
+    sheets = [*score_sheets(found), *difference_sheets(found), *difference_sheets(beside_lora, "lora")]
+    return "\n\n".join(f"### {sheet.title}\n\n{to_markdown(sheet)}" for sheet in sheets)
 
 
 def standard_error(line: Mapping[str, Any]) -> float:
@@ -116,8 +128,9 @@ def _runs_markdown(lines: Sequence[Mapping[str, Any]]) -> str:
             f"{line['payload_total'] / 1e6:.1f} MB",
             percent(line["saving"]),
             percent(line["saving_adapter"]),
-            scientific(line["mismatch"], 1),
         )
         for line in lines
     ]
-    return to_markdown(Sheet("", (*head, "mismatch"), [[Entry(text) for text in row] for row in rows]))
+    marks = [mismatch_entry(line["method"], line["mismatch"], 1) for line in lines]
+    body = [[*(Entry(text) for text in row), mark] for row, mark in zip(rows, marks, strict=True)]
+    return to_markdown(Sheet("", (*head, "mismatch"), body))

@@ -86,9 +86,14 @@ def mean_of_last(values: Sequence[float | None], count: int) -> float:
 
 
 def grid_points(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return one line per method and grid point: ``score``, the mean over tasks, and ``tasks``, each one's score."""
+    """Return one line per method and grid point: ``score``, the mean over tasks, and ``tasks``, each one's score.
+
+    A task whose split was impossible is left out: none was tuned on it.
+    """
     points: dict[str, dict[str, Any]] = {}
     for line in lines:
+        if "impossible" in line:
+            continue
         cell = {key: value for key, value in line["cell"].items() if key != "task"}
         point = points.setdefault(json.dumps(cell, sort_keys=True), {"cell": cell, "tasks": {}})
         point["tasks"][line["cell"]["task"]] = line["score"]

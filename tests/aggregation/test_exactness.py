@@ -135,3 +135,20 @@ def test_a_federation_that_learned_nothing_has_no_mismatch(common) -> None:
     assert mismatch_common_A(total.mean(), total.mean64(), A) == 0.0
     still = {**draw(0), **zero}
     assert mismatch_factors(still, [(1, still), (2, still)], list(SHAPES)) == 0.0
+
+
+@pytest.mark.parametrize("method", ["fedex", "flora"])
+def test_a_relay_of_all_factors_is_not_measured_against_itself_but_a_changed_one_is(method, replies) -> None:
+    rule, layers = METHODS[method], list(SHAPES)
+    stack = rule.stack({}, replies)
+    assert mismatch_of_round(rule, 1, {}, {}, replies, stack, layers) is None
+    changed = {name: matrix + np.float32(0.01) * (name == "0002/two.B") for name, matrix in stack.items()}
+    wrong = np.linalg.norm(WEIGHTS[2] / sum(WEIGHTS) * 0.01 * np.ones((20, 3)) @ replies[2][1]["two.A"])
+    right = np.sqrt(
+        sum(
+            np.sum(sum(w / sum(WEIGHTS) * r[f"{x}.B"].astype(float) @ r[f"{x}.A"] for w, r in replies) ** 2)
+            for x in SHAPES
+        )
+    )
+    found = mismatch_of_round(rule, 1, {}, {}, replies, changed, layers)
+    assert found == pytest.approx(wrong / right, rel=1e-4)  # the changed B is rounded to float32: 1e-7 of 0.01

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from fedasym.data.examples import load_examples
 from fedasym.data.partition import Partition, partition
+from fedasym.data.skew import SplitError
 from fedasym.settings import Settings
 from fedasym.tasks.base import Examples
 from fedasym.tasks.targets import score_bins
@@ -147,9 +148,12 @@ def test_the_digest_moves_with_any_text_label_class_or_assignment(examples) -> N
     ],
 )
 def test_a_split_that_cannot_be_made_is_refused_with_the_reason(examples, split, more, message) -> None:
-    with warnings.catch_warnings(), pytest.raises(ValueError, match=message):
+    with warnings.catch_warnings(), pytest.raises(ValueError, match=message) as raised:
         warnings.simplefilter("ignore")  # flwr-datasets warns at each of its attempts before it gives up
         partition(examples, settings(split, **more))
+    # A setting that is wrong for any data is no split that these data do not allow.
+    wrong = "bad parameter" in str(raised.value) or "is unknown" in str(raised.value)
+    assert isinstance(raised.value, SplitError) != wrong
 
 
 @pytest.mark.parametrize("split", BY_LABEL)
@@ -165,7 +169,7 @@ def test_a_regression_is_split_by_bins_of_its_scores_as_if_they_were_classes(sco
 def test_scores_that_make_no_bins_are_refused(scores) -> None:
     constant = dataclasses.replace(scores, labels=np.ones(N, np.float32))
     with pytest.raises(
-        ValueError, match=r"split='mild' goes by labels, or bins of scores: .*most of them are 1; use iid"
+        SplitError, match=r"split='mild' goes by labels, or bins of scores: .*most of them are 1; use iid"
     ):
         partition(constant, settings("mild", task="regression"))
 

@@ -262,3 +262,14 @@ def test_folder_without_a_round_is_refused_by_name(pair, tmp_path) -> None:
     with pytest.raises(ValueError, match="no run folder"):
         comparison_rows([])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_short_answer_stays_on_one_line_and_a_long_one_wraps(tmp_path) -> None:
+    folder = make_run(tmp_path / "run")
+    entry = {"question": "a film " * 40, "expected": "1", "before": "0 (0.52)", "after": "1 (0.70)"}
+    written = "what the model wrote, which may be as long as a page is wide"
+    record.write_json(folder / "examples.json", [entry, entry | {"after": written}])
+    write_report([folder], tmp_path / "page.html")
+    said = (tmp_path / "page.html").read_text()
+    assert '<td class="short">1 (0.70)</td>' in said and ".examples td.short { white-space: nowrap; }" in said
+    assert f"<td>{written}</td>" in said

@@ -1,6 +1,7 @@
 """A comparison runs each cell once, goes on where it stopped, and tunes every method alike without the test set."""
 
 import dataclasses
+import io
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from world import tiny_values
 
 from fedasym.files import append_line, read_lines
 from fedasym.ops.processes import held_alone
+from fedasym.reports.study import study_page
 from server.round.run import FederationError
 from simulations.__main__ import main
 from simulations.study.cells import Cell, cell_settings
@@ -68,7 +70,8 @@ def whole(world: Path):
 def test_every_cell_has_a_line_of_its_split_method_seed_and_rates(whole) -> None:
     comparison, lines = whole
     cells = [(line["split"], line["method"], line["seed"]) for line in lines]
-    assert cells == [(s, m, 0) for s in comparison.splits for m in comparison.methods]
+    federated = [(s, m, 0) for s in comparison.splits for m in comparison.methods if m != "central"]
+    assert cells == [*federated[:2], ("iid", "central", 0), *federated[2:]]
     assert {line["settings"]["lr"] for line in lines if line["method"] == "lora"} == {0.25}
     wanted = {
         "task", "split", "method", "label", "seed", "final", "metric", "rounds", "payload_up_per_client_round",
@@ -83,13 +86,12 @@ def test_methods_of_one_split_share_its_partition_and_their_number_of_examples(w
     for split in ("iid", "dirichlet:1.0"):
         federated = [line for line in lines if line["split"] == split and line["method"] != "central"]
         assert len({line["partition"]["digest"] for line in federated}) == 1
-        assert len({line["examples_trained"] for line in lines if line["split"] == split}) == 1
+    assert len({line["examples_trained"] for line in lines}) == 1
 
 
 def test_all_data_in_one_place_run_once_and_nothing_travels(whole) -> None:
     _, lines = whole
-    one, other = told(line for line in lines if line["method"] == "central")
-    assert one | {"split": ""} == other | {"split": ""}
+    (one,) = (line for line in lines if line["method"] == "central")
     assert (one["payload_total"], one["message_total"], one["mismatch"]) == (0, 0, None)
 
 
@@ -207,6 +209,68 @@ def test_a_cell_that_fails_is_named_after_the_others_are_done_and_tried_again(wo
         with pytest.raises(FederationError, match=r"1 of 2 cells failed.*iid-lora-0.*the training loss is"):
             run_study(broken.study(), tmp_path / "cells.jsonl", tmp_path / "work", 1, QUIET)
         assert [line["method"] for line in read_lines(tmp_path / "cells.jsonl")] == ["asymmetric"]
+
+
+def test_a_cell_whose_split_is_impossible_is_recorded_the_others_run_and_it_is_tried_again_when_asked(
+    world, tmp_path, in_this_process
+) -> None:
+    def compare(**options):
+        told = Console(file=io.StringIO(), width=1000)
+        more = options.pop("more", {})
+        comparison = Comparison(
+            ("classification",), ("pathological:7", "iid"), ("asymmetric",), (0,), {**base(world), **more}, {}
+        )
+        lines = run_study(comparison.study(), tmp_path / "cells.jsonl", tmp_path / "work", 1, told, **options)
+        return lines, told.file.getvalue()
+
+    (never, made), _ = compare()
+    assert never["split"] == "pathological:7" and "is not possible on" in never["impossible"] and "final" not in never
+    assert made["split"] == "iid" and 0 <= made["final"] <= 1
+    assert not list((tmp_path / "work").iterdir())
+
+    before = (tmp_path / "cells.jsonl").read_bytes()
+    again, said = compare()
+    assert again == [never, made] and (tmp_path / "cells.jsonl").read_bytes() == before
+    assert f"classification-pathological7-asymmetric-0: {never['impossible']}" in said and "--retry" in said
+
+    retried, _ = compare(retry=True)
+    assert retried == [never, made] and len(read_lines(tmp_path / "cells.jsonl")) == 3  # tried, and impossible again
+    assert study_page.comparison_markdown(read_lines(tmp_path / "cells.jsonl")).count("cannot be made") >= 1
+
+    (tmp_path / "cells.jsonl").write_bytes(before.splitlines(keepends=True)[0])  # nothing but what was impossible
+    other, said = compare(more={"rank": 2})
+    assert "rank" not in said and other[0]["settings"]["rank"] == 2 == other[1]["settings"]["rank"]
+
+
+def test_a_tuning_whose_split_is_impossible_on_one_task_leaves_that_task_out() -> None:
+    def line(lr, task, **found):
+        return {"cell": {"method": "lora", "task": task, **GRID[0], "lr": lr}} | found
+
+    lines = [line(0.1, "a", score=0.5), line(0.3, "a", score=0.6)]
+    lines += [line(lr, "b", impossible="too few", settings={}) for lr in (0.1, 0.3)]
+    assert {place: config["lr"] for place, config in best_rates(lines).items()} == {
+        ("lora", "a"): 0.3,
+        ("lora", ""): 0.3,
+    }
+
+
+def test_a_method_with_another_kind_of_A_has_its_own_lines_label_and_rates(world, tmp_path, in_this_process) -> None:
+    comparison = Comparison(("classification",), ("iid",), ("lora", "lora:orthonormal"), (0,), base(world), {})
+    one, other = run_study(comparison.study(), tmp_path / "cells.jsonl", tmp_path / "work", 1, QUIET)
+    assert (one["method"], one["label"]) == ("lora", "standard LoRA")
+    assert (other["method"], other["label"]) == ("lora:orthonormal", "standard LoRA, orthonormal A")
+    assert one["settings"] | {"kind": "orthonormal"} == other["settings"] and one["settings"]["kind"] == "kaiming"
+    assert one["train_loss_by_round"] != other["train_loss_by_round"]
+    tuned = dataclasses.replace(comparison, rates={("lora:orthonormal", ""): {"lr": 0.125}}).study()
+    assert [cell_settings(cell, tuned.base, Path(".")).lr for cell in tuned.cells] == [one["settings"]["lr"], 0.125]
+    for method, message in (
+        ("lora:kaiming", "names no other kind of A than lora's own; use lora, or lora:orthonormal"),
+        ("lora:round", "names no other kind of A"),
+        ("central:kaiming", "central is not compared by kinds of A"),
+        ("full:kaiming", "full is not compared by kinds of A"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(comparison, methods=(method,)).study()
 
 
 def test_a_line_torn_by_a_crash_is_left_out_and_replaced(tmp_path) -> None:

@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 
-from fedasym.reports.comparison import human_bytes, percent
+from fedasym.reports.comparison import human_bytes, mismatch_entry, percent
 from fedasym.reports.study import result_lines
 from fedasym.reports.study.estimates import reach, within_half
 from fedasym.reports.study.result_lines import Line, cell_of
@@ -34,7 +34,7 @@ def cost_sheet(lines: Sequence[Line], reference: str = "lora") -> Sheet:
             key = f"message_{way}_per_client_round"
             row.append(Entry(_range([x[key] for x in own], human_bytes)) if sends else DASH)
         row.append(_saving_entry(lines, method, reference) if sends else DASH)
-        row.append(_mismatch_entry(own))
+        row.append(_mismatch_entry(method, own))
         examples = _range([x["examples_trained"] for x in own], lambda n: f"{n:,.0f}")
         row.append(Entry(f"{statistics.fmean(x['seconds'] for x in own):,.0f}", f"{examples} examples"))
         rows.append(row)
@@ -43,10 +43,11 @@ def cost_sheet(lines: Sequence[Line], reference: str = "lora") -> Sheet:
         "Payload and messages are bytes per client and round, up and down: float32 values, 4 B each, and messages as "
         "serialised; 1 kB = 10³ B. No head: the adapters only, without the output layer. "
         + (f"Saving: 1 − bytes / bytes of {against}, up and down, in the same cell. " if against else "")
-        + "Mismatch: how far what is broadcast is from the mean of the clients' updates, relative to that mean, in "
-        f"the worst round of any cell; exact up to {EXACT:.0e}; of FedEx-LoRA and FLoRA it is of what is relayed, and "
-        "each party's float32 rounding comes on top. Seconds and examples trained on: of one cell, the "
-        "seconds in the mean. Where two values stand, they are the least and the most of all cells."
+        + "Mismatch: how far what is broadcast is from the mean of the clients' updates, relative to that mean, as "
+        f"measured in the worst round of any cell; up to {EXACT:.0e} it is no more than float32's rounding of what is "
+        "broadcast. By construction: every client's factors are relayed and nothing is averaged on the way, so "
+        "there is nothing to measure. Seconds and examples trained on: of one cell, the seconds in the mean. Where two "
+        "values stand, they are the least and the most of all cells."
     )
     return Sheet("Cost", columns, rows, note)
 
@@ -111,9 +112,12 @@ def _saving_entry(lines: Sequence[Line], method: str, reference: str) -> Entry:
     return Entry(_range(whole, percent), f"no head {_range(bare, percent)}")
 
 
-def _mismatch_entry(lines: Sequence[Line]) -> Entry:
+def _mismatch_entry(method: str, lines: Sequence[Line]) -> Entry:
     worst = worst_mismatch(lines)
-    return DASH if worst is None else Entry(f"{worst:.1e}", "exact" if worst <= EXACT else "not exact")
+    found = mismatch_entry(method, worst, 1)
+    if worst is None or found.small:
+        return found
+    return found._replace(small="float32's\nrounding" if worst <= EXACT else "not exact")
 
 
 def _traffic(line: Line, adapters: bool) -> float:

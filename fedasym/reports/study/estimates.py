@@ -1,8 +1,10 @@
-"""Means over seeds, paired differences with an interval, who is tied with the best, and bytes to reach a value.
+"""Means over seeds, paired differences with an interval, who is told apart from the highest, and bytes to a value.
 
-Everything is made of ``{cell: value}`` by method (`values`): a mean over tasks or splits turns it into
-``{seed: mean}``, a paired difference takes two of them. Intervals are Student's t for the mean of paired differences
-at 95 %; they take the pairs as independent and are not corrected for the number of comparisons.
+Everything is made of ``{cell: value}`` by method (`values`). A paired difference is taken over *units*: the tasks where
+there are several, the seeds where there is one task (`unit_over`). All else, such as the splits and seeds of a task, is
+averaged within its unit first: cells of one task are no independent witnesses. Intervals are Student's t for the mean
+of the units' differences at 95 %, each for itself; what a table marks is corrected for all comparisons of that table by
+Holm's method (1979).
 """
 
 import math
@@ -18,6 +20,7 @@ from fedasym.reports.study.result_lines import Cell, Line, Place, cell_of
 CONFIDENCE = 0.95
 
 K = TypeVar("K", bound=Hashable)
+Unit = Callable[[Cell], Hashable]
 
 
 class Spread(NamedTuple):
@@ -29,24 +32,23 @@ class Spread(NamedTuple):
 
 
 class Paired(NamedTuple):
-    """Mean of ``n`` paired differences and the ends of its 95 % interval, None for fewer than two pairs."""
+    """Mean of ``n`` paired differences, the ends of its 95 % interval, and p; those are None for fewer than two pairs.
+
+    ``p`` is the two-sided one of the paired t-test, for this difference alone.
+    """
 
     mean: float
     n: int
     low: float | None
     high: float | None
-
-    @property
-    def holds_zero(self) -> bool | None:
-        """Whether the interval contains 0; None without an interval."""
-        return None if self.low is None or self.high is None else self.low <= 0.0 <= self.high
+    p: float | None
 
 
 class Standing(NamedTuple):
-    """The key of the highest mean, None if there is none, and the others statistically tied with it."""
+    """The method of the highest mean, None if there is none, and those that are told apart from it."""
 
-    best: str | None
-    tied: frozenset[str]
+    highest: str | None
+    below: frozenset[str]
 
 
 def final(line: Line) -> float | None:
@@ -86,47 +88,113 @@ def spread(numbers: Collection[float]) -> Spread:
     return Spread(statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else None, len(numbers))
 
 
-def mean_over(cells: Mapping[Cell, float], wanted: Sequence[Place]) -> dict[int, float]:
-    """Return by seed the mean over places; a seed that lacks a place is left out, so that all means are over the same.
+def whole_seeds(cells: Mapping[Cell, float], wanted: Sequence[Place]) -> dict[Cell, float]:
+    """Return the cells of the wanted places, of the seeds that have them all, so that all means are over the same.
 
-    >>> mean_over({("a", "iid", 0): 1.0, ("b", "iid", 0): 3.0, ("a", "iid", 1): 5.0}, [("a", "iid"), ("b", "iid")])
-    {0: 2.0}
+    >>> whole_seeds({("a", "iid", 0): 1.0, ("b", "iid", 0): 3.0, ("a", "iid", 1): 5.0}, [("a", "iid"), ("b", "iid")])
+    {('a', 'iid', 0): 1.0, ('b', 'iid', 0): 3.0}
     """
     seeds = sorted({seed for _, _, seed in cells})
-    whole = [seed for seed in seeds if wanted and all((*place, seed) in cells for place in wanted)]
-    return {seed: statistics.fmean(cells[(*place, seed)] for place in wanted) for seed in whole}
+    whole = [seed for seed in seeds if all((*place, seed) in cells for place in wanted)]
+    return {(*place, seed): cells[(*place, seed)] for seed in whole for place in wanted}
 
 
-def paired(ours: Mapping[K, float], theirs: Mapping[K, float]) -> Paired | None:
-    """Return the mean of ``ours − theirs`` over the keys both have, with its 95 % interval; None without a pair."""
-    differences = [ours[key] - theirs[key] for key in ours if key in theirs]
+def task_of(cell: Cell) -> str:
+    """Return the cell's task, as a `Unit`."""
+    return cell[0]
+
+
+def seed_of(cell: Cell) -> int:
+    """Return the cell's seed, as a `Unit`."""
+    return cell[2]
+
+
+def unit_over(wanted: Iterable[Place]) -> Unit:
+    """Return what counts as one observation of these places: a task, or where there is only one task, a seed.
+
+    >>> unit_over([("a", "iid"), ("b", "iid")])(("b", "iid", 3)), unit_over([("a", "iid")])(("a", "iid", 3))
+    ('b', 3)
+    """
+    return task_of if len({task for task, _ in wanted}) > 1 else seed_of
+
+
+def by_unit(cells: Mapping[Cell, float], unit: Unit) -> dict[Hashable, float]:
+    """Return the mean of the cells of each unit.
+
+    >>> cells = {("a", "iid", 0): 1.0, ("a", "iid", 1): 3.0, ("b", "iid", 0): 5.0}
+    >>> by_unit(cells, unit_over([("a", "iid"), ("b", "iid")]))
+    {'a': 2.0, 'b': 5.0}
+    """
+    found: dict[Hashable, list[float]] = {}
+    for cell in sorted(cells):
+        found.setdefault(unit(cell), []).append(cells[cell])
+    return {key: statistics.fmean(numbers) for key, numbers in found.items()}
+
+
+def paired(ours: Mapping[Cell, float], theirs: Mapping[Cell, float], unit: Unit) -> Paired | None:
+    """Return the mean of ``ours − theirs`` over the units of the cells both have; None without such a cell.
+
+    A cell is paired with the cell of the same task, split and seed, and every unit counts once.
+    """
+    differences = [*by_unit({cell: ours[cell] - theirs[cell] for cell in ours if cell in theirs}, unit).values()]
     if not differences:
         return None
     mean, sd, n = spread(differences)
     if sd is None:
-        return Paired(mean, n, None, None)
-    half = float(student.ppf(0.5 + CONFIDENCE / 2, n - 1)) * sd / math.sqrt(n)
-    return Paired(mean, n, mean - half, mean + half)
+        return Paired(mean, n, None, None, None)
+    error = sd / math.sqrt(n)
+    half = float(student.ppf(0.5 + CONFIDENCE / 2, n - 1)) * error
+    p = 2.0 * float(student.sf(abs(mean) / error, n - 1)) if error else float(mean == 0.0)
+    return Paired(mean, n, mean - half, mean + half, p)
 
 
-def standing(by_method: Mapping[str, Mapping[K, float]]) -> Standing:
-    """Return the method with the highest mean and those tied with it: paired interval to the best contains 0.
+def told_apart(found: Mapping[K, Paired | None]) -> set[K]:
+    """Return which of a table's differences are not 0, by Holm's method over all that have an interval (Holm 1979).
 
-    A method with one value cannot be best where another has several: a lucky seed alone does not make one. One that
-    shares fewer than two keys with the best has no interval and is not called tied.
+    The least p is held against ``0.05 / m``, the next against ``0.05 / (m − 1)``, and so on up to the first that fails:
+    the chance that any difference is marked that is 0 is at most 5 %, however the differences depend on one another.
     """
-    several = {method: found for method, found in by_method.items() if len(found) > 1}
-    means = {method: statistics.fmean(found.values()) for method, found in (several or by_method).items() if found}
-    if not means:
-        return Standing(None, frozenset())
-    best = max(means, key=lambda method: means[method])
-    tied = set()
-    for method, found in by_method.items():
-        difference = paired(found, by_method[best])
-        level = means.get(method) == means[best]  # to the last bit: neither is the better one
-        if method != best and (level or (difference is not None and difference.holds_zero)):
-            tied.add(method)
-    return Standing(best, frozenset(tied))
+    known = sorted(((each.p, place) for place, each in enumerate(found.values()) if each and each.p is not None))
+    keys, marked = list(found), set()
+    for rank, (p, place) in enumerate(known):
+        if p > (1.0 - CONFIDENCE) / (len(known) - rank):
+            break
+        marked.add(keys[place])
+    return marked
+
+
+def standings(
+    columns: Mapping[str, Mapping[str, Mapping[Cell, float]]], units: Mapping[str, Unit]
+) -> dict[str, Standing]:
+    """Return for each column of a table the method with the highest mean and those told apart from it.
+
+    Told apart is who differs from the highest by `told_apart` over the whole table; whoever shares fewer than two units
+    with it is not, which does not make it equal. A method with one seed is not the highest where another has several:
+    a lucky seed alone does not make one.
+
+    Args:
+        columns: each method's cells, by column.
+        units: what counts as one observation, by column.
+    """
+    differences: dict[tuple[str, str], Paired | None] = {}
+    highest: dict[str, str] = {}
+    for column, by_method in columns.items():
+        several = {method: cells for method, cells in by_method.items() if len({seed for _, _, seed in cells}) > 1}
+        means = {
+            method: statistics.fmean(by_unit(cells, units[column]).values())
+            for method, cells in (several or by_method).items()
+            if cells
+        }
+        if means:
+            best = highest[column] = max(means, key=lambda method: means[method])
+            others = {method: cells for method, cells in by_method.items() if cells and method != best}
+            for method, cells in others.items():
+                differences[column, method] = paired(by_method[best], cells, units[column])
+    apart = told_apart(differences)
+    return {
+        column: Standing(highest.get(column), frozenset(method for at, method in apart if at == column))
+        for column in columns
+    }
 
 
 def bytes_so_far(line: Line) -> list[int]:

@@ -1,7 +1,8 @@
 """What a study holds: its result lines checked and in order, its methods, tasks, splits and seeds, and what is missing.
 
-A *line* is one finished cell of one method; a *cell* is (task, split, seed); a *place* is (task, split). The values
-that methods are compared by (accuracy, Pearson, Matthews) are all better when higher.
+A *line* is one finished cell of one method; a *cell* is (task, split, seed); a *place* is (task, split). A line with
+``impossible`` is of a cell whose split its data do not allow, and holds the reason instead of a result. The values that
+methods are compared by (accuracy, Pearson, Matthews) are all better when higher.
 """
 
 import math
@@ -22,12 +23,15 @@ _METHODS = (
 
 
 def in_order(lines: Iterable[Line]) -> list[Line]:
-    """Return the lines checked and sorted by method, task, split and seed, whatever their order was.
+    """Return the lines of results checked and sorted by method, task, split and seed, whatever their order was.
 
     Raises:
         ValueError: no line, two lines of one method and cell, or a final value that is not finite.
     """
-    found = sorted(lines, key=lambda x: (method_key(x["method"]), x["task"], _split_key(x["split"]), x["seed"]))
+    every = list(lines)
+    found = sorted((line for line in every if "impossible" not in line), key=_place_in_order)
+    if not found and every:
+        raise ValueError(f"no cell could be made, so there is nothing to report on: {every[0]['impossible']}")
     if not found:
         raise ValueError("there is no result line to report on; give at least one")
     for line, after in pairwise(found):
@@ -39,14 +43,30 @@ def in_order(lines: Iterable[Line]) -> list[Line]:
     return found
 
 
+def impossible(lines: Iterable[Line]) -> list[Line]:
+    """Return, in order, the last line of each cell whose split was impossible and which has no result either."""
+    every = list(lines)
+    made = {name_of(line) for line in every if "impossible" not in line}
+    found = {name_of(line): line for line in every if "impossible" in line and name_of(line) not in made}
+    return sorted(found.values(), key=_place_in_order)
+
+
+def _place_in_order(line: Line) -> tuple[object, ...]:
+    return (method_key(line["method"]), line["task"], _split_key(line["split"]), line["seed"])
+
+
 def name_of(line: Line) -> str:
     """Name a line for a message."""
     return f"{line['method']} on {line['task']}, split {line['split']}, seed {line['seed']}"
 
 
 def method_key(method: str) -> tuple[int, str]:
-    """Return what methods are sorted by: known ones in the order of the tables, then the alphabet."""
-    return (_METHODS.index(method) if method in _METHODS else len(_METHODS), method)
+    """Return what methods are sorted by: known ones in the order of the tables, then the alphabet.
+
+    A method with another kind of A (``lora:orthonormal``) follows that with its own.
+    """
+    name = method.partition(":")[0]
+    return (_METHODS.index(name) if name in _METHODS else len(_METHODS), method)
 
 
 def _split_key(split: str) -> tuple[int, float, str]:
@@ -69,12 +89,14 @@ def tasks(lines: Iterable[Line]) -> list[str]:
 
 
 def splits(lines: Iterable[Line]) -> list[str]:
-    """Return the splits from even to uneven.
+    """Return the splits from even to uneven; that of all data in one place is none, where there is another.
 
-    >>> splits([{"split": name} for name in ("severe", "dirichlet:0.1", "iid", "dirichlet:0.5")])
+    >>> splits([{"method": "lora", "split": name} for name in ("severe", "dirichlet:0.1", "iid", "dirichlet:0.5")])
     ['iid', 'dirichlet:0.5', 'dirichlet:0.1', 'severe']
     """
-    return sorted({line["split"] for line in lines}, key=_split_key)
+    every = list(lines)
+    found = {line["split"] for line in every if line["method"] != "central"} or {line["split"] for line in every}
+    return sorted(found, key=_split_key)
 
 
 def split_name(split: str) -> str:
@@ -132,16 +154,32 @@ def unequal_partitions(lines: Iterable[Line]) -> list[Cell]:
     return sorted(cell for cell, found in digests.items() if len(found) > 1)
 
 
-def gaps(lines: Sequence[Line]) -> list[str]:
-    """Say what is missing or cannot be compared: absent cells, a single seed, partitions that differ."""
+def gaps(lines: Sequence[Line], never_made: Sequence[Line] = ()) -> list[str]:
+    """Say what is missing or cannot be compared: absent cells, a single seed, partitions that differ.
+
+    Args:
+        lines: as `in_order` returns them.
+        never_made: as `impossible` returns them.
+    """
     names, said = labels(lines), []
+    reasons: dict[tuple[str, str, str], list[Line]] = {}
+    for line in never_made:
+        reasons.setdefault((line["task"], line["split"], line["impossible"]), []).append(line)
+    for (task, split, reason), found in reasons.items():
+        which = ", ".join(str(seed) for seed in sorted({line["seed"] for line in found}))
+        who = ", ".join(names.get(method, method) for method in dict.fromkeys(line["method"] for line in found))
+        said.append(f"{task}, split {split}, seed {which} cannot be made ({who}): {reason}.")
     seeds = {line["seed"] for line in lines}
     if len(seeds) == 1:
         said.append(
-            f"n = 1 seed ({seeds.pop()}): no interval over seeds. Intervals of paired differences are over tasks and "
-            "splits, and say nothing of how the methods vary with the seed."
+            f"n = 1 seed ({seeds.pop()}): no interval over seeds. Intervals of paired differences, if any, are over "
+            "tasks, and say nothing of how the methods vary with the seed."
         )
-    for method, absent in missing(lines).items():
+    unmade = {(line["method"], cell_of(line)) for line in never_made}
+    for method, every in missing(lines).items():
+        absent = [cell for cell in every if (method, cell) not in unmade]
+        if not absent:
+            continue
         listed = ", ".join(f"{task} {split} seed {seed}" for task, split, seed in absent[:6])
         more = f" and {len(absent) - 6} more" if len(absent) > 6 else ""
         said.append(f"{names[method]} lacks {_count(len(absent), 'cell')} that others have: {listed}{more}.")

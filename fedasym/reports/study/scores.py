@@ -6,18 +6,24 @@ from fedasym.reports.study import result_lines
 from fedasym.reports.study.estimates import (
     Paired,
     Spread,
+    Unit,
+    by_unit,
     final,
     final_at_clients,
-    mean_over,
     paired,
+    seed_of,
     spread,
-    standing,
+    standings,
+    task_of,
+    told_apart,
+    unit_over,
     values,
+    whole_seeds,
 )
 from fedasym.reports.study.result_lines import Line, Place
 from fedasym.reports.table import DASH, Entry, Sheet
 
-TIED = "≈"
+BELOW = "↓"
 MAIN, PERSONAL, OTHER = (
     "federated, one global model",
     "personalised: judged on the clients' own examples, not ranked",
@@ -25,28 +31,40 @@ MAIN, PERSONAL, OTHER = (
 )
 
 
-def score_sheets(lines: Sequence[Line]) -> list[Sheet]:
+def score_sheets(lines: Sequence[Line], never_made: Sequence[Line] = ()) -> list[Sheet]:
     """Return the means over tasks, one column per split, then one table per split with one column per task.
+
+    A column of a split whose mean lacks a task, since no cell of it could be made, names that task.
 
     Args:
         lines: result lines as `fedasym.reports.study.result_lines.in_order` returns them.
+        never_made: cells that could not be made, as `fedasym.reports.study.result_lines.impossible` returns them.
     """
-    every, found = result_lines.splits(lines), []
-    several = len(result_lines.tasks(lines)) > 1
+    every, found = result_lines.splits([*lines, *never_made]), []
+    made = set(result_lines.places(lines))
+    unmade = [place for place in result_lines.places(never_made) if place not in made]
+    several = len(result_lines.tasks([*lines, *never_made])) > 1
     if len(every) > 1 or not several:
-        columns = {result_lines.split_name(split): result_lines.places(lines, split) for split in every}
+        wanted = {result_lines.split_name(s): (result_lines.places(lines, s), {s}) for s in every}
         uneven = non_iid(lines)
         if len({split for _, split in uneven}) > 1:
-            columns["non-iid splits"] = uneven
+            wanted["non-iid splits"] = (uneven, {split for _, split in uneven})
+        columns = {
+            "\n".join([name, *(f"without {task}" for task, split in unmade if split in splits and several)]): here
+            for name, (here, splits) in wanted.items()
+        }
         title = "Mean over tasks" if several else f"Task {result_lines.tasks(lines)[0]}"
-        found.append(_score_sheet(title, lines, columns, final, ranked=True))
+        found.append(_score_sheet(title, lines, columns, final, ranked=True, never_made=never_made))
     for split in every if several else ():
         here = result_lines.places(lines, split)
-        columns = {f"{task}\n{_metric(lines, task)}": [(task, split)] for task, _ in here}
+        columns = {
+            f"{task}\n{_metric(lines, task)}": [(task, split)]
+            for task, _ in sorted([*here, *(place for place in unmade if place[1] == split)])
+        }
         if len(here) > 1:
             columns["mean"] = here
-        kept = [line for line in lines if line["split"] == split or line["method"] == "central"]
-        sheet = _score_sheet(f"Split {result_lines.split_name(split)}", kept, columns, final, ranked=True)
+        title = f"Split {result_lines.split_name(split)}"
+        sheet = _score_sheet(title, lines, columns, final, ranked=True, never_made=never_made)
         found.append(sheet._replace(note="") if found and sheet.note == found[0].note else sheet)
     return found
 
@@ -67,58 +85,73 @@ def non_iid(lines: Sequence[Line]) -> list[Place]:
     return [place for place in result_lines.places(lines) if place[1] != "iid"]
 
 
-def difference_sheet(lines: Sequence[Line], ours: str = "asymmetric") -> Sheet | None:
-    """Return ``ours`` minus each other method over the cells both have; None without ``ours`` or another method.
+def difference_sheets(lines: Sequence[Line], ours: str = "asymmetric") -> list[Sheet]:
+    """Return ``ours`` minus each other method by split, and by task where there are several; none without two methods.
 
     Personalised methods are compared on the clients' own examples, where ``ours`` was judged there too.
     """
     names = result_lines.labels(lines)
     if ours not in names or len(names) < 2:
-        return None
+        return []
+    every = result_lines.places(lines) or [(line["task"], line["split"]) for line in lines]
+    by_split = {result_lines.split_name(s): [p for p in every if p[1] == s] for s in result_lines.splits(lines)}
+    uneven = non_iid(lines)
+    if 1 < len({split for _, split in uneven}) < len(by_split):
+        by_split["non-iid splits"] = uneven
+    if len(by_split) > 1:
+        by_split["all splits"] = every
+    several = len(result_lines.tasks(lines)) > 1
+    title = f"{names[ours]} minus each other method"
+    unit = "tasks: the seeds and splits of a task are averaged first" if several else "seeds of one task"
+    found = [_difference_sheet(title, unit, lines, ours, by_split, task_of if several else seed_of)]
+    if several:
+        by_task = {task: [p for p in every if p[0] == task] for task in result_lines.tasks(lines)}
+        unit = "seeds, the splits averaged first: each column speaks of its own task alone"
+        found.append(_difference_sheet(f"{title}, task by task", unit, lines, ours, by_task, seed_of))
+    return found
+
+
+def _difference_sheet(
+    title: str, unit: str, lines: Sequence[Line], ours: str, columns: Mapping[str, Sequence[Place]], observed: Unit
+) -> Sheet:
+    names = result_lines.labels(lines)
     lines = result_lines.with_central_everywhere(lines)
-    columns = {result_lines.split_name(split): {split} for split in result_lines.splits(lines)}
-    uneven = {split for _, split in non_iid(lines)}
-    if 1 < len(uneven) < len(columns):
-        columns["non-iid splits"] = uneven
-    if len(columns) > 1:
-        columns["all splits"] = set(result_lines.splits(lines))
     at_server, at_clients = values(lines), values(lines, final_at_clients)
     personal = {line["method"] for line in lines if line["personal"]}
     found = {}
-    for method in names.keys() - {ours}:
+    for method in names:
         source = at_clients if method in personal else at_server
-        for column, within in columns.items():
-            kept = {key: value for key, value in source.get(ours, {}).items() if key[1] in within}
-            found[method, column] = paired(kept, source[method])
+        for column, within in columns.items() if method != ours else ():
+            kept = {cell: value for cell, value in source.get(ours, {}).items() if cell[:2] in set(within)}
+            found[method, column] = paired(kept, source[method], observed)
     most = {column: max(each.n if each else 0 for (_, c), each in found.items() if c == column) for column in columns}
+    apart = told_apart(found)
     rows = [
         [
             Entry(label, "at the clients" if method in personal else ""),
-            *(difference_entry(found[method, column], most[column]) for column in columns),
+            *(difference_entry(found[method, c], most[c], (method, c) in apart) for c in columns),
         ]
         for method, label in names.items()
         if method != ours
     ]
     note = (
-        "Paired differences of the final metric over the cells (task, split, seed) that both have: mean and 95 % "
-        "interval (Student's t) over n cells, as the column says where no other n stands. Positive: the method of the "
-        "title is higher. Bold: the interval excludes 0. Cells of different tasks are pooled and taken as "
-        "independent; nothing is corrected for the "
-        "number of comparisons."
+        f"Differences of the final metric, paired by task, split and seed: mean and 95 % interval (Student's t). One "
+        f"observation is one of the n {unit}. Positive: the method of the title is higher. An interval stands for "
+        "itself alone; bold: not 0 after Holm's correction for all differences of this table that have an interval "
+        f"({sum(1 for each in found.values() if each and each.p is not None)}), at 5 %"
+        + ("." if apart else ", which none is.")
     )
-    return Sheet(
-        f"{names[ours]} minus each other method", ["minus", *(f"{c}\nn = {most[c]}" for c in columns)], rows, note
-    )
+    return Sheet(title, ["minus", *(f"{c}\nn = {most[c]}" for c in columns)], rows, note)
 
 
-def difference_entry(found: Paired | None, most: int) -> Entry:
-    """Write a paired difference: bold where its interval excludes 0, with its n where it is not ``most``."""
+def difference_entry(found: Paired | None, most: int, strong: bool) -> Entry:
+    """Write a paired difference with its interval, and with its n where it is not ``most``."""
     if found is None:
         return DASH
     if found.low is None or found.high is None:
         return Entry(signed(found.mean), "n = 1: no interval")
     interval = f"[{signed(found.low)}, {signed(found.high)}]" + (f", n = {found.n}" if found.n < most else "")
-    return Entry(signed(found.mean), interval, strong=found.holds_zero is False)
+    return Entry(signed(found.mean), interval, strong=strong)
 
 
 def signed(number: float) -> str:
@@ -142,29 +175,35 @@ def _score_sheet(
     columns: Mapping[str, Sequence[Place]],
     value: Callable[[Line], float | None],
     ranked: bool,
+    never_made: Sequence[Line] = (),
 ) -> Sheet:
     names = result_lines.labels(lines)
     blocks = {MAIN: {x["method"] for x in lines if result_lines.is_ranked(x)}}
     blocks[PERSONAL] = {x["method"] for x in lines if x["personal"]} - set(result_lines.REFERENCES)
     blocks[OTHER] = names.keys() & set(result_lines.REFERENCES)
     found = values(result_lines.with_central_everywhere(lines), value)
-    means = {
-        method: {column: mean_over(found.get(method, {}), wanted) for column, wanted in columns.items()}
-        for method in names
-    }
-    most = max((len(by_seed) for row in means.values() for by_seed in row.values()), default=0)
+    cells = {c: {m: whole_seeds(found.get(m, {}), wanted) for m in names} for c, wanted in columns.items()}
+    by_seed = {(m, c): by_unit(own, seed_of) for c, by_method in cells.items() for m, own in by_method.items()}
+    most = max(map(len, by_seed.values()), default=0)
+    ranked = ranked and most > 1
+    places = standings(
+        {c: {m: own for m, own in by_method.items() if ranked and m in blocks[MAIN]} for c, by_method in cells.items()},
+        {c: unit_over(wanted) for c, wanted in columns.items()},
+    )
     entries: dict[tuple[str, str], Entry] = {}
-    for column in columns:
-        place = standing({m: means[m][column] for m in names if ranked and m in blocks[MAIN]})
-        for method in names:
-            by_seed = means[method][column]
-            if by_seed:
-                entries[method, column] = Entry(
-                    spread_text(spread(by_seed.values())),
-                    f"n = {len(by_seed)}" if len(by_seed) < most else "",
-                    strong=method == place.best,
-                    sign=TIED if method in place.tied else "",
-                )
+    for line in never_made:
+        for column, wanted in columns.items():
+            if (line["task"], line["split"]) in wanted:
+                entries[line["method"], column] = DASH._replace(small="cannot be made")
+    for (method, column), means in by_seed.items():
+        highest, below = places[column]
+        if means:
+            entries[method, column] = Entry(
+                spread_text(spread(means.values())),
+                f"n = {len(means)}" if len(means) < most else "",
+                strong=method == highest and len(below) > 0 and blocks[MAIN] - {highest} == below,
+                sign=BELOW if method in below else "",
+            )
     rows: list[list[Entry]] = []
     for block, members in blocks.items():
         if members and block != MAIN:
@@ -178,13 +217,14 @@ def _score_sheet(
 def _note(most: int, ranked: bool, at_clients: bool) -> str:
     where = "on the clients' own kept-out examples" if at_clients else "after the last round"
     if most < 2:
-        text = f"The metric {where}. n = 1 seed: no standard deviation and no interval."
-        return text + (" Bold: best." if ranked else "")
+        return f"The metric {where}. n = 1 seed: no standard deviation, and nothing is told apart."
     text = f"The metric {where}: mean ± sample standard deviation over n = {most} seeds where no other n is said."
     if ranked:
         text += (
-            f" Bold: best mean of at least two seeds. {TIED}: statistically tied with it, the 95 % interval "
-            "(Student's t) of the difference paired by seed contains 0."
+            f" {BELOW}: told apart from the highest mean of its column, by paired t-tests at 5 % for the whole table "
+            "(Holm's correction); one observation is a task, the seeds and splits of it averaged first, where the "
+            f"column has several, else a seed. Who has no {BELOW} is not told apart from the highest at this n, which "
+            "does not make it equal. Bold: all others are told apart from it."
         )
     return text
 

@@ -14,7 +14,7 @@ from fedasym.reports.study import result_lines
 from fedasym.reports.study.costs import cost_sheet, reach_sheet
 from fedasym.reports.study.figures import figures
 from fedasym.reports.study.result_lines import Line
-from fedasym.reports.study.scores import clients_sheet, difference_sheet, score_sheets
+from fedasym.reports.study.scores import clients_sheet, difference_sheets, score_sheets
 from fedasym.reports.study.shared_settings import settings_sheets, versions_sheet
 from fedasym.reports.study.study_page_template import STUDY_PAGE
 from fedasym.reports.study.tuning_table import tuning_sheet
@@ -36,7 +36,7 @@ def write_comparison(
     """Write one self-contained HTML page about all result lines.
 
     Args:
-        lines: one a finished cell, in any order; cells may be missing, and the page says which.
+        lines: one a cell, in any order; cells may be missing, and the page says which.
         out: the HTML file; its figures are written to ``plots/`` beside it too.
         ours: the method that the differences are about.
         reference: the method that savings and bytes to reach are measured against.
@@ -46,13 +46,13 @@ def write_comparison(
     Raises:
         ValueError: no line, two lines of one method and cell, or a final value that is not finite.
     """
-    found = result_lines.in_order(lines)
+    found, never_made = result_lines.in_order(lines), result_lines.impossible(lines)
     drawn = figures(found)
     page = render(
         STUDY_PAGE,
         title=_title(found),
-        gaps=result_lines.gaps(found),
-        sheets=comparison_sheets(found, ours, reference),
+        gaps=result_lines.gaps(found, never_made),
+        sheets=comparison_sheets(lines, ours, reference),
         curves={name: each for name, each in drawn.items() if name.startswith(_CURVES)},
         partitions={name: each for name, each in drawn.items() if not name.startswith(_CURVES)},
         tuning=tuning_sheet(tuning)._replace(title="") if tuning else None,
@@ -71,22 +71,21 @@ def comparison_markdown(lines: Sequence[Line], *, ours: str = "asymmetric", refe
     Raises:
         ValueError: as `write_comparison` does.
     """
-    found = result_lines.in_order(lines)
-    sheets = comparison_sheets(found, ours, reference)
-    said = [f"* {text}" for text in result_lines.gaps(found)]
+    sheets = comparison_sheets(lines, ours, reference)
+    said = [f"* {text}" for text in result_lines.gaps(result_lines.in_order(lines), result_lines.impossible(lines))]
     return "\n\n".join((["\n".join(said)] if said else []) + [f"### {s.title}\n\n{to_markdown(s)}" for s in sheets])
 
 
 def comparison_sheets(lines: Sequence[Line], ours: str = "asymmetric", reference: str = "lora") -> list[Sheet]:
     """Return the tables of a comparison as plain data."""
-    lines = result_lines.in_order(lines)
+    lines, never_made = result_lines.in_order(lines), result_lines.impossible(lines)
     optional = (
         clients_sheet(lines),
-        difference_sheet(lines, ours),
+        *difference_sheets(lines, ours),
         cost_sheet(lines, reference),
         reach_sheet(lines, reference),
     )
-    return [*score_sheets(lines), *(sheet for sheet in optional if sheet is not None)]
+    return [*score_sheets(lines, never_made), *(sheet for sheet in optional if sheet is not None)]
 
 
 def _title(lines: Sequence[Line]) -> str:
