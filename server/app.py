@@ -344,13 +344,13 @@ def only_user(folder: Path) -> Iterator[None]:
         FederationError: another process holds it, or a file is in its place.
         WriteError: nothing can be written there.
     """
-    if file := next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None):
-        raise FederationError(f"the run folder {folder} cannot be made, since {file} is a file; choose another out")
     with ExitStack() as stack:
         with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
             try:
+                folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(held_alone(folder, "wait for it or choose another out"))
+            except (FileExistsError, NotADirectoryError):
+                raise FederationError(f"{folder} cannot be made: a file is in the way; choose another out") from None
             except BlockingIOError as error:
                 raise FederationError(str(error)) from None
         yield
