@@ -87,12 +87,12 @@ def save(folder: Path, state: State, keep: int = 1) -> None:
             before.hardlink_to(folder / FILE)
         except OSError:  # a file system without links
             write_atomic(before, (folder / FILE).read_bytes())
-    write_atomic(folder / FILE, to_safetensors(tensors, metadata=metadata))
     kept = {_older_name(number) for number in range(state.round - keep + 1, state.round)}
     with writing(folder):
         for path in _older(folder):
             if path.name not in kept and path.name < _older_name(state.round):
                 path.unlink()
+    write_atomic(folder / FILE, to_safetensors(tensors, metadata=metadata))  # last, so that nothing is left to be done
 
 
 def load(folder: Path) -> State | None:
