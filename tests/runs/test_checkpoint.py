@@ -1,6 +1,7 @@
 """A run folder survives a kill at any moment: whole states, whole lines, and damage is told."""
 
 import dataclasses
+import itertools
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from spoiled_files import damage
+from stops import KILLED, Steps, forked
 
 from fedasym.files import write_atomic
 from fedasym.runs import record
@@ -211,6 +213,30 @@ def test_the_states_of_the_last_rounds_are_kept_and_no_others(tmp_path, state, k
     older = sorted(path.name for path in tmp_path.iterdir() if path.name != FILE)
     assert older == [f"checkpoint-00000{number}.safetensors" for number in range(7 - keep, 6)]
     assert load(tmp_path).round == 6 and not load(tmp_path).older
+
+
+def test_killed_at_any_step_of_a_save_the_new_state_is_there_only_when_nothing_is_left_to_be_done(
+    tmp_path, state
+) -> None:
+    rounds = []
+    for at in itertools.count(1):
+        folder = tmp_path / str(at)
+        folder.mkdir()
+        for number in (1, 2):
+            save(folder, dataclasses.replace(state, round=number), 2)
+
+        def save_the_third(folder: Path = folder, at: int = at) -> str:
+            Steps(folder, at, KILLED, lambda step: None)
+            save(folder, dataclasses.replace(state, round=3), 2)
+            return ""
+
+        code, said = forked(save_the_third)
+        rounds.append(load(folder).round)
+        assert rounds[-1] == 2 or not (folder / "checkpoint-000001.safetensors").exists()
+        if code == 0:
+            break
+        assert code == -9, said
+    assert rounds == sorted(rounds) and {*rounds} == {2, 3} and len(rounds) > 6
 
 
 @pytest.mark.parametrize("gone", [False, True])
