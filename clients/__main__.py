@@ -34,8 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = {name: value for name, value in given.items() if value is not None}
     names = (
         "kit", "data", "state", "task", "text_columns", "label_column", "labels", "answer_column", "train_split",
-        "instruct_format", "image_layout", "image_column", "device", "pin_bundle", "pin_contract", "superlink",
-        "node_config",
+        "instruct_format", "image_layout", "image_column", "device", "keep_runs", "keep_days", "pin_bundle",
+        "pin_contract", "superlink", "node_config",
     )  # fmt: skip
     try:
         limits = Limits(**given) if given else None
@@ -78,6 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     site.add_argument("--image-column", default="image", metavar="NAME", help="of a table of images (image)")
     site.add_argument("--device", default="", metavar="NAME", help="cpu, cuda, cuda:N, mps (what the run says)")
+    site.add_argument("--keep-runs", type=_none_or_more, default=20, metavar="N", help="earlier runs to keep (20)")
+    site.add_argument("--keep-days", type=_positive, default=90.0, metavar="N", help="days to keep one unused (90)")
     site.add_argument("--deadline", type=_positive, metavar="S", help="seconds for one message (3600)")
     site.add_argument("--max-memory", type=_positive, metavar="GB", help="of the worker; more and it starts again")
     site.add_argument("--threads", type=_count, metavar="N", help="most threads that a run may train with")
@@ -101,9 +103,17 @@ def _positive(text: str) -> float:
 
 
 def _count(text: str) -> int:
+    return _at_least(1, text)
+
+
+def _none_or_more(text: str) -> int:
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{text} is below {least}")
     return value
 
 

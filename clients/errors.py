@@ -4,6 +4,7 @@ import os
 import sys
 import time
 import traceback
+from contextlib import suppress
 
 from flwr.app import ConfigRecord, RecordDict
 
@@ -12,15 +13,17 @@ from clients.node import NodeContext
 QUERY, WARM, TRAIN = "query", "query.warm", "train"
 
 
-def refused(reason: str, *, behind: bool = False, passing: bool = False) -> RecordDict:
+def refused(reason: str, *, behind: bool = False, passing: bool = False, ends: bool = False) -> RecordDict:
     """Return a reply that says no, and why.
 
     Args:
         reason: in words.
         behind: whether the client would say yes if it were sent everything.
         passing: whether the same question may be answered otherwise after a while.
+        ends: whether the run cannot go on; of a site with data of its own the server does not hear it.
     """
-    return RecordDict({"refusal": ConfigRecord({"reason": reason, "behind": behind, "passing": passing})})
+    flags = {"behind": behind, "passing": passing, "ends": ends}
+    return RecordDict({"refusal": ConfigRecord({"reason": reason, **flags})})
 
 
 def hidden(error: Exception, place: NodeContext) -> str:
@@ -31,10 +34,12 @@ def hidden(error: Exception, place: NodeContext) -> str:
 
 
 def note(text: str, place: NodeContext) -> None:
-    """Add a dated line to the site's log, or say it on standard error if the node keeps none."""
+    """Add a dated line to the site's log, or say it on standard error if the node keeps none or its disk is full."""
     line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text.rstrip()}\n"
     if place.log:
-        with open(place.log, "a", encoding="utf-8") as log:
+        with suppress(OSError), open(place.log, "a", encoding="utf-8") as log:
             log.write(line)
-    else:
+            return
+    with suppress(OSError):  # which may lie on the same disk: the site works on
         sys.stderr.write(line)
+        sys.stderr.flush()

@@ -4,6 +4,7 @@ A refusal that we can name travels back as a reply of its own. From a site with 
 error becomes a code, and its text a line of the site's own log.
 """
 
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -12,9 +13,10 @@ from pathlib import Path
 
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
-from clients.errors import QUERY, TRAIN, WARM, hidden, refused
+from clients.errors import QUERY, TRAIN, WARM, hidden, note, refused
 from clients.node import NodeContext
 from clients.session import forget_session, holding_of, session_of
+from clients.state import remove_earlier_runs
 from clients.train_round import (
     Behind,
     Refusal,
@@ -26,6 +28,7 @@ from clients.train_round import (
     train_round,
 )
 from fedasym.fields import Value
+from fedasym.files import WriteError
 from fedasym.models.device import DeviceMemoryError
 from fedasym.runs.record import run_folder
 from fedasym.settings import Settings, from_run_config
@@ -63,6 +66,11 @@ def answer(
     except DeviceMemoryError as error:  # its text holds nothing of the data
         forget_session()
         return refused(f"{type(error).__name__}: {error}", passing=True)
+    except WriteError as error:
+        if not (place.private or place.state):  # the run's own disk, which is the server's too
+            return refused(str(error), ends=True)
+        said = hidden(error, place) if place.private else str(error)
+        return refused(f"{said}; what it keeps cannot be written ({os.strerror(error.errno or 0)})", passing=True)
     except Exception as error:
         if place.private:
             return refused(hidden(error, place), passing=True)
@@ -86,7 +94,7 @@ def _here(settings: Settings, dtype: str, device: str) -> Settings:
 
 def _query(content: RecordDict, settings: Settings, run_id: int, place: NodeContext) -> RecordDict:
     """Compare the server's contract with our own and say which data we hold."""
-    require_pinned_model(content, settings, place)
+    require_pinned_model(content, settings, place, _folder(settings, run_id, place))
     session = session_of(settings)
     about = handshake(session, content, place)
     holding = holding_of(session, place)  # data that cannot be used are found before the first round
@@ -109,11 +117,15 @@ def _warm(content: RecordDict, settings: Settings, run_id: int, place: NodeConte
 
 def _train(content: RecordDict, settings: Settings, run_id: int, place: NodeContext) -> RecordDict:
     """Load the broadcast matrices, train them on the client's data, reply with them."""
-    require_pinned_model(content, settings, place)
+    keep = _folder(settings, run_id, place)
+    require_pinned_model(content, settings, place, keep)
     session = session_of(settings)
     require_pin(session, place)
     run = None if place.private or place.state else run_folder(settings, run_id)  # a site's steps are its own affair
-    keep = _folder(settings, run_id, place)
+    if place.state:
+        present = str(records.about(content).get("run"))
+        for line in remove_earlier_runs(keep, present, place.keep_runs, place.keep_days):
+            note(line, place)
     reply, metrics = train_round(session, holding_of(session, place), content, keep, run)
     reply["metrics"] = MetricRecord({**metrics})
     return reply

@@ -21,6 +21,8 @@ class NodeContext:
         log: file for what went wrong, of which others are told a code alone; "": standard error.
         contract: hash of the only contract that is worked under; "": any.
         device: where this node computes; "": where the run's setting ``device`` says.
+        keep_runs: how many earlier runs' folders stay in ``state``.
+        keep_days: how many days one that is not worked for stays there.
         lends: what alone of the site's data is read, by the settings `LENT`; empty: whatever a run reads.
         share, shares: the node's partition and their number; -1 and 0 if it has none.
     """
@@ -31,6 +33,8 @@ class NodeContext:
     log: str = ""
     contract: str = ""
     device: str = ""
+    keep_runs: int = 20
+    keep_days: float = 90.0
     lends: Mapping[str, str] = field(default_factory=dict)
     share: int = -1
     shares: int = 0
@@ -44,11 +48,11 @@ class NodeContext:
 def node_context_of(node_config: Mapping[str, Any]) -> NodeContext:
     """Read what a node says of itself from Flower's node config.
 
-    Keys: ``site``, ``data-dir``, ``state-dir``, ``log-file``, ``contract``, ``device``, those of `LENT`,
-    ``partition-id``, ``num-partitions``.
+    Keys: ``site``, ``data-dir``, ``state-dir``, ``log-file``, ``contract``, ``device``, ``keep-runs``, ``keep-days``,
+    those of `LENT`, ``partition-id``, ``num-partitions``.
 
     Raises:
-        ValueError: a site without data or data without a site.
+        ValueError: a site without data or data without a site, or numbers that are none.
     """
     keys = {"site": "site", "data": "data-dir", "state": "state-dir", "log": "log-file"}
     keys |= {"contract": "contract", "device": "device"}
@@ -60,4 +64,10 @@ def node_context_of(node_config: Mapping[str, Any]) -> NodeContext:
         )
     share, shares = node_config.get("partition-id", -1), node_config.get("num-partitions", 0)
     lends = {key: str(node_config[key]) for key in LENT if key in node_config}
-    return NodeContext(**texts, lends=lends, share=int(share), shares=int(shares))
+    keep_runs = int(node_config.get("keep-runs", NodeContext.keep_runs))
+    keep_days = float(node_config.get("keep-days", NodeContext.keep_days))
+    if keep_runs < 0 or not keep_days > 0:
+        raise ValueError(f"the node config has keep-runs={keep_runs}, keep-days={keep_days}; at least 0, more than 0")
+    return NodeContext(
+        **texts, keep_runs=keep_runs, keep_days=keep_days, lends=lends, share=int(share), shares=int(shares)
+    )

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from flwr.app import RecordDict
 
 from clients.node import NodeContext
 from clients.session import Holding, Session
-from clients.state import read_codec, read_held, read_local, write_codec, write_held, write_local
+from clients.state import RUN, read_codec, read_held, read_local, write_codec, write_held, write_local
 from fedasym.adapters import lora
 from fedasym.adapters.seal import Seal
 from fedasym.fields import difference
@@ -98,10 +97,16 @@ def handshake(session: Session, content: RecordDict, place: NodeContext) -> reco
     }
 
 
-def require_pinned_model(content: RecordDict, settings: Settings, place: NodeContext) -> None:
+def require_pinned_model(content: RecordDict, settings: Settings, place: NodeContext, keep: Path) -> None:
     """Require that a pinned node is about to load the model of its contract; called before anything is loaded.
 
     The pinned contract's text comes with the handshake and is kept, by its hash, for the messages after it.
+
+    Args:
+        content: the message's.
+        settings: of the run, resolved.
+        place: the node's context.
+        keep: folder of this node for what it keeps.
 
     Raises:
         Refusal: another contract, another model than that of the contract, or no handshake yet.
@@ -115,7 +120,7 @@ def require_pinned_model(content: RecordDict, settings: Settings, place: NodeCon
             f"site {place.site!r} works under the contract {place.contract} alone, and this run's is "
             f"{records.clean(found, 64)}; agree on it with the site, which pins it anew"
         )
-    kept = Path(place.state) / f"contract-{place.contract}.json"
+    kept = keep / f"contract-{place.contract}.json"
     if stated.startswith("{"):
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(kept, stated.encode())
@@ -165,7 +170,8 @@ def train_round(
         Refusal: nothing trained.
         Spoiled: W or A changed while training.
         Behind: the message builds on one that this client did not get.
-        ValueError: matrices that do not fit the contract.
+        ValueError: matrices that do not fit the contract, or what this client keeps is damaged.
+        WriteError: what it keeps cannot be written.
         FloatingPointError: the loss is not finite, or the trained model's logits.
     """
     about = records.about(content)
@@ -265,7 +271,10 @@ def _receive(session: Session, content: RecordDict, about: dict[str, Any], own: 
         sent = records.unpack(content, method.sent_schema(schema, number, len(weights)), codec)
         before = session.initial
         if method.remembers and number > 1:
-            before = read_held(own, number - 1) or {}
+            try:
+                before = read_held(own, number - 1) or {}
+            except ValueError as error:  # what was sent once can be sent again
+                raise Behind(f"round {number}: {error}") from error
             if not before:
                 raise Behind(f"round {number} builds on round {number - 1}, which this client was not sent")
         held = method.receive(before, sent, weights, number, frame_of(session.settings))
@@ -276,7 +285,7 @@ def _receive(session: Session, content: RecordDict, about: dict[str, Any], own: 
 
 def _own_folder(keep: Path, run: str, client: int) -> Path:
     """Return where a client keeps what is its own in a run; the name comes from outside, so its form is checked."""
-    if not re.fullmatch("[0-9a-f]{32}", run):
+    if not RUN.fullmatch(run):
         raise Refusal(f"the run's name {run!r} is not 32 hexadecimal digits")
     return keep / run / f"client-{client}"
 

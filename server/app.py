@@ -21,6 +21,7 @@ with uncollected():  # PyTorch is among them
     from fedasym.adapters import lora
     from fedasym.aggregation.base import aggregator_of
     from fedasym.fields import difference
+    from fedasym.files import writing
     from fedasym.methods import METHODS
     from fedasym.methods.base import Matrices, pick, values
     from fedasym.models import device
@@ -61,7 +62,7 @@ def main(grid: Grid, context: Context) -> None:
     with only_user(folder), Reporter(folder, settings.num_rounds) as reporter:
         settings = for_this_machine(settings, folder)
         warm(grid, settings)
-        federate(grid, settings, folder, reporter)
+        federate(grid, opened(settings, folder), folder, reporter)
 
 
 def for_this_machine(settings: Settings, folder: Path) -> Settings:
@@ -80,14 +81,14 @@ def for_this_machine(settings: Settings, folder: Path) -> Settings:
     return settings
 
 
-def federate(grid: Grid, settings: Settings, folder: Path, reporter: Reporter) -> None:
+def federate(grid: Grid, session: Session, folder: Path, reporter: Reporter) -> None:
     """Train from the folder's checkpoint, or from round 1, to ``num-rounds``; leave summary, adapter and report.
 
     Raises:
         FederationError: the folder belongs to another run, the handshake fails, or a round has too few valid replies.
+        WriteError: the disk is full, or refuses otherwise; started again, the run goes on from what is whole.
     """
-    session = opened(settings, folder)
-    before = _answers(session)
+    settings, before = session.settings, _answers(session)
     state = train(grid, session, folder, reporter)
     reporter.begin("writing the adapter and the report")
     load_common(session.built.model, state.matrices)
@@ -340,12 +341,16 @@ def only_user(folder: Path) -> Iterator[None]:
     """Make the run folder if need be and hold it alone.
 
     Raises:
-        FederationError: another process holds it.
+        FederationError: another process holds it, or a file is in its place.
+        WriteError: nothing can be written there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        try:
-            stack.enter_context(held_alone(folder, "wait for it or choose another out"))
-        except BlockingIOError as error:
-            raise FederationError(str(error)) from None
+        with writing(folder):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(held_alone(folder, "wait for it or choose another out"))
+            except (FileExistsError, NotADirectoryError):
+                raise FederationError(f"{folder} cannot be made: a file is in the way; choose another out") from None
+            except BlockingIOError as error:
+                raise FederationError(str(error)) from None
         yield

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from fedasym.runs.record import read_rounds
 
-_CONTEXT = get_context("forkserver")
-_CONTEXT.set_forkserver_preload(  # with what a run would import as it goes on
+CONTEXT = get_context("forkserver")
+CONTEXT.set_forkserver_preload(  # with what a run would import as it goes on
     [
         "simulations.__main__", "transformers.modeling_utils", "transformers.models.bert.modeling_bert",
         "transformers.models.auto.modeling_auto", "flwr_datasets.partitioner", "sklearn.metrics",
@@ -32,7 +32,7 @@ def start(words: Sequence[str], log: Path, killed_before: str = "") -> BaseProce
         log: the file of what it prints.
         killed_before: the end of a file's name; the process kills itself when it is about to open such a file.
     """
-    process = _CONTEXT.Process(target=_run, args=(list(words), str(log), killed_before))
+    process = CONTEXT.Process(target=_run, args=(list(words), str(log), killed_before))
     process.start()
     return process
 

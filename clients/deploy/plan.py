@@ -41,6 +41,8 @@ class Options:
     image_layout: str = "table"
     image_column: str = "image"
     device: str = ""
+    keep_runs: int = NodeContext.keep_runs
+    keep_days: float = NodeContext.keep_days
     limits: Limits | None = None
     pin_bundle: str = ""
     pin_contract: str = ""
@@ -118,6 +120,7 @@ def plan_of(options: Options) -> Plan:
     place = NodeContext(
         site=kit.name, data=str(data), state=str(state / "clients"), log=str(state / "site.log"),
         contract=options.pin_contract, device=options.device, lends=task_of(settings).reads,
+        keep_runs=options.keep_runs, keep_days=options.keep_days,
     )  # fmt: skip
     reach = ["--superlink", options.superlink or kit.server]
     if options.superlink:
@@ -200,10 +203,11 @@ def _node_config(options: Options, place: NodeContext, socket: Path) -> str:
         ours = {"site": place.site, "data-dir": place.data, "state-dir": place.state, "log-file": place.log}
         ours |= {"contract": place.contract} if place.contract else {}
         ours |= {"device": place.device} if place.device else {}
-        ours |= place.lends
+        ours |= {"keep-runs": str(place.keep_runs), "keep-days": str(place.keep_days), **place.lends}
         if wrong := [value for value in ours.values() if _UNQUOTABLE.search(value)]:
             raise ValueError(f"{wrong[0]!r} holds a quote, a backslash or a control character; name it otherwise")
     taken = {"worker", "site", "data-dir", "state-dir", "log-file", "contract", "device", *LENT}
+    taken |= {"keep-runs", "keep-days"}
     theirs = {key for key, _ in re.findall(r"(\S+?)=('[^']*'|\"[^\"]*\"|\S+)", options.node_config)}
     if theirs & taken:
         raise ValueError(

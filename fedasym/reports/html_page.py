@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import DictLoader, Environment, StrictUndefined
 
-from fedasym.files import write_atomic
+from fedasym.files import write_atomic, writing
 
 LAYOUT = """<!DOCTYPE html>
 <html lang="en">
@@ -163,7 +163,8 @@ def write_page(out: Path, page: str, figures: Mapping[str, tuple[str, bytes]]) -
         figures: (caption, PNG) by name.
     """
     plots = out.parent / "plots"
-    plots.mkdir(parents=True, exist_ok=True)
+    with writing(plots):
+        plots.mkdir(parents=True, exist_ok=True)
     for name, (_, png) in figures.items():
         write_atomic(plots / f"{name}.png", png)
     write_atomic(out, page.encode())

@@ -16,7 +16,7 @@ import safetensors
 from numpy.typing import NDArray
 from safetensors.numpy import save as to_safetensors
 
-from fedasym.files import write_atomic
+from fedasym.files import write_atomic, writing
 
 Float32 = NDArray[np.float32]
 
@@ -62,6 +62,9 @@ def save(folder: Path, state: State, keep: int = 1) -> None:
         folder: of the run.
         state: to be read by `load`.
         keep: how many rounds' states are kept; those before the newest are ``checkpoint-ROUND.safetensors``.
+
+    Raises:
+        WriteError: the system refused; the newest state that was saved is whole.
     """
     parts = {"matrices": state.matrices, "optimizer": state.optimizer, "stack": state.stack}
     tensors = {f"{part}/{name}": tensor for part, held in parts.items() for name, tensor in held.items()}
@@ -78,17 +81,18 @@ def save(folder: Path, state: State, keep: int = 1) -> None:
         },
         sort_keys=True,
     )
-    metadata = {"about": about, "sha256": _checksum(about, tensors)}
+    metadata = {"about": about, "sha256": checksum(about, tensors)}
     if keep > 1 and (folder / FILE).exists() and not (before := folder / _older_name(state.round - 1)).exists():
         try:
             before.hardlink_to(folder / FILE)
         except OSError:  # a file system without links
             write_atomic(before, (folder / FILE).read_bytes())
-    write_atomic(folder / FILE, to_safetensors(tensors, metadata=metadata))
     kept = {_older_name(number) for number in range(state.round - keep + 1, state.round)}
-    for path in _older(folder):
-        if path.name not in kept and path.name < _older_name(state.round):
-            path.unlink()
+    with writing(folder):
+        for path in _older(folder):
+            if path.name not in kept and path.name < _older_name(state.round):
+                path.unlink()
+    write_atomic(folder / FILE, to_safetensors(tensors, metadata=metadata))  # last, so that nothing is left to be done
 
 
 def load(folder: Path) -> State | None:
@@ -139,7 +143,7 @@ def _read(path: Path) -> State:
         expected = metadata["sha256"]
     except (safetensors.SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is damaged ({error})") from error
-    if _checksum(metadata["about"], tensors) != expected:
+    if checksum(metadata["about"], tensors) != expected:
         raise ValueError(f"{path} is damaged (its checksum differs)")
     parts: dict[str, dict[str, Float32]] = {"matrices": {}, "optimizer": {}, "stack": {}}
     for name, tensor in tensors.items():
@@ -151,7 +155,8 @@ def _read(path: Path) -> State:
     )  # fmt: skip
 
 
-def _checksum(about: str, tensors: dict[str, Float32]) -> str:
+def checksum(about: str, tensors: dict[str, Float32]) -> str:
+    """Return the SHA-256 of a text and of tensors with their names, types and shapes."""
     digest = hashlib.sha256(about.encode())
     for name in sorted(tensors):
         digest.update(f"\0{name}\0{tensors[name].dtype.str}{tensors[name].shape}\0".encode() + tensors[name].tobytes())

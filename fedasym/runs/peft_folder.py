@@ -5,7 +5,6 @@ head) are saved in full, with their adapter merged, as PEFT's ``modules_to_save`
 """
 
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor
 from fedasym.adapters import lora
 from fedasym.adapters.layers import AdaptedLinear, TrainedLinear
 from fedasym.adapters.peft_names import peft_tensors
-from fedasym.files import write_atomic
+from fedasym.files import replacing, write_atomic, writing
 from fedasym.methods import METHODS
 from fedasym.models.build import Built
 from fedasym.models.pooling import MeanPooledClassifier
@@ -63,8 +62,12 @@ def write_adapter(folder: Path, built: Built, settings: Settings, classes: Seque
         built: an adapted model.
         settings: resolved settings it was built from.
         classes: names by id; empty: there are none.
+
+    Raises:
+        WriteError: the system refused; files that were there are whole.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     method = METHODS[settings.method]
     if method.factors == "W":
         write_card(folder, built, settings, classes, "")
@@ -111,7 +114,8 @@ def write_adapter(folder: Path, built: Built, settings: Settings, classes: Seque
         "inference_mode": True,
     }
     write_card(folder, built, settings, classes, task_type)
-    _save_processor(built.processor, folder)
+    with replacing(folder) as new:
+        _save_processor(built.processor, new)
     write_atomic(folder / "adapter_config.json", (json.dumps(config, indent=1) + "\n").encode())
     write_atomic(folder / "adapter_model.safetensors", to_safetensors(tensors, metadata={"format": "pt"}))
 
@@ -148,8 +152,12 @@ def write_merged(folder: Path, built: Built, classes: Sequence[str] = ()) -> Non
         folder: made if missing.
         built: an adapted model.
         classes: names by id, for the configuration.
+
+    Raises:
+        WriteError: the system refused; files that were there are whole.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     merged: Any = lora.merged_copy(built.model)
     if getattr(merged.config, "tie_word_embeddings", False) and _untied(built.model, merged):
         merged.config.tie_word_embeddings = False
@@ -187,10 +195,7 @@ def _source(settings: Settings) -> dict[str, str | None]:
 
 
 def _write_whole(folder: Path, built: Built, classes: Sequence[str]) -> None:
-    """Write a model as transformers does; a mean-pooled one as its encoder and the output layer.
-
-    Each file takes the place of an earlier one whole, so that a folder that is written anew can be loaded all along.
-    """
+    """Write a model as transformers does; a mean-pooled one as its encoder and the output layer."""
     model: Any = built.model
     if classes:
         model.config.id2label = dict(enumerate(classes))
@@ -198,11 +203,9 @@ def _write_whole(folder: Path, built: Built, classes: Sequence[str]) -> None:
     if isinstance(model, MeanPooledClassifier):
         write_atomic(folder / "output.safetensors", to_safetensors(_whole(model, built.output)))
         model = model.encoder
-    with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as new:
+    with replacing(folder) as new:
         model.save_pretrained(new)
-        _save_processor(built.processor, Path(new))
-        for path in Path(new).iterdir():
-            path.replace(folder / path.name)
+        _save_processor(built.processor, new)
 
 
 def _whole(model: torch.nn.Module, name: str) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedasym import __version__
-from fedasym.files import read_lines, write_atomic
+from fedasym.files import read_lines, write_atomic, writing
 from fedasym.settings import Settings
 
 UNTOUCHED = "untouched.json"  # the metrics before the first round
@@ -60,9 +60,11 @@ def append_round(folder: Path, row: dict[str, Any], chain: str = "") -> tuple[in
 
     Raises:
         ValueError: a value is not finite; JSON has no word for it.
+        WriteError: the system refused; what it took of the line is cut off when the run is continued.
     """
     line = (json.dumps(row, allow_nan=False) + "\n").encode()
-    with (folder / "rounds.jsonl").open("ab") as file:
+    path = folder / "rounds.jsonl"
+    with writing(path), path.open("ab") as file:
         file.write(line)
         file.flush()
         os.fsync(file.fileno())
@@ -87,6 +89,7 @@ def cut_rounds(folder: Path, length: int, chain: str = "", *, several: bool = Fa
 
     Raises:
         ValueError: the file is shorter than the checkpoint says or not what it was, or more than one round longer.
+        WriteError: the system refused.
     """
     path = folder / "rounds.jsonl"
     if not path.exists() and length == 0:
@@ -109,7 +112,8 @@ def cut_rounds(folder: Path, length: int, chain: str = "", *, several: bool = Fa
             f"{path} holds {len(beyond)} rounds beyond its checkpoint, which one killed run cannot leave; "
             "was the checkpoint removed? Choose another out, or remove the run folder"
         )
-    os.truncate(path, length)
+    with writing(path):
+        os.truncate(path, length)
     return bool(beyond)
 
 

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
@@ -123,7 +124,8 @@ def run_round(
         tell: told after every reply how many clients are done with, of how many.
 
     Raises:
-        FederationError: fewer than ``min-valid`` valid replies; names every rejected client with its reason.
+        FederationError: fewer than ``min-valid`` valid replies; names every rejected client with its reason. Or, where
+            the clients are shares of a split, one that cannot write to the run's own disk.
     """
     number, method = opening.number, METHODS[settings.method]
     result = Round(number, sample_clients(settings, number, [*nodes]))
@@ -139,6 +141,10 @@ def run_round(
     answered: set[str] = set()
     for delivery in _deliveries(inbox, nodes, pending, bound, settings.round_timeout):
         client, reply = pending[delivery.name], delivery.reply
+        if reply is not None and not settings.sites and (refusal := _refusal(reply)).get("ends") is True:
+            raise FederationError(
+                f"round {number}, client {client}: {records.clean(refusal.get('reason'), LONGEST_TEXT)}"
+            )
         answered.add(delivery.name)
         result.replied.add(client)
         if client not in behind and reply is not None and _is_behind(reply):
@@ -204,7 +210,12 @@ def run_round(
 
 def _is_behind(reply: Message) -> bool:
     """Say whether a client asks to be sent everything: it lacks what the message builds on."""
-    return not reply.has_error() and bool(dict(reply.content.config_records.get("refusal", {})).get("behind"))
+    return bool(_refusal(reply).get("behind"))
+
+
+def _refusal(reply: Message) -> dict[str, Any]:
+    """Return what a reply that says no says; empty of one that does not."""
+    return {} if reply.has_error() else dict(reply.content.config_records.get("refusal", {}))
 
 
 def _send(

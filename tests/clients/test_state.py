@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from spoiled_files import damage
 
-from clients.state import read_local, write_local
+from clients.state import read_codec, read_held, read_local, write_codec, write_held, write_local
 
 
 def head(value: float) -> dict[str, np.ndarray]:
@@ -67,3 +70,21 @@ def test_what_a_killed_write_left_behind_does_not_count(tmp_path, content) -> No
     assert bits(read_local(tmp_path / "client-0", 3)) == bits(head(1))
     write_local(tmp_path / "client-0", 2, head(2))
     assert files(tmp_path, 0) == ["round-000001.safetensors", "round-000002.safetensors"]
+
+
+READERS = {"round": read_local, "held": read_held, "codec": read_codec}
+WRITERS = {"round": write_local, "held": write_held, "codec": write_codec}
+
+
+@given(st.data(), st.sampled_from(sorted(READERS)))
+def test_a_file_that_was_cut_blanked_or_flipped_anywhere_is_refused_by_name(tmp_path_factory, data, kind) -> None:
+    folder = tmp_path_factory.mktemp("keep") / "client-0"
+    WRITERS[kind](folder, 1, head(1))
+    path, number = folder / f"{kind}-000001.safetensors", 1 if kind == "held" else 2
+    whole = path.read_bytes()
+    path.write_bytes(damaged := damage(data.draw, whole))
+    try:
+        assert bits(READERS[kind](folder, number)) == bits(head(1)), "e.g. a blank that became a tab"
+    except ValueError as error:
+        assert damaged != whole and str(error).startswith(f"{path} is damaged (")
+        assert "put it back from a copy, or remove the client's folder" in str(error)

@@ -96,6 +96,25 @@ def test_a_client_that_lost_its_disk_ends_with_the_same_bits_as_if_it_had_not(
     assert len(seen) == len(all_along) + 1
 
 
+def test_what_was_sent_and_is_damaged_is_sent_again_and_what_never_left_the_client_is_refused_by_name(
+    world: Path, tmp_path: Path
+) -> None:
+    more = {"method": "rolora", "head": "local", "client_holdout": 0.25, "num_rounds": 3, **FEW}
+    flipped = {0: "round-000002.safetensors", 1: "held-000002.safetensors"}
+
+    def flip(number: int, client: int) -> None:
+        if number == 3 and client in flipped:
+            (path,) = (tmp_path / "run").glob(f"clients/*/client-{client}/{flipped.pop(client)}")
+            whole = path.read_bytes()
+            path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+
+    folder, seen = watched_run(tiny_settings(world, out=str(tmp_path / "run"), **more), first=flip)
+    assert [(one.round, one.client) for one in seen if one.whole] == [(3, 1)]
+    row = read_rounds(folder)[2]
+    assert set(row["weights"]) == {"1", "2"} and set(row["rejections"]) == {"0"}
+    assert "client-0/round-000002.safetensors is damaged (its checksum differs); put it back" in row["rejections"]["0"]
+
+
 class Crash(Exception):
     """The server's process ends here."""
 

@@ -1,6 +1,7 @@
 """A run folder survives a kill at any moment: whole states, whole lines, and damage is told."""
 
 import dataclasses
+import itertools
 import json
 import subprocess
 import sys
@@ -8,7 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.numpy import save_file
+from spoiled_files import damage
+from stops import KILLED, Steps, forked
 
 from fedasym.files import write_atomic
 from fedasym.runs import record
@@ -86,6 +91,37 @@ def test_a_type_that_changed_in_the_header_is_damage(tmp_path, state) -> None:
     path.write_bytes(path.read_bytes().replace(b'"F32"', b'"I32"', 1))
     with pytest.raises(ValueError, match="is damaged"):
         load(tmp_path)
+
+
+@given(st.data())
+def test_a_newest_state_that_was_cut_blanked_or_flipped_anywhere_gives_itself_or_the_one_before(
+    tmp_path_factory, data
+) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    for number in (1, 2):
+        matrices = {"x.B": np.full((3, 4), number, np.float32)}
+        save(folder, State("0" * 32, number, matrices, {}, number, "{}", {"seed": number}), 2)
+    path = folder / FILE
+    path.write_bytes(damage(data.draw, path.read_bytes()))
+    found = load(folder)
+    assert found.round in (1, 2) and found.older == (found.round == 1)
+    assert (found.matrices["x.B"] == found.round).all() and found.settings == {"seed": found.round}
+
+
+@given(st.data())
+def test_a_record_that_was_cut_blanked_or_flipped_anywhere_is_refused(tmp_path_factory, data) -> None:
+    folder, chain = tmp_path_factory.mktemp("run"), ""
+    for number in (1, 2, 3):
+        length, chain = record.append_round(folder, {"round": number, "loss": 0.25}, chain)
+    path = folder / "rounds.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(damaged := damage(data.draw, whole))
+    if damaged == whole:
+        record.cut_rounds(folder, length, chain)
+        return
+    with pytest.raises(ValueError, match=rf"^{path} (has \d+ bytes, the checkpoint expects|was changed: )"):
+        record.cut_rounds(folder, length, chain)
+    assert path.read_bytes() == damaged
 
 
 @pytest.mark.parametrize("left", [0, 1, 7, 8, 100, 600, -1])
@@ -177,6 +213,30 @@ def test_the_states_of_the_last_rounds_are_kept_and_no_others(tmp_path, state, k
     older = sorted(path.name for path in tmp_path.iterdir() if path.name != FILE)
     assert older == [f"checkpoint-00000{number}.safetensors" for number in range(7 - keep, 6)]
     assert load(tmp_path).round == 6 and not load(tmp_path).older
+
+
+def test_killed_at_any_step_of_a_save_the_new_state_is_there_only_when_nothing_is_left_to_be_done(
+    tmp_path, state
+) -> None:
+    rounds = []
+    for at in itertools.count(1):
+        folder = tmp_path / str(at)
+        folder.mkdir()
+        for number in (1, 2):
+            save(folder, dataclasses.replace(state, round=number), 2)
+
+        def save_the_third(folder: Path = folder, at: int = at) -> str:
+            Steps(folder, at, KILLED, lambda step: None)
+            save(folder, dataclasses.replace(state, round=3), 2)
+            return ""
+
+        code, said = forked(save_the_third)
+        rounds.append(load(folder).round)
+        assert rounds[-1] == 2 or not (folder / "checkpoint-000001.safetensors").exists()
+        if code == 0:
+            break
+        assert code == -9, said
+    assert rounds == sorted(rounds) and {*rounds} == {2, 3} and len(rounds) > 6
 
 
 @pytest.mark.parametrize("gone", [False, True])

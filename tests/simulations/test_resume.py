@@ -1,11 +1,14 @@
 """Killed and resumed equals never killed: same digests, same record, same adapter."""
 
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -24,15 +27,18 @@ def command(values: dict[str, object], out: Path, engine: str) -> list[str]:
     return [sys.executable, "-m", "simulations", *words(values, out, engine)]
 
 
-def kill_family_after_round(arguments: list[str], folder: Path, number: int) -> None:
-    """Start a run and SIGKILL it and all its children as soon as a round is in its record."""
+def kill_family(arguments: list[str], when: Callable[[], bool], after: float = 0.0) -> bool:
+    """Start a run and SIGKILL it and all its children so many seconds after something is true; False: it was over."""
     process = subprocess.Popen(
         arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
-    while len(read_rounds(folder)) < number:
+    while not when():
         if process.poll() is not None:
             raise AssertionError(process.stdout.read().decode() if process.stdout else "")
         time.sleep(0.002)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(after)
+        return False
     os.kill(process.pid, signal.SIGSTOP)  # nothing goes on while its children are looked for
     family = descendants(process.pid)
     for pid in [process.pid, *family]:
@@ -41,7 +47,7 @@ def kill_family_after_round(arguments: list[str], folder: Path, number: int) -> 
         except ProcessLookupError:
             continue
     process.wait()
-    assert len(read_rounds(folder)) < ROUNDS, "the run was over before it was killed"
+    return True
 
 
 def descendants(pid: int) -> list[int]:
@@ -105,10 +111,31 @@ def test_killed_in_flowers_engine_and_resumed_there_equals_never_killed(world: P
     simulate(tiny_settings(world, out=str(tmp_path / "whole"), num_rounds=ROUNDS, local_steps=30))
     folder = tmp_path / "killed"
     for number in range(1, ROUNDS):
-        kill_family_after_round(command(values, folder, "flower"), folder, number)
+        assert kill_family(command(values, folder, "flower"), lambda n=number: len(read_rounds(folder)) >= n)
+        assert len(read_rounds(folder)) < ROUNDS, "the run was over before it was killed"
     subprocess.run(command(values, folder, "flower"), cwd=ROOT, check=True, capture_output=True)
     # Flower draws node and run ids at random and writes them with as many bytes as they need.
     assert what_is_left(folder, "message") == what_is_left(tmp_path / "whole", "message")
+
+
+@pytest.mark.slow
+def test_killed_at_ten_random_times_in_flowers_engine_and_resumed_equals_never_killed(
+    world: Path, tmp_path: Path
+) -> None:
+    rounds, kills, draw = 40, 10, random.Random(11)
+    more = {"num_rounds": rounds, "method": "rolora", "head": "local", "client_holdout": 0.25, "keep_best": False}
+    whole = simulate(tiny_settings(world, out=str(tmp_path / "whole"), **more))
+    folder, values = tmp_path / "killed", tiny_values(world, **more)
+    words_, killed_in = command(values, folder, "flower"), []
+    for _ in range(kills):
+        before = len(read_rounds(folder))
+        # From a round's end, at any time of the next few.
+        assert kill_family(words_, lambda n=before: len(read_rounds(folder)) > n, draw.uniform(0.0, 2.0))
+        killed_in.append(len(read_rounds(folder)))
+    assert killed_in[-1] < rounds, "the run was over before it was killed"
+    subprocess.run(words_, cwd=ROOT, check=True, capture_output=True)
+    print(f"{kills} kills, after the rounds {killed_in}")
+    assert what_is_left(folder, "message") == what_is_left(whole, "message")
 
 
 def test_killed_after_the_last_round_while_the_end_is_written_and_resumed_equals_never_killed(

@@ -53,13 +53,14 @@ def test_a_pinned_site_finds_no_command_of_flower_but_its_own_guarded_ones(site:
 
 def test_without_a_worker_the_node_says_where_it_is(site: Path, capsys) -> None:
     more = ["--print", "--no-worker", "--insecure", "--superlink", "127.0.0.1:9", "--pin-contract", "b" * 64]
+    more += ["--keep-runs", "3"]
     assert main(words(site, *more)) == 0
     supernode, _ = map(shlex.split, capsys.readouterr().out.splitlines()[-2:])
     state, data = site / "kit/state", site / "data"
     assert supernode[1:4] == ["--superlink", "127.0.0.1:9", "--insecure"]
     assert supernode[-1] == (
         f'site="north" data-dir="{data}" state-dir="{state}/clients" log-file="{state}/site.log" contract="{"b" * 64}" '
-        'text-columns="text" label-column="label" labels="bad,good" train-split="train"'
+        'keep-runs="3" keep-days="90.0" text-columns="text" label-column="label" labels="bad,good" train-split="train"'
     )
 
 
