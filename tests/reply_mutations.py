@@ -64,12 +64,11 @@ def spoiled_reply(rng: Random, others: Sequence[RecordDict]) -> Spoil:
     """
 
     def spoil(reply: Message) -> Part:
-        content = reply.content
-        objects = rng.random() < 0.5
+        objects, whole = rng.random() < 0.5, parts_of(reply)
         if not objects or rng.random() < 0.3:
-            content = spoiled_records(content, rng, others)
-        reply.__dict__["_content"] = content
-        whole = parts_of(reply)
+            reply.__dict__["_content"] = spoiled_records(reply.content, rng, others)
+            with suppress(ValueError):  # of a number that is too large there are no bytes; the honest reply goes
+                whole = parts_of(reply)
         if objects:
             with suppress(Exception):
                 mutation = rng.choice(_OF_OBJECTS) if rng.randrange(_RARE) else _dense
