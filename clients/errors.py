@@ -34,8 +34,12 @@ def hidden(error: Exception, place: NodeContext) -> str:
 
 
 def note(text: str, place: NodeContext) -> None:
-    """Add a dated line to the site's log, or say it on standard error if the node keeps none or its disk is full."""
-    line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text.rstrip()}\n"
+    """Add a dated entry to the site's log, or say it on standard error if the node keeps none or its disk is full.
+
+    Its further lines are indented, so that no text of another party looks like an entry of its own.
+    """
+    lines = ["".join(c if c.isprintable() else " " for c in line) for line in text.rstrip().splitlines()]
+    line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} " + "\n    ".join(lines) + "\n"
     if place.log:
         with suppress(OSError), open(place.log, "a", encoding="utf-8") as log:
             log.write(line)

@@ -19,12 +19,15 @@ class NodeContext:
         data: folder of the site's own training data; "": the data of the settings are split over the clients.
         state: folder for what never leaves the site; "": below the run folder.
         log: file for what went wrong, of which others are told a code alone; "": standard error.
-        contract: hash of the only contract that is worked under; "": any.
+        contract: hash of the only contract that is worked under, whose text is kept in ``state``; "": any.
         device: where this node computes; "": where the run's setting ``device`` says.
         keep_runs: how many earlier runs' folders stay in ``state``.
         keep_days: how many days one that is not worked for stays there.
         lends: what alone of the site's data is read, by the settings `LENT`; empty: whatever a run reads.
         share, shares: the node's partition and their number; -1 and 0 if it has none.
+
+    Raises:
+        ValueError: a pinned contract and no folder to keep its text in.
     """
 
     site: str = ""
@@ -39,6 +42,13 @@ class NodeContext:
     share: int = -1
     shares: int = 0
 
+    def __post_init__(self) -> None:
+        if self.contract and not self.state:
+            raise ValueError(
+                f"the node config has contract={self.contract!r} and no state-dir, where a pinned contract's text is "
+                "kept; give it a folder of the site's own"
+            )
+
     @property
     def private(self) -> bool:
         """Whether nothing of the data, texts of errors included, may leave."""
@@ -52,7 +62,8 @@ def node_context_of(node_config: Mapping[str, Any]) -> NodeContext:
     those of `LENT`, ``partition-id``, ``num-partitions``.
 
     Raises:
-        ValueError: a site without data or data without a site, or numbers that are none.
+        ValueError: a site without data, data without a site, a pinned contract without a folder for its text, or numbers
+            that are none.
     """
     keys = {"site": "site", "data": "data-dir", "state": "state-dir", "log": "log-file"}
     keys |= {"contract": "contract", "device": "device"}

@@ -77,14 +77,24 @@ def handshake(session: Session, content: RecordDict, place: NodeContext) -> reco
         run, what computes (``notes``), and whether it is slow at it (``warnings``), which the server shows.
 
     Raises:
-        Refusal: the contracts differ; names each difference. Or the logits differ by more than rounding does.
+        Refusal: the contracts differ; names each difference. Or the logits differ by more than rounding does, or the
+            message holds neither.
     """
     about = records.about(content)
-    stated, logits = str(about.get("contract", "")), about.get("logits", [])
-    if not stated:
-        raise Refusal("the query carries no contract; server and client must run the same version of fedasym")
-    reason = session.contract.refusal(stated) or logits_refusal(logits, session.built.logits, session.settings.dtype)
-    if reason:
+    stated, logits = about.get("contract"), about.get("logits")
+    stated = stated if isinstance(stated, str) else ""
+    if not stated or not isinstance(logits, list) or any(type(logit) is not float for logit in logits):
+        raise Refusal(
+            "the query carries no contract, or no logits; server and client must run the same version of fedasym"
+        )
+    try:
+        reason = session.contract.refusal(stated)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise Refusal(
+            f"the stated contract is none ({type(error).__name__}: {error!s:.200}); server and client must run the "
+            "same version of fedasym"
+        ) from error
+    if reason := reason or logits_refusal(logits, session.built.logits, session.settings.dtype):
         raise Refusal(reason)
     require_pin(session, place)
     settings, where = session.settings, device.device_of(session.built.model)
@@ -166,7 +176,7 @@ def train_round(
         The reply's records, and its metrics (``num-examples``: n_k; ``loss``: mean over the local steps).
 
     Raises:
-        Refusal: another contract, or a client that this split does not have.
+        Refusal: another contract, particulars of another form, or a client that this split does not have.
         Refusal: nothing trained.
         Spoiled: W or A changed while training.
         Behind: the message builds on one that this client did not get.
@@ -180,11 +190,11 @@ def train_round(
             f"round {about.get('round')}: the contract's hash is {about.get('contract')}, ours is "
             f"{session.contract.hash}; run the handshake (query) to see the difference"
         )
-    client, number = int(about["client"]), int(about["round"])
+    client, number = _order(about)
     if client not in holding.indices:
         raise Refusal(f"client {client} is not here; this place holds the data of clients {_span(holding.indices)}")
     settings, model, method = session.settings, session.built.model, METHODS[session.settings.method]
-    own = _own_folder(keep, str(about.get("run")), client)
+    own = _own_folder(keep, about["run"], client)
     held = _receive(session, content, about, own)
     everything = {**session.common, **session.trained}
     private = {name: everything[name] for name in session.private}
@@ -235,6 +245,25 @@ def train_round(
     return reply, metrics
 
 
+def _order(about: dict[str, Any]) -> tuple[int, int]:
+    """Return client and round of a message; what is a number of another type, or a text, is none.
+
+    Raises:
+        Refusal: one of the particulars has another form.
+    """
+    wanted = {"client": int, "round": int, "run": str, "whole": bool}
+    wrong = [f"{key}={about.get(key)!r:.60}" for key, kind in wanted.items() if type(about.get(key)) is not kind]
+    weights = about.get("weights", [])
+    if not isinstance(weights, list) or any(type(weight) is not int for weight in weights):
+        wrong.append(f"weights={weights!r:.60}")
+    if wrong or about["round"] < 1:
+        raise Refusal(
+            f"the message states {', '.join(wrong) or 'round={}'.format(about['round'])}; client and round are whole "
+            "numbers, from 0 and 1, weights a list of them, run a text and whole a truth value; run one fedasym at both"
+        )
+    return about["client"], about["round"]
+
+
 def _frozen(session: Session, number: int) -> dict[str, str]:
     """Return the fingerprints of W and, where it never moves, of A.
 
@@ -257,12 +286,12 @@ def _frozen(session: Session, number: int) -> dict[str, str]:
 
 def _receive(session: Session, content: RecordDict, about: dict[str, Any], own: Path) -> dict[str, records.Float32]:
     """Return what this client holds now: as sent, or what it held in the round before moved by what was sent."""
-    method, number, schema = METHODS[session.settings.method], int(about["round"]), session.contract.schema
+    method, number, schema = METHODS[session.settings.method], about["round"], session.contract.schema
     codec = codec_of(session.contract.codec)
-    if about.get("whole"):
+    if about["whole"]:
         held = records.unpack(content, method.held_schema(schema), codec)
     else:
-        weights = [int(weight) for weight in about.get("weights", [])]
+        weights = about.get("weights", [])
         if bool(weights) != bool(method.fold and number > 1) or min(weights, default=1) < 1:
             raise Refusal(
                 f"round {number} of {method.name} came with the weights {weights}; a stack needs one positive weight a "

@@ -220,6 +220,7 @@ def from_run_config(config: Mapping[str, Any]) -> Settings:
             close = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else "see `python -m simulations settings`"
             raise ValueError(f"setting {key!r} is unknown; {hint}")
-        is_whole = isinstance(value, int) and not isinstance(value, bool)
-        values[known[key].name] = float(value) if known[key].type is float and is_whole else value
+        if known[key].type is float and type(value) is int and abs(value) < 1 << 1023:  # above it is no float
+            value = float(value)
+        values[known[key].name] = value
     return Settings(**values)

@@ -305,6 +305,18 @@ def _judged(session: Session, matrices: Matrices, reporter: Reporter, when: str)
     return metrics
 
 
+def initial_state(session: Session) -> checkpoint.State:
+    """Return what the first round starts from: the built model's matrices, as every party will hear them."""
+    method = METHODS[session.settings.method]
+    moved = lora.read(lora.common(session.built.model))
+    matrices = {name: moved[name] for name in sorted(method.common(moved))}
+    opens = method.sent_schema(session.contract.schema, 1, 0)
+    matrices |= records.heard(pick(matrices, opens), opens, codec_of(session.contract.codec))
+    return checkpoint.State(
+        uuid.uuid4().hex, 0, matrices, {}, 0, session.contract.to_json(), session.settings.run_config()
+    )
+
+
 def _resume(folder: Path, session: Session) -> checkpoint.State:
     """Return the folder's state if it belongs to this run, or the initial one."""
     settings = session.settings.run_config()
@@ -312,12 +324,7 @@ def _resume(folder: Path, session: Session) -> checkpoint.State:
     if state is None:
         if record.cut_rounds(folder, 0):
             log.info("%s holds a first round that was not finished; it is done again", folder)
-        moved = lora.read(lora.common(session.built.model))
-        shared = METHODS[session.settings.method].common(moved)
-        matrices = {name: matrix for name, matrix in moved.items() if name in shared}
-        opens = METHODS[session.settings.method].sent_schema(session.contract.schema, 1, 0)
-        matrices |= records.heard(pick(matrices, opens), opens, codec_of(session.contract.codec))
-        return checkpoint.State(uuid.uuid4().hex, 0, matrices, {}, 0, session.contract.to_json(), settings)
+        return initial_state(session)
     free = {*_FREE} if session.settings.schedule == "constant" else {*_FREE} - {"num-rounds"}
     kept = {key: value for key, value in state.settings.items() if key not in free}
     here = {key: value for key, value in settings.items() if key not in free}

@@ -75,7 +75,7 @@ def _run(options: argparse.Namespace, console: "Console") -> None:
     settings = read_settings(options.config, options.set, options.out)
     STOPPING.words = f"{_KEPT} {typed(*([] if options.out else ['--out', settings.out]))}"
     folder = run(settings, options.engine, options.workers, console, options.site_data)
-    console.print(f"summary {folder / 'summary.json'}\nreport  {folder / 'report.html'}", soft_wrap=True)
+    console.print(f"summary {folder / 'summary.json'}\nreport  {folder / 'report.html'}", markup=False, soft_wrap=True)
 
 
 def _demo(options: argparse.Namespace, console: "Console") -> None:
@@ -128,7 +128,7 @@ def _page(options: argparse.Namespace, console: "Console") -> None:
         return
     tuning = grid_points(require_lines(options.tuning)) if options.tuning else []
     write_comparison(lines, options.out.absolute(), tuning=tuning, command=options.words)
-    console.print(f"page {options.out.absolute()}", soft_wrap=True)
+    console.print(f"page {options.out.absolute()}", markup=False, soft_wrap=True)
 
 
 def _export(options: argparse.Namespace, console: "Console") -> None:
@@ -265,7 +265,9 @@ def _compare(options: argparse.Namespace, console: "Console") -> None:
         named = ", ".join(own)
         if TUNED & told.keys():
             raise ValueError(f"{named} would be overridden by the tuned rates of {tuning}; leave them out")
-        console.print(f"{named} of {options.config} give way to the tuned rates of {tuning}", soft_wrap=True)
+        console.print(
+            f"{named} of {options.config} give way to the tuned rates of {tuning}", markup=False, soft_wrap=True
+        )
     comparison = dataclasses.replace(comparison, rates=rates)
     cells = options.out / "cells.jsonl"
     lines = run_study(comparison.study(), cells, work, options.jobs, console, retry=options.retry)
@@ -273,7 +275,7 @@ def _compare(options: argparse.Namespace, console: "Console") -> None:
     with waiting("writing the page", console):
         write_comparison(lines, page, tuning=grid_points(grid), command=options.words)
     show_sheets(comparison_sheets(lines), console)
-    console.print(f"report {page}", soft_wrap=True)
+    console.print(f"report {page}", markup=False, soft_wrap=True)
 
 
 def _bytes(options: argparse.Namespace, console: "Console") -> None:

@@ -63,4 +63,4 @@ def _run_both(folders: dict[str, Path], page: Path, engine: str, workers: int, r
 
         write_report(list(folders.values()), page)
     console.print(comparison_table(comparison_rows(list(folders.values()))))
-    console.print(f"report {page}", soft_wrap=True)
+    console.print(f"report {page}", markup=False, soft_wrap=True)

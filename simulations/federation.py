@@ -59,7 +59,7 @@ def federation(out: Path, overrides: list[str], console: Console) -> None:
     clear(out, is_federation, "federation (it has no server/server.toml)")
     settings = read_settings(CONFIG, overrides, out / "deployed")
     data = write_site_data(out / "data", settings)
-    console.print(f"data of {', '.join(settings.site_names)}: {data}", soft_wrap=True)
+    console.print(f"data of {', '.join(settings.site_names)}: {data}", markup=False, soft_wrap=True)
     began, names = time.monotonic(), settings.site_names
     proxy = has_nginx()
     if not proxy:
@@ -235,4 +235,4 @@ def _compare(deployed: Path, simulated: Path, console: Console) -> None:
     if digests[0] != digests[1]:
         raise FlowerError(f"the digests differ: deployed {digests[0]}, simulated {digests[1]}")
     console.print(f"same bits: {digests[0]}")
-    console.print(f"report {deployed / 'report.html'}", soft_wrap=True)
+    console.print(f"report {deployed / 'report.html'}", markup=False, soft_wrap=True)

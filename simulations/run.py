@@ -94,7 +94,7 @@ def run(
     folder = Path(settings.out)
     whose = f"sites {settings.sites}" if settings.sites else f"{settings.num_clients} clients, {settings.split}"
     title = f"{METHODS[settings.method].label}, {settings.task}, {whose}"
-    console.print(f"run folder {folder}", soft_wrap=True)
+    console.print(f"run folder {folder}", markup=False, soft_wrap=True)
     with quiet_log(), Follower(title, folder, settings.num_rounds, console, every):
         if engine == "flower":  # which does without PyTorch in this process
             from simulations.engines.ray import run_flower

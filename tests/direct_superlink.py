@@ -3,12 +3,16 @@
 A node can send whatever bytes it likes, as a hostile one could; the server's side is Flower's `HttpGrid`.
 """
 
+import copy
 import hashlib
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from flwr.app import Message, MessageType, Metadata, RecordDict
+from flwr.app import ArrayRecord, Message, MessageType, Metadata, RecordDict
 from flwr.app.message.message import make_message
 from flwr.common.constant import NOOP_FLWR_AID
 from flwr.common.serde import message_to_proto
@@ -34,18 +38,18 @@ class Part:
     body: bytes
     children: Sequence["Part"] = ()
 
-    @property
+    @cached_property
     def content(self) -> bytes:
         """The object as it travels."""
         names = ",".join(dict.fromkeys(child.name for child in self.children))
         return f"{self.kind} {names} {len(self.body)}".encode() + b"\0" + self.body
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Its id."""
         return hashlib.sha256(self.content).hexdigest()
 
-    @property
+    @cached_property
     def tree(self) -> ObjectTree:
         """Its objects' ids, as it is announced."""
         different = {child.name: child for child in self.children}
@@ -60,14 +64,33 @@ class Part:
 
 
 def parts_of(message: Message) -> Part:
-    """Take a message apart, as Flower's own code serialises it."""
+    """Take a message apart, into the objects that Flower's own code serialises; each is made once, the inner first."""
+    if message.has_error():
+        return Part("Message", _body(message))
+    bare = copy.copy(message)  # of the content, a message's own object has the name alone
+    bare.__dict__["_content"] = RecordDict()
+    records = {name: _record(record) for name, record in message.content.items()}
+    return Part("Message", _body(bare), [_named("RecordDict", records)])
 
-    def part(item: Any) -> Part:
-        content = item.deflate()
-        head, _, body = content.partition(b"\0")
-        return Part(head.split(b" ")[0].decode(), body, [part(child) for child in (item.children or {}).values()])
 
-    return part(message)
+def _record(record: Any) -> Part:
+    if not isinstance(record, ArrayRecord):
+        return Part(type(record).__name__, _body(record))
+    arrays = {}
+    for key, array in record.items():
+        pieces = [Part("ArrayChunk", _body(piece)) for _, piece in array.slice_array()]
+        arrays[key] = Part("Array", _body(array), list({piece.name: piece for piece in pieces}.values()))
+    return _named("ArrayRecord", arrays)
+
+
+def _named(kind: str, parts: dict[str, Part]) -> Part:
+    different = {part.name: part for part in parts.values()}
+    body = json.dumps({name: part.name for name, part in parts.items()}).encode()
+    return Part(kind, body, [*different.values()])
+
+
+def _body(item: Any) -> bytes:
+    return bytes(item.deflate().partition(b"\0")[2])
 
 
 class _Direct:
@@ -116,6 +139,27 @@ class DirectSuperlink:
             self.state.object_store.delete(name)
         self._sent = dict(zip(names, messages, strict=True))
         return dict(zip(names, self.nodes, strict=True))
+
+    @contextmanager
+    def answered(self, answer: Callable[[Message], tuple[Metadata, Part]]) -> Iterator[None]:
+        """Let every message that the grid pushes meanwhile be answered at once, by what ``answer`` makes of it."""
+        push = self.grid.push_messages
+
+        def push_and_answer(messages: Iterable[Message]) -> list[str]:
+            asked = [*messages]
+            names = [*push(asked)]
+            for message, name in zip(asked, names, strict=True):
+                self.state.get_message_ins(message.metadata.dst_node_id, None)
+                self.state.object_store.delete(name)
+            for message in asked:
+                self.send(*answer(message))
+            return names
+
+        self.grid.push_messages = push_and_answer  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            self.grid.push_messages = push  # type: ignore[method-assign]
 
     def honest(self, name: str, content: RecordDict) -> Message:
         """Return an honest reply to a message, from the node that it was sent to."""

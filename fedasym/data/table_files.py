@@ -16,6 +16,12 @@ from typing import Any
 from fedasym.ops import extras
 from fedasym.tasks.columns import placed
 
+_SURROGATE = "\\ud"  # how JSON writes the half of a character
+
+
+class _Twice(ValueError):
+    """Columns of one name; the text says which."""
+
 
 def is_table(file: Path) -> bool:
     """Say whether a file is a table, by the end of its name: .parquet, .csv, .tsv or .jsonl."""
@@ -42,7 +48,7 @@ def _parquet(file: Path) -> Any:
 
     try:
         frame = pd.read_parquet(file)
-    except ValueError as error:  # the library's own are of this class, and none of them names the file
+    except Exception as error:  # of a damaged file the libraries raise whatever it makes of their code
         raise ValueError(f"{file}: cannot be read as parquet ({error}); mend it, or write it anew") from None
     _require_different(f"{file}", [str(name) for name in frame.columns])
     return frame
@@ -100,9 +106,13 @@ def _object(file: Path, number: int, line: str) -> dict[str, Any]:
 
     try:
         found = json.loads(line, object_pairs_hook=once)
-    except json.JSONDecodeError as error:
+        if _SURROGATE in line.lower():
+            json.dumps(found, ensure_ascii=False).encode()
+    except _Twice:
+        raise
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits and half of a character, too
         raise ValueError(
-            f"{file}: line {number} is no JSON ({error}); write one object a line, such as "
+            f"{file}: line {number} is no JSON ({error!s:.200}); write one object a line, such as "
             '{"text": "good", "label": "yes"}'
         ) from None
     if not isinstance(found, dict):
@@ -133,7 +143,7 @@ def _text(file: Path) -> str:
 def _require_different(where: str, names: list[str]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"{where} names {', '.join(map(repr, twice))} more than once; give each column its own name")
+        raise _Twice(f"{where} names {', '.join(map(repr, twice))} more than once; give each column its own name")
 
 
 _READERS: dict[str, Callable[[Path], Any]] = {

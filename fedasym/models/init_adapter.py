@@ -137,7 +137,7 @@ def _read(folder: Path, where: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         )
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: {CONFIG} is no JSON ({error}); take another copy") from None
     if not isinstance(config, dict):
         raise ValueError(f"{where}: {CONFIG} holds a {type(config).__name__}, not settings by name; take another copy")
@@ -233,6 +233,8 @@ def _require_saved(
 ) -> None:
     """Require that ``modules_to_save`` names the layers that the folder holds in full, as far as the model has them."""
     stated = config.get("modules_to_save") or []
+    if not isinstance(stated, list) or not all(isinstance(entry, str) for entry in stated):
+        raise ValueError(f"{where}: modules_to_save={stated!r} is no list of names; take another copy")
     whole = {key.removeprefix(_ROOT).rpartition(".")[0] for key in tensors if "lora_" not in key}
     if pooled:
         whole.discard("output")  # it lies in a file of its own

@@ -139,12 +139,12 @@ def _read(path: Path) -> State:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        about = json.loads(metadata["about"])
-        expected = metadata["sha256"]
-    except (safetensors.SafetensorError, KeyError, json.JSONDecodeError) as error:
+        told, expected = metadata["about"], metadata["sha256"]
+    except (safetensors.SafetensorError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error})") from error
-    if checksum(metadata["about"], tensors) != expected:
+    if checksum(told, tensors) != expected:
         raise ValueError(f"{path} is damaged (its checksum differs)")
+    about = json.loads(told)  # what the run wrote, byte for byte
     parts: dict[str, dict[str, Float32]] = {"matrices": {}, "optimizer": {}, "stack": {}}
     for name, tensor in tensors.items():
         part, _, own = name.partition("/")

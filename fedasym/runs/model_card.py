@@ -1,5 +1,6 @@
 """The README.md of a folder with an adapter or a model: what it is, and the lines of Python that load it."""
 
+import html
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,9 +49,14 @@ def write_card(folder: Path, built: Built, settings: Settings, classes: Sequence
         "---",
     ]
     lines += ["", f"# {settings.task}, {settings.method}", "", f"Trained in a federation by fedasym {__version__}.", ""]
-    lines += [f"* {name}: {fact}" for name, fact in facts.items()]
+    lines += [f"* {name}: {_as_text(fact)}" for name, fact in facts.items()]
     lines += ["", "```python", *_loading(built, settings, classes, task_type), "```", ""]
     write_atomic(folder / "README.md", "\n".join(lines).encode())
+
+
+def _as_text(fact: str) -> str:
+    """Return a fact as one line of Markdown without HTML: names of classes and folders are data."""
+    return html.escape("".join(c if c.isprintable() else " " for c in fact), quote=False)
 
 
 def _loading(built: Built, settings: Settings, classes: Sequence[str], task_type: str) -> list[str]:

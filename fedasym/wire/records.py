@@ -100,7 +100,8 @@ def _read(name: str, array: Array, wanted: np.dtype[Any], size: tuple[int, ...])
     if not header or header.end() - 10 != int.from_bytes(header[1], "little"):
         raise ValueError(f"the array {name!r} cannot be read: it does not begin as numpy's format 1.0 does; {_ALIKE}")
     kind, shape = header[2].decode("latin1"), tuple(int(number) for number in re.findall(rb"[0-9]+", header[3]))
-    if kind != little.str or shape != size or array.shape != shape or array.dtype != str(wanted):
+    stated = array.shape == shape and all(type(number) is int for number in array.shape)  # 3.0 equals 3
+    if kind != little.str or shape != size or not stated or array.dtype != str(wanted):
         declared, found = clean(f"{array.dtype} {array.shape}", 100), clean(f"{kind} {shape}", 100)
         raise ValueError(
             f"the array {name!r} is {declared}, by its header {found}; the contract's matrices need {wanted} {size}; "

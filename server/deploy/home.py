@@ -122,8 +122,8 @@ def read_home(folder: Path) -> Home:
     if not path.exists():
         raise HomeError(f"{folder} is not a server's home (no server.toml); make one with `python -m server init`")
     try:
-        table: dict[str, Any] = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
+        table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise HomeError(f"{path}: {error}; mend the file") from None
     for key in (*table, *_KEYS):
         if key not in _KEYS:

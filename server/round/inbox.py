@@ -11,6 +11,7 @@ Of the server this file alone touches private parts of Flower: `HttpGrid`'s clie
 import json
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Message
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest
+from flwr.proto.recorddict_pb2 import ConfigRecord, MetricRecord
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.serverapp import Grid
 from flwr.supercore.constant import HEAD_BODY_DIVIDER
@@ -31,6 +33,7 @@ from fedasym.wire.codecs.base import Codec
 LONGEST_TEXT = 600  # characters of a text from another party
 _WORDS_BYTES = 256 * 1024  # of a reply's objects that are no values: records, names, metrics, a reason
 _HEADER_BYTES = 4096  # of an array: its .npy header and its own record
+_ITEMS: dict[str, Any] = {"ConfigRecord": ConfigRecord, "MetricRecord": MetricRecord}
 _PIECE_BYTES = 1 << 20  # Flower's pieces of an array are 5 MiB; smaller ones are let through down to this
 
 log = logging.getLogger("fedasym")
@@ -230,22 +233,46 @@ def _require_bound(contents: Mapping[str, bytes], bound: Bound) -> None:
     """Require that what objects declare is not more than they may; nothing of it is built before.
 
     Raises:
-        _Fault: it is more.
+        _Fault: it is more, or an object says something twice.
         Exception: an object that is not of Flower's form.
     """
     values = words = 0
     for content in contents.values():
         kind, children, _ = get_object_head_values_from_object_content(content)
+        body = content[content.index(HEAD_BODY_DIVIDER) + 1 :]
         if kind != "ArrayChunk":
             words += len(content)
+            _require_once(kind, body)
         if kind == "Array":
-            declared: Any = json.loads(content[content.index(HEAD_BODY_DIVIDER) + 1 :])["arraychunk_ids"]
+            declared: Any = json.loads(body)["arraychunk_ids"]
             values += sum(len(contents[children[place]]) for place in declared)
     if values > bound.values or words > bound.words:
         raise _Fault(
             f"it declares {values} bytes of values and {words} of other records, expected at most {bound.values} and "
             f"{bound.words}"
         )
+
+
+def _require_once(kind: str, body: bytes) -> None:
+    """Require that an object says nothing twice: of two values Flower would take the last without a word.
+
+    Raises:
+        _Fault: it does.
+        Exception: its body is not of its kind.
+    """
+
+    def names_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names.extend(name for name, _ in pairs)
+        return dict(pairs)
+
+    names: list[str] = []
+    if kind in _ITEMS:
+        names = [item.key for item in _ITEMS[kind].FromString(body).items]
+    elif kind in ("RecordDict", "ArrayRecord", "Array"):
+        json.loads(body, object_pairs_hook=names_of)
+    if len({*names}) < len(names):
+        (twice, _), *_ = Counter(names).most_common(1)
+        raise _Fault(f"it says {records.clean(repr(twice), 100)} twice in one {kind}")
 
 
 def _require_own(reply: Message, name: str, sender: int) -> None:

@@ -64,7 +64,7 @@ class Follower:
     def _follow(self) -> None:
         if not self._console.is_terminal:
             state = f"continuing; rounds up to {self._seen[-1]['round']} are recorded" if self._seen else "starting"
-            self._console.print(f"{self._title}: {state}")
+            self._console.print(f"{self._title}: {state}", markup=False)
             pace = Pace(self._started, self._every)
             computing = ""
             for rows in self._news():
@@ -125,7 +125,7 @@ class Follower:
         return "\n".join(f"{count} node{'s' if count > 1 else ''} on {note}" for count, note in groups)
 
     def _table(self, rows: list[dict[str, Any]]) -> Table:
-        table = Table(title=self._title, title_justify="left")
+        table = Table(title=Text(self._title), title_justify="left")
         metric = self._metric() if rows else "metric"
         for name in ("round", metric, "train loss", "valid clients", "up, bytes", "down, bytes", "seconds"):
             table.add_column(name, justify="right")
@@ -140,9 +140,10 @@ class Follower:
 def show_sheets(sheets: Sequence[Sheet], console: Console) -> None:
     """Print tables; what is bold in a report is bold here."""
     for sheet in sheets:
-        table = Table(title=sheet.title, caption=sheet.note, title_justify="left", caption_justify="left")
+        title, note = Text(sheet.title), Text(sheet.note)
+        table = Table(title=title, caption=note, title_justify="left", caption_justify="left")
         for name in sheet.columns:
-            table.add_column(name, overflow="fold")
+            table.add_column(Text(name), overflow="fold")
         for row in sheet.rows:
             texts = [Text(" ".join(filter(None, (e.text, e.sign, e.small))), "bold" if e.strong else "") for e in row]
             table.add_row(*texts)

@@ -81,7 +81,7 @@ def print_costs(found: Sequence[CommunicationCost], model: str, clients: int, la
     of = next((each for each in found if each.layers), found[0])
     head = f"a new head of {labels} output{'s' * (labels > 1)}, whose output layer is {of.output}"
     head = head if labels else "its own head, which stays as it is"
-    console.print(f"{model}: {of.parameters:,} parameters with {head}", soft_wrap=True)
+    console.print(f"{model}: {of.parameters:,} parameters with {head}", markup=False, soft_wrap=True)
     sizes = {f"A of {of.layers} layers": of.A, f"B of {of.layers} layers": of.B} if of.layers else {}
     if of.layers:
         sizes[f"head, policy {of.head}"] = of.head_values

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import spoiled_replies as spoiled
 from direct_superlink import DirectSuperlink, Part, parts_of
-from flwr.app import ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -54,6 +54,8 @@ def deliveries(link: DirectSuperlink, spoil: Callable[[Part], Part], bound: Boun
 
 def test_an_honest_reply_arrives_as_it_was_sent(link: DirectSuperlink) -> None:
     first, _ = deliveries(link, lambda whole: whole)
+    made = Message(content(), reply_to=next(iter(link._sent.values())))
+    assert parts_of(made).name == made.object_id  # what the tests take apart is what Flower sends
     assert not first.fault and first.reply is not None
     assert records.unpack(first.reply.content, SCHEMA)["layer.B"].tolist() == [[1.0] * 4] * 8
 

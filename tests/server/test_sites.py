@@ -113,14 +113,22 @@ def test_another_contract_is_refused_before_any_data_are_read(world: Path) -> No
     settings = site_settings(world).resolved()
     stated, config = query_of(settings), settings.run_config()
     absent = str(world / "absent")
-    pinned = NodeContext(site="north", data=absent, contract="0" * 64)
+    state = str(world / "state")
+    pinned = NodeContext(site="north", data=absent, state=state, contract="0" * 64)
     for kind in (QUERY, TRAIN):
         reason = answer(kind, stated, config, 1, pinned)["refusal"]["reason"]
         assert "works under the contract 0000" in str(reason) and prepare(settings).contract.hash in str(reason)
     other = answer(QUERY, stated, {**config, "rank": 2}, 1, NodeContext(site="north", data=absent))["refusal"]["reason"]
     assert "rank: 4 there, 2 here" in str(other)
-    fits = NodeContext(site="north", data=absent, contract=prepare(settings).contract.hash)
+    fits = NodeContext(site="north", data=absent, state=state, contract=prepare(settings).contract.hash)
     assert "error " in str(answer(QUERY, stated, config, 1, fits)["refusal"]["reason"])  # now it looked
+
+
+def test_a_pinned_contract_is_kept_in_a_folder_of_the_sites_and_never_where_its_process_stands() -> None:
+    config = {"site": "north", "data-dir": "/data", "contract": "0" * 64}
+    with pytest.raises(ValueError, match=r"contract='0+' and no state-dir, .*; give it a folder"):
+        node_context_of(config)
+    assert node_context_of({**config, "state-dir": "/state"}).contract == "0" * 64
 
 
 def test_a_pinned_site_loads_nothing_but_the_model_of_its_contract(
@@ -164,7 +172,9 @@ def test_a_run_that_names_no_sites_reads_nothing_of_a_site(world: Path, kind: st
     (folder / "train.jsonl").write_text(json.dumps({"text": SECRET, "label": "bad"}) + "\n")
     values = {"data": str(folder), "validation-cut": 1, "text-columns": "label", "label-column": "text"}
     config = tiny_settings(world).run_config() | values
-    own = NodeContext(site="north", data=str(folder), contract="0" * 64, log=str(world / "log"))
+    own = NodeContext(
+        site="north", data=str(folder), state=str(world / "state"), contract="0" * 64, log=str(world / "log")
+    )
     said = answer(kind, query_of(tiny_settings(world).resolved()), config, 1, own)["refusal"]["reason"]
     assert "site 'north' has data of its own, and the run's sites=''" in str(said)
     assert SECRET not in str(said) and not (world / "log").exists()
