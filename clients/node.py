@@ -62,8 +62,8 @@ def node_context_of(node_config: Mapping[str, Any]) -> NodeContext:
     those of `LENT`, ``partition-id``, ``num-partitions``.
 
     Raises:
-        ValueError: a site without data, data without a site, a pinned contract without a folder for its text, or numbers
-            that are none.
+        ValueError: a site without data, data without a site, a pinned contract without a folder for its text, or a
+            number that is none.
     """
     keys = {"site": "site", "data": "data-dir", "state": "state-dir", "log": "log-file"}
     keys |= {"contract": "contract", "device": "device"}
