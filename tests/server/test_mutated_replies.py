@@ -246,7 +246,8 @@ def test_mutated_replies_count_as_what_they_say_or_are_rejected_and_the_mean_is_
     for method in QUICK:
         run_mutations(tmp_path, method, 350, tally)
     assert_within(tally)
-    assert tally.outcomes.keys() >= {"valid", *list(CHECKS.values())[:13]}, tally.outcomes
+    assert tally.outcomes["valid"] > 100 and len(tally.outcomes) > 12, tally.outcomes
+    assert tally.outcomes.keys() <= {"valid", *CHECKS.values()}, tally.outcomes
 
 
 @pytest.mark.slow
