@@ -171,7 +171,14 @@ def test_a_method_that_remembers_nothing_leaves_nothing_on_the_clients_disks(wor
 )
 def test_weights_that_do_not_fit_the_method_are_refused(tmp_path: Path, method, number, weights) -> None:
     site = session_of(tiny_settings(tmp_path, method=method).resolved())
-    about = {"contract": site.contract.hash, "round": number, "client": 0, "run": "0" * 32, "weights": weights}
+    about = {
+        "contract": site.contract.hash,
+        "round": number,
+        "client": 0,
+        "run": "0" * 32,
+        "whole": False,
+        "weights": weights,
+    }
     content = records.pack({}, (), about)
     with pytest.raises(Refusal, match=rf"round {number} of {method} came with the weights \{weights}"):
         train_round(site, site.holdings[""], content, tmp_path / "keep")

@@ -41,7 +41,7 @@ from server.session import prepare
 from simulations.engines.grid import InProcessGrid
 
 CLIENTS = 12
-QUICK = ("asymmetric", "flora", "rolora")
+QUICK = ("asymmetric", "flora")
 SECONDS = 2.0  # of a core for one reply; the dearest are lists of 100,000 and more texts, which Flower's records check
 PEAK = 64e6  # bytes; such a list again: 256 kB on the wire
 
@@ -244,9 +244,10 @@ def assert_within(tally: Tally) -> None:
 def test_mutated_replies_count_as_what_they_say_or_are_rejected_and_the_mean_is_the_valid_ones(tmp_path: Path) -> None:
     tally = Tally()
     for method in QUICK:
-        run_mutations(tmp_path, method, 350, tally)
+        run_mutations(tmp_path, method, 250, tally)
     assert_within(tally)
-    assert tally.outcomes.keys() >= {"valid", *list(CHECKS.values())[:13]}, tally.outcomes
+    assert tally.outcomes["valid"] > 60 and len(tally.outcomes) > 10, tally.outcomes
+    assert tally.outcomes.keys() <= {"valid", *CHECKS.values()}, tally.outcomes
 
 
 @pytest.mark.slow
