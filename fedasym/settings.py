@@ -37,6 +37,10 @@ class FederationSettings(RoundSettings):
     quorum: int = setting(0, "clients that must be there before a round begins; 0: all", least=0)
     min_valid: int = setting(1, "valid replies without which a round fails", least=1)
     round_timeout: float = setting(3600.0, "seconds to wait for a round's replies", least=0.001)
+    sites_timeout: float = setting(0.0, "seconds to wait for the quorum of sites; 0: round-timeout", least=0.0)
+    retries: int = setting(
+        2, "with sites, how often a round that failed is tried again, in a row, before the run ends", least=0
+    )
     rest_after: int = setting(0, "failed rounds in a row after which a client rests; 0: never", least=0)
     rest_rounds: int = setting(1, "rounds that it rests", least=1)
     patience: int = setting(
@@ -125,7 +129,7 @@ class Settings(AggregationSettings, AgreedSettings, DataSettings, FederationSett
         if not names:
             if self.data == "none":
                 raise ValueError("data='none' leaves nothing to learn from; it is for sites with data of their own")
-            for name in ("quorum", "max_weight"):
+            for name in ("quorum", "max_weight", "sites_timeout", "retries"):
                 if (value := getattr(self, name)) != default[name].default:
                     key = name.replace("_", "-")
                     raise ValueError(

@@ -40,7 +40,7 @@ with uncollected():  # PyTorch is among them
     from server.reporter import Reporter, show_log
     from server.round.finish import conclude
     from server.round.roster import Roster, warm
-    from server.round.run import FederationError, Opening, Round, name_of, run_round
+    from server.round.run import FederationError, Opening, Round, TooFewReplies, name_of, run_round
     from server.session import Session, prepare
 
 app = ServerApp()
@@ -48,8 +48,8 @@ log = logging.getLogger("fedasym")
 
 # Settings in which a continued run may differ from its checkpoint; in num-rounds not where the rates go by it.
 _FREE = (
-    "out", "eval-untouched", "num-rounds", "round-timeout", "min-valid", "device", "eval-batch",
-    "gradient-checkpointing", "keep-checkpoints", "keep-best", "patience",
+    "out", "eval-untouched", "num-rounds", "round-timeout", "sites-timeout", "retries", "min-valid", "device",
+    "eval-batch", "gradient-checkpointing", "keep-checkpoints", "keep-best", "patience",
 )  # fmt: skip
 
 
@@ -194,17 +194,18 @@ def _next_round(
 ) -> checkpoint.State:
     """Do the next round, append its line to those of the record, and return what the one after it starts from."""
     settings = session.settings
-    whom = ("waiting for sites", "sites are here") if settings.sites else ("handshake", "nodes agreed")
-    reporter.begin(*whom, round=state.round + 1)
-    nodes = roster.gather(state.round + 1, reporter.tell)
-    news = roster.news(folder)
-    started = time.perf_counter()
-    opening = Opening(state.round + 1, state.run, state.matrices, state.stack, state.weights)
-    reporter.begin("training", "clients", settings.asked_of(len(nodes)), steps_each=settings.local_steps)
-    weights = roster.weights(session.sizes)
-    result = run_round(grid, roster.inbox, nodes, session.contract, opening, settings, weights, reporter.tell)
+    started, failed = time.perf_counter(), list[str]()
+    for left in range(settings.retries if settings.sites else 0, -1, -1):
+        try:
+            result = _asked(grid, roster, session, state, reporter)
+            break
+        except TooFewReplies as error:
+            if not left:
+                raise
+            log.warning("%s. It is tried again, %d more times at most", error, left)
+            failed.append(f"tried again: {error}")
     reporter.begin("averaging")
-    roster.note(result, nodes)
+    news = [*failed, *roster.news(folder)]
     result.warnings += roster.late_replies()
     for client, reason in sorted(result.rejected.items()):
         log.warning("round %d: %s rejected: %s", result.number, name_of(client, settings), reason)
@@ -232,6 +233,28 @@ def _next_round(
     )  # fmt: skip
     reporter.end_round(row["seconds"])
     return state
+
+
+def _asked(grid: Grid, roster: Roster, session: Session, state: checkpoint.State, reporter: Reporter) -> Round:
+    """Wait for the clients of the next round, ask them, and return what came.
+
+    Raises:
+        FederationError: as `Roster.gather` and `run_round`.
+    """
+    settings = session.settings
+    whom = ("waiting for sites", "sites are here") if settings.sites else ("handshake", "nodes agreed")
+    reporter.begin(*whom, round=state.round + 1)
+    nodes = roster.gather(state.round + 1, reporter.tell)
+    opening = Opening(state.round + 1, state.run, state.matrices, state.stack, state.weights)
+    reporter.begin("training", "clients", settings.asked_of(len(nodes)), steps_each=settings.local_steps)
+    weights = roster.weights(session.sizes)
+    try:
+        result = run_round(grid, roster.inbox, nodes, session.contract, opening, settings, weights, reporter.tell)
+    except TooFewReplies as error:
+        roster.note(error.result, nodes)
+        raise
+    roster.note(result, nodes)
+    return result
 
 
 def _row(

@@ -100,6 +100,7 @@ class Roster:
         self._late: dict[str, _Late] = {}  # by id of a message that was not answered in time
         self._names: dict[int, str] = {}  # registered, by node
         self._began = False
+        self._seconds = settings.sites_timeout or settings.round_timeout  # to wait for who is missing
         self._split: dict[int, int] = {}  # node by client, once all shares are held
 
     def gather(self, number: int, tell: Tell = to_nobody) -> dict[int, int]:
@@ -112,10 +113,11 @@ class Roster:
             tell: told at every look how many have agreed, of how many.
 
         Raises:
-            FederationError: too few came within ``round-timeout`` seconds, or, before the first round, every site
-                refuses, or, where the data are split, a node refuses or two hold one share; names who and why.
+            FederationError: too few came within ``sites-timeout`` seconds (0: ``round-timeout``), or, before the first
+                round, every site refuses, or, where the data are split, a node refuses or two hold one share; names who
+                and why.
         """
-        now, seconds = time.monotonic(), self._settings.round_timeout
+        now, seconds = time.monotonic(), self._seconds
         deadline, patience = now + seconds, now + (0.0 if self._began else min(_FIRST_SECONDS, seconds))
         while True:
             here = self._meet()
@@ -294,14 +296,15 @@ class Roster:
         return " | ".join(f"{len(who)} node(s), first {who[0]}: {reason}" for reason, who in by_reason.items())
 
     def _missing(self, here: dict[int, int]) -> str:
-        waited = f"within round-timeout={self._settings.round_timeout} s"
+        name = "sites-timeout" if self._settings.sites_timeout else "round-timeout"
+        waited = f"within {name}={self._seconds} s"
         refusals = f". Refusals: {self._said()}" if self._refusals else ""
         if self._settings.sites:
             absent = [name for k, name in enumerate(self._settings.site_names) if k not in here]
             quorum = self._settings.quorum or self._settings.num_clients
             return (
                 f"{len(here)} of the sites were there {waited}, quorum={quorum}; missing: "
-                f"{', '.join(absent) or 'none, but some are busy'}; start them, lower quorum or raise round-timeout"
+                f"{', '.join(absent) or 'none, but some are busy'}; start them, lower quorum or raise {name}"
                 f"{refusals}"
             )
         if self._waiting:

@@ -37,6 +37,18 @@ class FederationError(RuntimeError):
     """The federation cannot go on; the text names clients, values and what to do."""
 
 
+class TooFewReplies(FederationError):
+    """A round had fewer than ``min-valid`` valid replies.
+
+    Attributes:
+        result: what the round gathered.
+    """
+
+    def __init__(self, text: str, result: "Round") -> None:
+        super().__init__(text)
+        self.result = result
+
+
 @dataclass
 class Round:
     """What a round gathered. Bytes are summed over clients."""
@@ -124,8 +136,9 @@ def run_round(
         tell: told after every reply how many clients are done with, of how many.
 
     Raises:
-        FederationError: fewer than ``min-valid`` valid replies; names every rejected client with its reason. Or, where
-            the clients are shares of a split, one that cannot write to the run's own disk.
+        TooFewReplies: fewer than ``min-valid`` valid replies; names every rejected client with its reason.
+        FederationError: the rule of averaging has no result, or, where the clients are shares of a split, one cannot
+            write to the run's own disk.
     """
     number, method = opening.number, METHODS[settings.method]
     result = Round(number, sample_clients(settings, number, [*nodes]))
@@ -194,8 +207,8 @@ def run_round(
         reasons = "; ".join(
             f"{name_of(client, settings)}: {reason}" for client, reason in sorted(result.rejected.items())
         )
-        raise FederationError(
-            f"round {number}: {valid} of {asked} replies are valid, min-valid={settings.min_valid}. {reasons}"
+        raise TooFewReplies(
+            f"round {number}: {valid} of {asked} replies are valid, min-valid={settings.min_valid}. {reasons}", result
         )
     if method.up(number) or any(not letter_of(name) for name, _ in contract.schema):
         try:

@@ -182,3 +182,40 @@ def test_a_rest_is_cut_short_where_the_quorum_needs_it() -> None:
     membership.note(1, [0, 1], {1})
     assert membership.choose(2, {0, 1}) == [0, 1]
     assert membership.choose(2, {0}) == []
+
+
+def failing(times: int) -> ClientApp:
+    """Return the real ClientApp, of which every site fails in so many attempts at the second round."""
+    app, seen = ClientApp(), dict.fromkeys(range(len(NAMES)), 0)
+    app.query()(lambda message, context: honest(message, context))
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        about = records.about(message.content)
+        if about["round"] == 2 and seen[int(about["client"])] < times:
+            seen[int(about["client"])] += 1
+            raise RuntimeError("the power is out")
+        return honest(message, context)
+
+    return app
+
+
+def test_a_round_with_too_few_replies_is_tried_again_to_the_same_bits_or_ends_the_run(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", lambda done: ALL)
+    rows = run(tmp_path / "twice", lambda done: ALL, failing(2), retries=2)
+    assert [row["digest"] for row in rows] == [row["digest"] for row in whole]
+    assert [sum("tried again: round 2: 0 of 3 replies are valid" in w for w in row["warnings"]) for row in rows] == [
+        0,
+        2,
+        0,
+    ]
+    with pytest.raises(FederationError, match="round 2: 0 of 3 replies are valid"):
+        run(tmp_path / "thrice", lambda done: ALL, failing(3), retries=2)
+    assert len(read_rounds(tmp_path / "thrice" / "run")) == 1
+
+
+def test_sites_are_waited_for_by_a_setting_of_their_own(tmp_path: Path) -> None:
+    with pytest.raises(
+        FederationError, match=r"within sites-timeout=0\.3 s, quorum=3; missing: east; .* raise sites-time"
+    ):
+        run(tmp_path, lambda done: {"north", "south"}, quorum=3, sites_timeout=0.3)
