@@ -44,7 +44,7 @@ def test_linear_layers_of_the_base_are_stored_in_fewer_bits_and_nothing_else_is(
     assert 0.0 < np.abs(logits - exact).max() < np.abs(exact).max()  # close to the model, and not equal to it
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["nf4", pytest.param("int8", marks=pytest.mark.slow)])
 def test_training_leaves_what_is_stored_and_every_run_has_the_same_bits(root, tmp_path, kind) -> None:
     settings = settings_of(root, kind)
     one = read_rounds(run_local(replace(settings, out=str(tmp_path / "one")), 1))

