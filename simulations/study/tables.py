@@ -1,4 +1,4 @@
-"""The tables and figures of the two READMEs, made anew from the raw result lines: ``python -m simulations tables``.
+"""The pages' tables and figures, made anew from the raw result lines: ``python -m simulations tables``.
 
 A block stands between ``<!-- table: FILE -->`` and ``<!-- end -->``; FILE is a results file.
 """
@@ -21,10 +21,12 @@ from fedasym.reports.table import Entry, Sheet, to_markdown
 from simulations.study.results import RESULTS
 from simulations.study.tuning import grid_points
 
-PAGES = (RESULTS.parents[1] / "README.md", RESULTS.parent / "README.md")
+ROOT = RESULTS.parents[1]
+PAGES = (ROOT / "README.md", ROOT / "simulations" / "README.md", ROOT / "docs" / "reliability.md")
 PLOTS = RESULTS / "plots"
 FAMILIES = "families.jsonl"
 START = "start-of-a.jsonl"
+ATTACKS = "attacks.jsonl"
 _BLOCK = re.compile(r"<!-- table: (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -45,7 +47,7 @@ def refreshed(page: Path) -> str:
 
 
 def refresh() -> list[Path]:
-    """Rewrite both pages, and the comparison's figures; return what was written."""
+    """Rewrite the pages, and the comparison's figures; return what was written."""
     for page in PAGES:
         write_atomic(page, refreshed(page).encode())
     comparison = read_lines(RESULTS / "comparison.jsonl")
@@ -69,6 +71,8 @@ def _content(file: Path) -> str:
         )
     if file.name == "comparison.jsonl":
         return comparison_markdown(lines)
+    if file.name == ATTACKS:
+        return attacks_markdown(lines)
     if file.name == START:
         return start_markdown(lines)
     if file.name in ("comparison-tuning.jsonl", START.replace(".", "-tuning.")):
@@ -92,6 +96,22 @@ def families_markdown(lines: Sequence[Mapping[str, Any]]) -> str:
         "task", "model", "federation", "judged by", "untouched", "B only", "standard LoRA", "up, B only", "up, LoRA",
     )  # fmt: skip
     return to_markdown(Sheet("", head, [[Entry(text) for text in row] for row in rows]))
+
+
+def attacks_markdown(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Return one row a rule of averaging: the final accuracy without liars, and under each attack by some of them."""
+    rules = [*dict.fromkeys(line["rule"] for line in lines)]
+    columns = sorted({(line["liars"], line["attack"]) for line in lines}, key=lambda place: place[0])
+    of = {(line["rule"], line["liars"], line["attack"]): line for line in lines}
+
+    def entry(line: Mapping[str, Any] | None) -> Entry:
+        if line is None:
+            return Entry("–")
+        return Entry("the run ended") if line["ended"] else Entry(f"{line['accuracy'][-1]:.3f}")
+
+    head = ["aggregation", *("no liars" if not liars else f"{liars} of 10: {attack}" for liars, attack in columns)]
+    rows = [[Entry(f"`{rule}`"), *(entry(of.get((rule, *place))) for place in columns)] for rule in rules]
+    return to_markdown(Sheet("", head, rows))
 
 
 def start_markdown(lines: Sequence[Mapping[str, Any]]) -> str:
