@@ -210,11 +210,7 @@ def _over_blocks(size: int, work: Callable[[Sequence[slice]], None]) -> None:
         work(blocks)
         return
     with ThreadPoolExecutor(threads) as pool:
-        list(
-            pool.map(
-                work, [blocks[i * len(blocks) // threads : (i + 1) * len(blocks) // threads] for i in range(threads)]
-            )
-        )
+        list(pool.map(work, (blocks[turn::threads] for turn in range(threads))))
 
 
 def _round_to_multiple(x: Float64, exponent: int, out: Float64) -> None:
