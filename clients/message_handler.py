@@ -122,12 +122,11 @@ def _train(content: RecordDict, settings: Settings, run_id: int, place: NodeCont
     session = session_of(settings)
     require_pin(session, place)
     run = None if place.private or place.state else run_folder(settings, run_id)  # a site's steps are its own affair
-    if place.state:
-        present = str(records.about(content).get("run"))
-        for line in remove_earlier_runs(keep, present, place.keep_runs, place.keep_days):
-            note(line, place)
     reply, metrics = train_round(session, holding_of(session, place), content, keep, run)
     reply["metrics"] = MetricRecord({**metrics})
+    if place.state:
+        for line in remove_earlier_runs(keep, records.about(content)["run"], place.keep_runs, place.keep_days):
+            note(line, place)
     return reply
 
 

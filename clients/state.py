@@ -41,10 +41,15 @@ def remove_earlier_runs(folder: Path, present: str, runs: int, days: float) -> l
     Returns:
         What was removed or could not be, a line each.
     """
-    earlier = [path for path in folder.glob("*") if path.name != present and _is_of_a_run(path)]
-    last = {path: max(each.stat().st_mtime for each in (path, *path.rglob("*"))) for path in earlier}
-    newest = sorted(earlier, key=lambda path: (last[path], path.name), reverse=True)
-    said = []
+    said: list[str] = []
+    last: dict[Path, float] = {}
+    for path in folder.glob("*"):
+        try:
+            if path.name != present and _is_of_a_run(path):
+                last[path] = max(each.stat().st_mtime for each in (path, *path.rglob("*")))
+        except OSError as error:
+            said.append(f"what was kept of run {path.name} cannot be looked at ({error}); it stays")
+    newest = sorted(last, key=lambda path: (last[path], path.name), reverse=True)
     for place, path in enumerate(newest):
         old = time.time() - last[path] > days * _DAY
         if place < runs and not old:

@@ -58,7 +58,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that a crash leaves the old content or the new, never a part.
 
     Raises:
-        WriteError: the system refused; the old content is there.
+        WriteError: the system refused; the old content is there, or the new one whole.
     """
     temporary = path.with_name(path.name + ".new")
     with writing(path):
@@ -72,16 +72,21 @@ def write_atomic(path: Path, data: bytes) -> None:
             with suppress(OSError):  # on a full disk its part would be in the way
                 temporary.unlink(missing_ok=True)
             raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    """Let what was written to a file, or renamed in a folder, be on the disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """Give a new folder to write files into; at the end each takes the place of the one of its name in another folder.
+    """Give a new folder to write files into; at the end each takes the place of the one at its path in another folder.
 
     So files that a library writes are whole in that folder at any time, too. What a killed process has left in the new
     one is removed first.
@@ -95,8 +100,14 @@ def replacing(folder: Path) -> Iterator[Path]:
         try:
             new.mkdir()
             yield new
-            for path in sorted(new.iterdir()):
-                path.replace(folder / path.name)
+            for path in sorted(new.rglob("*")):
+                place = folder / path.relative_to(new)
+                if path.is_dir():
+                    place.mkdir(exist_ok=True)
+                else:
+                    _flush(path)
+                    path.replace(place)
+            _flush(folder)
         finally:
             shutil.rmtree(new, ignore_errors=True)
 

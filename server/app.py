@@ -194,18 +194,22 @@ def _next_round(
 ) -> checkpoint.State:
     """Do the next round, append its line to those of the record, and return what the one after it starts from."""
     settings = session.settings
-    started, failed = time.perf_counter(), list[str]()
+    news: list[str] = []
+    lost = Round(state.round + 1, [])
     for left in range(settings.retries if settings.sites else 0, -1, -1):
         try:
-            result = _asked(grid, roster, session, state, reporter)
+            result, started = _asked(grid, roster, session, state, reporter)
             break
         except TooFewReplies as error:
             if not left:
                 raise
             log.warning("%s. It is tried again, %d more times at most", error, left)
-            failed.append(f"tried again: {error}")
+            news.append(f"tried again: {error}")
+            lost.count_bytes(error.result)
     reporter.begin("averaging")
-    news = [*failed, *roster.news(folder)]
+    roster.count_failures(result)
+    result.count_bytes(lost)
+    news += roster.news(folder)
     result.warnings += roster.late_replies()
     for client, reason in sorted(result.rejected.items()):
         log.warning("round %d: %s rejected: %s", result.number, name_of(client, settings), reason)
@@ -235,8 +239,10 @@ def _next_round(
     return state
 
 
-def _asked(grid: Grid, roster: Roster, session: Session, state: checkpoint.State, reporter: Reporter) -> Round:
-    """Wait for the clients of the next round, ask them, and return what came.
+def _asked(
+    grid: Grid, roster: Roster, session: Session, state: checkpoint.State, reporter: Reporter
+) -> tuple[Round, float]:
+    """Wait for the clients of the next round, ask them; return what came, and when they were asked.
 
     Raises:
         FederationError: as `Roster.gather` and `run_round`.
@@ -245,16 +251,17 @@ def _asked(grid: Grid, roster: Roster, session: Session, state: checkpoint.State
     whom = ("waiting for sites", "sites are here") if settings.sites else ("handshake", "nodes agreed")
     reporter.begin(*whom, round=state.round + 1)
     nodes = roster.gather(state.round + 1, reporter.tell)
+    started = time.perf_counter()
     opening = Opening(state.round + 1, state.run, state.matrices, state.stack, state.weights)
     reporter.begin("training", "clients", settings.asked_of(len(nodes)), steps_each=settings.local_steps)
     weights = roster.weights(session.sizes)
     try:
         result = run_round(grid, roster.inbox, nodes, session.contract, opening, settings, weights, reporter.tell)
     except TooFewReplies as error:
-        roster.note(error.result, nodes)
+        roster.expect_late(error.result, nodes)
         raise
-    roster.note(result, nodes)
-    return result
+    roster.expect_late(result, nodes)
+    return result, started
 
 
 def _row(

@@ -69,7 +69,7 @@ def test_no_two_federated_methods_are_told_apart_over_the_tasks_and_the_pages_sa
         assert by_task[one].keys() == by_task[other].keys() == {"mrpc", "qnli", "sst2", "stsb"}
         pairs = [(fmean(by_task[one][task]), fmean(by_task[other][task])) for task in by_task[one]]
         less[one, other] = ttest_rel(*zip(*pairs, strict=True)), fmean(x - y for x, y in pairs)
-    assert min(test.pvalue for test, _ in less.values()) > 0.05 / len(less)  # so none by any correction that holds 5 %
+    assert min(test.pvalue for test, _ in less.values()) > 0.05 / len(less)  # so none by Holm's
     test, mean = less["asymmetric", "lora"]
     interval = test.confidence_interval(0.95)
     said = [f"{100 * value:+.1f}".replace("-", "−") for value in (mean, interval.low, interval.high)]

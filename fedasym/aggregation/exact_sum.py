@@ -134,7 +134,7 @@ class ExactSum:
         return out
 
     def divided_by_64(self, total: int) -> Float64:
-        """Return sum / total in float64, off by a few 1e-16 of its value."""
+        """Return sum / total in float64, off by a few 1e-16 of its value, or of the largest part where parts cancel."""
         out, parts = np.empty(self.size), [self._main, *self._rest.highest_first()]
 
         def work(blocks: Sequence[slice]) -> None:
@@ -206,7 +206,7 @@ class ExactSum:
 def _over_blocks(size: int, work: Callable[[Sequence[slice]], None]) -> None:
     """Do work on the blocks of a vector; of a long one on all cores, since numpy computes without Python's lock."""
     blocks = [slice(start, min(start + _BLOCK, size)) for start in range(0, size, _BLOCK)]
-    if len(blocks) < _ALONE or (threads := cores()) == 1:
+    if len(blocks) < _ALONE or (threads := min(cores(), len(blocks))) == 1:
         work(blocks)
         return
     with ThreadPoolExecutor(threads) as pool:

@@ -41,21 +41,23 @@ def require_alike(matrices: Mapping[str, Float32], shapes: Mapping[str, tuple[in
     for name, matrix in matrices.items():
         if shapes and matrix.shape != shapes[name]:
             raise ValueError(f"matrix {name!r} has shape {matrix.shape}; the first reply's has {shapes[name]}")
-        if place := not_finite(matrix):
+        if (place := not_finite(matrix)) is not None:
             raise ValueError(f"matrix {name!r} holds {matrix[place]} at {place}; send finite values only")
 
 
-def not_finite(matrix: Float32) -> tuple[int, ...]:
-    """Return the place of the first value that is not finite; empty if there is none.
+def not_finite(matrix: Float32) -> tuple[int, ...] | None:
+    """Return the place of the first value that is not finite; None if there is none.
 
     >>> not_finite(np.array([[1, 2], [np.inf, 4]], np.float32)), not_finite(np.full((2, 2), 3e38, np.float32))
-    ((1, 0), ())
+    ((1, 0), None)
+    >>> not_finite(np.array(np.nan, np.float32))
+    ()
     """
     values = matrix.ravel(order="K")
     # One fast pass: squares do not cancel, so their sum is finite only where all of them are.
     with np.errstate(over="ignore", invalid="ignore"):
         if np.isfinite(np.dot(values, values)):
-            return ()
+            return None
     if np.isfinite(matrix).all():
-        return ()
+        return None
     return tuple(int(i) for i in np.argwhere(~np.isfinite(matrix))[0])

@@ -128,7 +128,7 @@ def check(matrices: Mapping[str, Float32], schema: Schema) -> None:
             raise ValueError(
                 f"{name} is {matrix.dtype} {matrix.shape}, the contract wants float32 {tuple(shape)}; {_ALIKE}"
             )
-        if place := not_finite(matrix):
+        if (place := not_finite(matrix)) is not None:
             raise ValueError(
                 f"{name} holds {matrix[place]} at {place}: not a finite value; lower lr, head-lr or server-lr"
             )
@@ -190,19 +190,19 @@ def message_bytes(message: Message, sizes: dict[int, dict[bytes, int]] | None = 
                 sizes[id(record)] = _objects(record)
             found |= sizes[id(record)]
             record = ConfigRecord({"for": next(iter(sizes[id(record)]))})
-            found[record.deflate()] = 0
+            found[hashlib.sha256(record.deflate()).digest()] = 0
         content[name] = record
     light.content = content
     return sum((_objects(light) | found).values())
 
 
 def _objects(root: Any) -> dict[bytes, int]:
-    """Return the serialised length of an object and all below it, by their bytes; the object itself comes first."""
+    """Return the serialised length of an object and all below it, by their SHA-256; the object itself comes first."""
     seen: dict[bytes, int] = {}
     pending = [root]
     while pending:
         node = pending.pop()
         raw = node.deflate()
-        seen[raw] = len(raw)
+        seen[hashlib.sha256(raw).digest()] = len(raw)
         pending.extend((node.children or {}).values())
     return seen

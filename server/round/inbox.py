@@ -230,7 +230,7 @@ def _decoded(one: _Incoming, name: str, asked: int, bound: Bound) -> Message:
 
 
 def _require_bound(contents: Mapping[str, bytes], bound: Bound) -> None:
-    """Require that what objects declare is not more than they may; nothing of it is built before.
+    """Require that what objects declare is not more than they may; no array is built before, and no larger record.
 
     Raises:
         _Fault: it is more, or an object says something twice.
@@ -239,13 +239,15 @@ def _require_bound(contents: Mapping[str, bytes], bound: Bound) -> None:
     values = words = 0
     for content in contents.values():
         kind, children, _ = get_object_head_values_from_object_content(content)
-        body = content[content.index(HEAD_BODY_DIVIDER) + 1 :]
-        if kind != "ArrayChunk":
-            words += len(content)
+        if kind == "ArrayChunk":
+            continue
+        words += len(content)
+        if words <= bound.words:  # of no more than that anything is built
+            body = content[content.index(HEAD_BODY_DIVIDER) + 1 :]
             _require_once(kind, body)
-        if kind == "Array":
-            declared: Any = json.loads(body)["arraychunk_ids"]
-            values += sum(len(contents[children[place]]) for place in declared)
+            if kind == "Array":
+                declared: Any = json.loads(body)["arraychunk_ids"]
+                values += sum(len(contents[children[place]]) for place in declared)
     if values > bound.values or words > bound.words:
         raise _Fault(
             f"it declares {values} bytes of values and {words} of other records, expected at most {bound.values} and "

@@ -98,6 +98,7 @@ class Roster:
         self._sizes: dict[int, int] = {}  # examples that a site states, by client
         self._expected = 1  # partitions
         self._late: dict[str, _Late] = {}  # by id of a message that was not answered in time
+        self._late_said: list[str] = []  # of replies that came since
         self._names: dict[int, str] = {}  # registered, by node
         self._began = False
         self._seconds = settings.sites_timeout or settings.round_timeout  # to wait for who is missing
@@ -125,8 +126,11 @@ class Roster:
             tell(len(agreed), len(self._settings.site_names) or max(self._expected, len(self._names)))
             chosen: Iterable[int] = here
             if self._settings.sites:
-                busy = {each.client for each in self._late.values() if each.until > time.monotonic()}
-                chosen = self._membership.choose(number, here.keys() - busy)
+                self._hear_late()
+                busy = {each.client: each.until for each in self._late.values() if each.until > time.monotonic()}
+                chosen = self._membership.choose(number, here.keys() - busy.keys())
+                # Who is there and busy is waited for as long as it may be.
+                deadline = max([deadline, *(until for client, until in busy.items() if client in here)])
             if chosen and not (self._waiting and time.monotonic() < patience):
                 self._began = True
                 return {client: here[client] for client in sorted(chosen)}
@@ -157,31 +161,38 @@ class Roster:
         """Return warnings of what nodes have said of themselves since the last call; log them, keep all in a folder."""
         return self._told.news(folder)
 
-    def note(self, result: Round, nodes: Mapping[int, int]) -> None:
-        """Remember who failed in a round and whose reply is still to come: it is not asked for one deadline more.
+    def count_failures(self, result: Round) -> None:
+        """Remember who failed in a round; of one that was tried again its last attempt counts."""
+        self._membership.note(result.number, result.asked, set(result.rejected))
+
+    def expect_late(self, result: Round, nodes: Mapping[int, int]) -> None:
+        """Remember whose reply is still to come: it is not asked until then, or for one deadline more.
 
         Args:
-            result: of the round.
+            result: of the round, or of an attempt at it.
             nodes: of each client that was there.
         """
-        self._membership.note(result.number, result.asked, set(result.rejected))
         until = time.monotonic() + self._settings.round_timeout
         self._late |= {
             name: _Late(client, nodes[client], result.number, until) for name, client in result.unanswered.items()
         }
 
     def late_replies(self) -> list[str]:
-        """Return in words which replies to earlier rounds have come since; they do not count."""
-        said, bound = [], bound_of(self._contract.schema, codec_of(self._contract.codec))
+        """Return in words which replies to earlier rounds have come since the last call; they do not count."""
+        self._hear_late()
+        said, self._late_said = self._late_said, []
+        return said
+
+    def _hear_late(self) -> None:
+        bound = bound_of(self._contract.schema, codec_of(self._contract.codec))
         for delivery in self.inbox.pull({name: each.node for name, each in self._late.items()}, bound):
             late, reply, end = self._late.pop(delivery.name), delivery.reply, "came after the deadline"
             if reply is None or reply.has_error():
                 why = delivery.fault if reply is None else records.clean(reply.error.reason, LONGEST_TEXT)
                 end = f"failed ({why})"
-            said.append(
+            self._late_said.append(
                 f"{name_of(late.client, self._settings)}: its reply to round {late.round} {end}; it does not count"
             )
-        return said
 
     def _meet(self) -> dict[int, int]:
         """Shake hands with who is new; return the node of each client that agreed and is there.

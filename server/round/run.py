@@ -48,6 +48,10 @@ class TooFewReplies(FederationError):
         super().__init__(text)
         self.result = result
 
+    def __reduce__(self) -> tuple[type[FederationError], tuple[str]]:
+        """Let another process, such as a comparison's, have the text alone."""
+        return FederationError, (str(self),)
+
 
 @dataclass
 class Round:
@@ -68,6 +72,11 @@ class Round:
     mean: Matrices = field(default_factory=dict)
     mean64: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     replies: list[tuple[int, Matrices]] = field(default_factory=list)  # n_k and matrices, if A and B both travel
+
+    def count_bytes(self, other: "Round") -> None:
+        """Add the bytes of another attempt at this round."""
+        for name in ("payload_down", "payload_up", "message_down", "message_up"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def train_loss(self) -> float:
         """Mean of the clients' mean losses, weighted by examples."""

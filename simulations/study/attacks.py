@@ -23,6 +23,7 @@ from clients.node import NodeContext
 from clients.session import holding_of, session_of
 from fedasym.aggregation.base import aggregator_of
 from fedasym.files import append_line, read_lines
+from fedasym.methods import METHODS
 from fedasym.methods.base import pick
 from fedasym.rng import generator
 from fedasym.runs.record import read_rounds, versions
@@ -144,7 +145,14 @@ def main() -> None:
     told = parser.parse_args()
     logging.getLogger("fedasym").setLevel(logging.WARNING)
     settings = read_settings(CONFIG, told.set, Path("unused"))
-    done = [{key: line[key] for key in ("rule", "attack", "liars")} for line in read_lines(told.out)]
+    if METHODS[settings.method].remembers or settings.head == "local" or settings.codec != "identity":
+        parser.error("runs share what clients have trained, so what a client keeps on its disk cannot be among it")
+    lines = read_lines(told.out)
+    if any(line["settings"] != told.set for line in lines):
+        parser.error(
+            f"{told.out} holds runs of other settings: --set {' '.join(lines[0]['settings'])}; use another file"
+        )
+    done = [{key: line[key] for key in ("rule", "attack", "liars")} for line in lines]
     grid = [cell for cell in cells(told.rules, told.liars) if cell not in done]
     before: TrainedBefore = {}
     for number, cell in enumerate(grid, 1):

@@ -109,7 +109,8 @@ def attacks_markdown(lines: Sequence[Mapping[str, Any]]) -> str:
             return Entry("–")
         return Entry("the run ended") if line["ended"] else Entry(f"{line['accuracy'][-1]:.3f}")
 
-    head = ["aggregation", *("no liars" if not liars else f"{liars} of 10: {attack}" for liars, attack in columns)]
+    clients = lines[0]["clients"]
+    head = ["aggregation", *(f"{liars} of {clients}: {attack}" if liars else "no liars" for liars, attack in columns)]
     rows = [[Entry(f"`{rule}`"), *(entry(of.get((rule, *place))) for place in columns)] for rule in rules]
     return to_markdown(Sheet("", head, rows))
 

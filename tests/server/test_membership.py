@@ -1,6 +1,8 @@
 """Sites come late, leave, come back, are late, fail and rest; the mean is over who reported."""
 
+import logging
 import math
+import pickle
 import threading
 from collections.abc import Callable, Iterable
 from fractions import Fraction
@@ -20,7 +22,7 @@ from fedasym.wire import records
 from server.app import app as server_app
 from server.round import roster
 from server.round.membership import Membership
-from server.round.run import FederationError, sample_clients
+from server.round.run import FederationError, Round, TooFewReplies, sample_clients
 from simulations.engines.grid import RUN_ID, SERVER_NODE, InProcessGrid
 
 NAMES = ("north", "south", "east")
@@ -219,3 +221,43 @@ def test_sites_are_waited_for_by_a_setting_of_their_own(tmp_path: Path) -> None:
         FederationError, match=r"within sites-timeout=0\.3 s, quorum=3; missing: east; .* raise sites-time"
     ):
         run(tmp_path, lambda done: {"north", "south"}, quorum=3, sites_timeout=0.3)
+
+
+class Late(logging.Handler):
+    """Lets something happen when the log says a word."""
+
+    def __init__(self, word: str, then: Callable[[], None]) -> None:
+        super().__init__()
+        self._word, self._then = word, then
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._word in record.getMessage():
+            self._then()
+
+
+def test_sites_that_are_late_are_heard_while_a_failed_round_is_tried_again(tmp_path: Path) -> None:
+    app, again, held = ClientApp(), threading.Event(), set()
+    app.query()(lambda message, context: honest(message, context))
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        client = int(records.about(message.content)["client"])
+        if client not in held and client > 0:
+            held.add(client)
+            again.wait(60.0)
+        return honest(message, context)
+
+    listener = Late("It is tried again", again.set)
+    logging.getLogger("fedasym").addHandler(listener)
+    try:
+        rows = run(tmp_path, lambda done: ALL, app, quorum=3, min_valid=2, round_timeout=3.0, sites_timeout=60.0)
+    finally:
+        logging.getLogger("fedasym").removeHandler(listener)
+    assert rows[0]["clients_valid"] == 3 and rows[0]["warnings"][0].startswith("tried again: round 1: 1 of 3 replies")
+    assert sum("does not count" in warning for warning in rows[0]["warnings"]) == 2
+    assert rows[0]["payload_down"] == 2 * rows[1]["payload_down"]
+
+
+def test_an_error_of_a_round_travels_between_processes_as_its_text() -> None:
+    found = pickle.loads(pickle.dumps(TooFewReplies("round 3: too few", Round(3, [0, 1]))))
+    assert type(found) is FederationError and str(found) == "round 3: too few"

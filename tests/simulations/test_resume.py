@@ -122,7 +122,7 @@ def test_killed_in_flowers_engine_and_resumed_there_equals_never_killed(world: P
 def test_killed_at_ten_random_times_in_flowers_engine_and_resumed_equals_never_killed(
     world: Path, tmp_path: Path
 ) -> None:
-    rounds, kills, draw = 40, 10, random.Random(11)
+    rounds, kills, draw = 80, 10, random.Random(11)  # so many rounds that ten kills find one to interrupt
     more = {"num_rounds": rounds, "method": "rolora", "head": "local", "client_holdout": 0.25, "keep_best": False}
     whole = simulate(tiny_settings(world, out=str(tmp_path / "whole"), **more))
     folder, values = tmp_path / "killed", tiny_values(world, **more)
@@ -130,7 +130,7 @@ def test_killed_at_ten_random_times_in_flowers_engine_and_resumed_equals_never_k
     for _ in range(kills):
         before = len(read_rounds(folder))
         # From a round's end, at any time of the next few.
-        assert kill_family(words_, lambda n=before: len(read_rounds(folder)) > n, draw.uniform(0.0, 2.0))
+        assert kill_family(words_, lambda n=before: len(read_rounds(folder)) > n, draw.uniform(0.0, 1.0))
         killed_in.append(len(read_rounds(folder)))
     assert killed_in[-1] < rounds, "the run was over before it was killed"
     subprocess.run(words_, cwd=ROOT, check=True, capture_output=True)

@@ -10,7 +10,7 @@ Holm's method (1979).
 import math
 import statistics
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, combinations
 from typing import NamedTuple, TypeVar
 
 from scipy.stats import t as student
@@ -33,6 +33,8 @@ class Spread(NamedTuple):
 
 class Paired(NamedTuple):
     """Mean of ``n`` paired differences, the ends of its 95 % interval, and p; those are None for fewer than two pairs.
+
+    p is None, too, where all differences are equal and not 0.
 
     ``p`` is the two-sided one of the paired t-test, for this difference alone.
     """
@@ -144,7 +146,9 @@ def paired(ours: Mapping[Cell, float], theirs: Mapping[Cell, float], unit: Unit)
         return Paired(mean, n, None, None, None)
     error = sd / math.sqrt(n)
     half = float(student.ppf(0.5 + CONFIDENCE / 2, n - 1)) * error
-    p = 2.0 * float(student.sf(abs(mean) / error, n - 1)) if error else float(mean == 0.0)
+    if mean and error <= 1e-12 * abs(mean):  # equal differences say how much, and not how sure it is
+        return Paired(mean, n, mean - half, mean + half, None)
+    p = 2.0 * float(student.sf(abs(mean) / error, n - 1)) if error else 1.0
     return Paired(mean, n, mean - half, mean + half, p)
 
 
@@ -168,7 +172,8 @@ def standings(
 ) -> dict[str, Standing]:
     """Return for each column of a table the method with the highest mean and those told apart from it.
 
-    Told apart is who differs from the highest by `told_apart` over the whole table; whoever shares fewer than two units
+    Told apart is who differs from the highest by `told_apart` over all pairs of methods of the whole table, since the
+    highest is chosen by the same numbers; whoever shares fewer than two units
     with it is not, which does not make it equal. A method with one seed is not the highest where another has several:
     a lucky seed alone does not make one.
 
@@ -176,7 +181,7 @@ def standings(
         columns: each method's cells, by column.
         units: what counts as one observation, by column.
     """
-    differences: dict[tuple[str, str], Paired | None] = {}
+    differences: dict[tuple[str, frozenset[str]], Paired | None] = {}
     highest: dict[str, str] = {}
     for column, by_method in columns.items():
         several = {method: cells for method, cells in by_method.items() if len({seed for _, _, seed in cells}) > 1}
@@ -186,15 +191,17 @@ def standings(
             if cells
         }
         if means:
-            best = highest[column] = max(means, key=lambda method: means[method])
-            others = {method: cells for method, cells in by_method.items() if cells and method != best}
-            for method, cells in others.items():
-                differences[column, method] = paired(by_method[best], cells, units[column])
+            highest[column] = max(means, key=lambda method: means[method])
+        for one, other in combinations((method for method, cells in by_method.items() if cells), 2):
+            differences[column, frozenset((one, other))] = paired(by_method[one], by_method[other], units[column])
     apart = told_apart(differences)
-    return {
-        column: Standing(highest.get(column), frozenset(method for at, method in apart if at == column))
+    below = {
+        column: frozenset(
+            next(iter(pair - {highest[column]})) for at, pair in apart if at == column and highest.get(column) in pair
+        )
         for column in columns
     }
+    return {column: Standing(highest.get(column), below[column]) for column in columns}
 
 
 def bytes_so_far(line: Line) -> list[int]:

@@ -186,7 +186,7 @@ def _score_sheet(
     by_seed = {(m, c): by_unit(own, seed_of) for c, by_method in cells.items() for m, own in by_method.items()}
     most = max(map(len, by_seed.values()), default=0)
     ranked = ranked and most > 1
-    places = standings(
+    standing = standings(
         {c: {m: own for m, own in by_method.items() if ranked and m in blocks[MAIN]} for c, by_method in cells.items()},
         {c: unit_over(wanted) for c, wanted in columns.items()},
     )
@@ -196,7 +196,7 @@ def _score_sheet(
             if (line["task"], line["split"]) in wanted:
                 entries[line["method"], column] = DASH._replace(small="cannot be made")
     for (method, column), means in by_seed.items():
-        highest, below = places[column]
+        highest, below = standing[column]
         if means:
             entries[method, column] = Entry(
                 spread_text(spread(means.values())),
