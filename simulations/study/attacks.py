@@ -29,6 +29,7 @@ from fedasym.rng import generator
 from fedasym.runs.record import read_rounds, versions
 from fedasym.settings import Settings, from_run_config
 from fedasym.wire import records
+from fedasym.wire.contract import as_stated
 from server.round.run import FederationError
 from simulations.engines.in_process import run_local
 from simulations.run import read_settings
@@ -84,7 +85,7 @@ def lying(attack: str, liars: set[int], trained_before: TrainedBefore) -> Client
     def train(message: Message, context: Context) -> Message:
         about = records.about(message.content)
         client, lies = int(about["client"]), int(about["client"]) in liars
-        session = session_of(from_run_config(context.run_config).resolved())
+        session = session_of(as_stated(from_run_config(context.run_config).resolved(), about))
         schema = session.contract.schema
         flips = lies and attack == "labels flipped"
         key = (records.digest(records.unpack(message.content, schema)), int(about["round"]), client, flips)

@@ -8,6 +8,7 @@ import peft
 import pytest
 import torch
 import transformers
+from world import TEXTS, tiny_settings
 
 from fedasym.adapters import lora
 from fedasym.adapters.seal import Seal
@@ -18,7 +19,6 @@ from fedasym.runs.trained import load_trained
 from fedasym.settings import Settings
 from server.session import prepare
 from simulations.engines.in_process import run_local
-from tests.world import TEXTS, tiny_settings
 
 KINDS = ("nf4", "int8")
 
