@@ -101,7 +101,7 @@ def families_markdown(lines: Sequence[Mapping[str, Any]]) -> str:
 def attacks_markdown(lines: Sequence[Mapping[str, Any]]) -> str:
     """Return one row a rule of averaging: the final accuracy without liars, and under each attack by some of them."""
     rules = [*dict.fromkeys(line["rule"] for line in lines)]
-    columns = sorted({(line["liars"], line["attack"]) for line in lines}, key=lambda place: place[0])
+    columns = sorted({(line["liars"], line["attack"]) for line in lines})
     of = {(line["rule"], line["liars"], line["attack"]): line for line in lines}
 
     def entry(line: Mapping[str, Any] | None) -> Entry:
