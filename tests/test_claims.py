@@ -39,6 +39,16 @@ def test_the_throughput_of_the_exact_mean_is_that_of_the_raw_line() -> None:
     ]  # fmt: skip
 
 
+def test_what_many_light_clients_cost_is_that_of_the_raw_lines() -> None:
+    found = {line["clients"]: line for line in read_lines(ROOT / "benchmarks/results/scale.jsonl")}
+    memory = [f"{found[n]['resident_mb_after_each_round'][-1]:.0f}" for n in (10, 100, 1000)]
+    beside = [f"{found[n]['beside_the_step_ms']:.0f}" for n in (10, 100, 1000)]
+    said = (ROOT / "docs/limits.md").read_text()
+    assert "none lost, the process holds {}, {} and {} MB;".format(*memory) in said
+    assert "a client costs {}, {} and {} ms of a round".format(*beside) in said
+    assert all(line["valid"] == [n] * 3 and not any(line["rejected"]) for n, line in found.items())
+
+
 @pytest.fixture(scope="module")
 def lines() -> dict[tuple[str, str, str, int], dict]:
     found = read_lines(ROOT / "simulations/results/comparison.jsonl")
