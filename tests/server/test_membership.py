@@ -259,5 +259,6 @@ def test_sites_that_are_late_are_heard_while_a_failed_round_is_tried_again(tmp_p
 
 
 def test_an_error_of_a_round_travels_between_processes_as_its_text() -> None:
+    # As the process pool of a comparison brings its workers' errors home; these bytes are our own.
     found = pickle.loads(pickle.dumps(TooFewReplies("round 3: too few", Round(3, [0, 1]))))
     assert type(found) is FederationError and str(found) == "round 3: too few"

@@ -122,7 +122,8 @@ def small_disk() -> Iterator[Path]:
     )
     if mounted.returncode:
         folder.rmdir()
-        pytest.skip("no file system can be mounted here: that takes root")
+        # Nothing hides behind it: a disk that is full at each step is tried above, and needs no root.
+        pytest.skip("a small file system cannot be mounted here, which takes root; full at each step: tried above")
     folder.chmod(0o755)
     try:
         yield folder
