@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.result_line import machine, make_parser, say
-from clients.deploy.plan import GUARDED
+from clients.deploy.site_processes import GUARDED
 from fedasym.runs.record import read_rounds
 from simulations.cost.counting_proxy import counting_proxy
 from simulations.cost.measured_bytes import Watch

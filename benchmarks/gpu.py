@@ -27,13 +27,13 @@ from torch.nn import functional as F
 from transformers import AutoModel
 
 from benchmarks.result_line import make_parser, say
-from fedasym.adapters import lora
+from fedasym.adapters import trainable_state
 from fedasym.adapters.projection import fingerprint, frozen_A
 from fedasym.data.examples import load_examples
 from fedasym.models import device
 from fedasym.models.build import build
+from fedasym.models.model_files import source_of
 from fedasym.models.pooling import pooled
-from fedasym.models.stored import source_of
 from fedasym.runs.record import read_json, read_rounds, versions
 from fedasym.settings import Settings
 from fedasym.tasks import task_of
@@ -96,7 +96,7 @@ def ours(settings: Settings) -> tuple[nn.Module, dict[str, nn.Parameter], Any]:
     where = device.device_of(built.model)
     placed = device.place({**batch, "labels": labels}, where)
     labels = placed.pop("labels")
-    return built.model, lora.trainable(built.model), (placed, labels)
+    return built.model, trainable_state.trainable(built.model), (placed, labels)
 
 
 def pefts(settings: Settings, where: torch.device) -> tuple[nn.Module, dict[str, nn.Parameter]]:

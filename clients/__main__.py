@@ -16,7 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     from fedasym.ops import extras
 
     try:
-        from clients.deploy.plan import Options, in_words, plan_of
+        from clients.deploy.site_processes import Options, in_words, plan_of
         from clients.deploy.up import SiteError, up
         from clients.worker.service import Limits
         from fedasym.ops.processes import free_port

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clients.node import NodeContext
-from fedasym.adapters import lora
-from fedasym.adapters.seal import Seal
+from fedasym.adapters import trainable_state
+from fedasym.adapters.frozen_seal import Seal
 from fedasym.data.examples import load_examples, load_own_examples
 from fedasym.data.partition import kept_out, partition
 from fedasym.methods import METHODS
@@ -59,7 +59,7 @@ class Session:
         initial: all that the federation moves, as drawn from the seed.
         private: what stays with a client, as drawn from the seed.
         holdings: by site and folder; "" is the split that all nodes share.
-        common: the model's own tensors that the federation moves, by name, as `lora.common`.
+        common: the model's own tensors that the federation moves, by name, as `trainable_state.common`.
         trained: its parameters that train, whether they travel or stay, by name.
         seal: of what is frozen, since its fingerprints were last those of the contract.
     """
@@ -140,9 +140,14 @@ def _build_session(settings: Settings) -> Session:
         built = build(settings, task.outputs(names), task.inputs)
         holdings[""] = Holding(train, dict(enumerate(split.indices)))
     contract = contract_of(settings, built, names, data)
-    moved = lora.read(lora.common(built.model))
+    moved = trainable_state.read(trainable_state.common(built.model))
     shared = METHODS[settings.method].common(moved)
-    private = lora.read(lora.local_only(built.model)) | {n: m for n, m in moved.items() if n not in shared}
+    private = trainable_state.read(trainable_state.local_only(built.model)) | {
+        n: m for n, m in moved.items() if n not in shared
+    }
     initial = {name: matrix for name, matrix in moved.items() if name in shared}
-    common, trained = lora.common(built.model), lora.trainable(built.model) | lora.local_only(built.model)
+    common, trained = (
+        trainable_state.common(built.model),
+        trainable_state.trainable(built.model) | trainable_state.local_only(built.model),
+    )
     return Session(settings, built, task, contract, initial, private, holdings, common, trained, Seal(built.model))

@@ -11,14 +11,14 @@ from flwr.app import RecordDict
 from clients.node import NodeContext
 from clients.session import Holding, Session
 from clients.state import RUN, read_codec, read_held, read_local, write_codec, write_held, write_local
-from fedasym.adapters import lora
-from fedasym.adapters.seal import Seal
+from fedasym.adapters import lora, trainable_state
+from fedasym.adapters.frozen_seal import Seal
 from fedasym.fields import difference
 from fedasym.files import write_atomic
 from fedasym.methods import METHODS
 from fedasym.methods.base import letter_of, pick, select
 from fedasym.models import device
-from fedasym.models.equivalence import logits_gap, logits_refusal
+from fedasym.models.party_equivalence import logits_gap, logits_refusal
 from fedasym.ops.progress import client_tell, to_nobody
 from fedasym.rng import generator
 from fedasym.runs.record import versions
@@ -199,8 +199,8 @@ def train_round(
     everything = {**session.common, **session.trained}
     private = {name: everything[name] for name in session.private}
     kept = read_local(own, number)
-    lora.load(everything, {**held, **(kept or session.private)})
-    loaded = records.digest(lora.read({name: everything[name] for name in held}))
+    trainable_state.load(everything, {**held, **(kept or session.private)})
+    loaded = records.digest(trainable_state.read({name: everything[name] for name in held}))
     moving = {n: p for n, p in session.trained.items() if letter_of(n) in {*method.trains(number), ""}}
     train_set, kept_out = session.shares(holding, client)
     encoded = session.encoded(holding, client)
@@ -220,7 +220,7 @@ def train_round(
     frozen = _frozen(session, number)
     metrics.update(_evaluate(session, encoded.take(kept_out), "after"))
     schema = select(session.contract.schema, method.up(number))
-    after = lora.read({name: session.trained[name] for name, _ in schema})
+    after = trainable_state.read({name: session.trained[name] for name, _ in schema})
     if reason := idle(pick(held, schema), after):
         raise Refusal(f"round {number}, client {client}: its {reason}")
     change = Change(pick(held, schema), after, len(train_set))
@@ -228,7 +228,7 @@ def train_round(
         transforms_of(settings.transforms), change, generator(settings.seed, "transforms", number, client)
     )
     if private:
-        write_local(own, number, lora.read(private), settings.keep_checkpoints)
+        write_local(own, number, trainable_state.read(private), settings.keep_checkpoints)
     particulars: records.About = {
         "contract": session.contract.hash,
         "round": number,

@@ -11,7 +11,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-from fedasym.ops.bundle import PROJECT
+from fedasym.ops.app_bundle import PROJECT
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,7 +74,7 @@ def _init(options: argparse.Namespace) -> int:
 
 def _pins(options: argparse.Namespace) -> int:
     """Print what the other side can compare before it takes part: the app's digest and the contract's hash."""
-    from fedasym.ops.bundle import bundle_digest
+    from fedasym.ops.app_bundle import bundle_digest
     from fedasym.settings import from_run_config
     from server.session import prepare  # torch and transformers, which no other command needs
 

@@ -18,7 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedasym.ops.paused_gc import uncollected
 
 with uncollected():  # PyTorch is among them
-    from fedasym.adapters import lora
+    from fedasym.adapters import trainable_state
     from fedasym.aggregation.base import aggregator_of
     from fedasym.fields import difference
     from fedasym.files import writing
@@ -30,7 +30,7 @@ with uncollected():  # PyTorch is among them
     from fedasym.runs import checkpoint, record
     from fedasym.runs.peft_folder import write_adapter
     from fedasym.runs.shown_examples import answers_now, write_examples
-    from fedasym.runs.trained import load_common, private_parts
+    from fedasym.runs.trained_model import load_common, private_parts
     from fedasym.settings import Settings, from_run_config, judged_at_clients
     from fedasym.tasks.base import Answer
     from fedasym.training.loop import evaluate
@@ -38,7 +38,7 @@ with uncollected():  # PyTorch is among them
     from fedasym.wire.codecs import codec_of
     from fedasym.wire.contract import as_stated
     from server.reporter import Reporter, show_log
-    from server.round.finish import conclude
+    from server.round.outcome import conclude
     from server.round.roster import Roster, warm
     from server.round.run import FederationError, Opening, Round, TooFewReplies, name_of, run_round
     from server.session import Session, prepare
@@ -338,7 +338,7 @@ def _judged(session: Session, matrices: Matrices, reporter: Reporter, when: str)
 def initial_state(session: Session) -> checkpoint.State:
     """Return what the first round starts from: the built model's matrices, as every party will hear them."""
     method = METHODS[session.settings.method]
-    moved = lora.read(lora.common(session.built.model))
+    moved = trainable_state.read(trainable_state.common(session.built.model))
     matrices = {name: moved[name] for name in sorted(method.common(moved))}
     opens = method.sent_schema(session.contract.schema, 1, 0)
     matrices |= records.heard(pick(matrices, opens), opens, codec_of(session.contract.codec))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from fedasym.adapters import lora
+from fedasym.adapters import trainable_state
 from fedasym.data.examples import load_examples, load_extra_examples, load_held_out
 from fedasym.data.partition import kept_out, partition
 from fedasym.methods.base import Matrices, select, values
@@ -59,7 +59,7 @@ def prepare(settings: Settings) -> Session:
         suffix: task.judge.inputs.encode(built.processor, examples, settings.max_length, settings.pooling)
         for suffix, examples in data.held_out.items()
     }
-    frozen = lora.read(lora.frozen_factors(built.model))
+    frozen = trainable_state.read(trainable_state.frozen_factors(built.model))
     shown = None
     if "" in data.held_out and not judged_at_clients(settings.method, settings.head, settings.judging_data):
         shown = choose_examples(data.held_out[""], settings.seed)

@@ -134,7 +134,7 @@ def _page(options: argparse.Namespace, console: "Console") -> None:
 def _export(options: argparse.Namespace, console: "Console") -> None:
     from fedasym.models.pooling import MeanPooledClassifier
     from fedasym.runs.peft_folder import write_adapter, write_merged
-    from fedasym.runs.trained import load_trained, private_parts
+    from fedasym.runs.trained_model import load_trained, private_parts
     from simulations.cli.waiting import waiting
 
     if options.merged and options.out:
@@ -163,7 +163,7 @@ def _predict(options: argparse.Namespace, console: "Console") -> None:
         raise ValueError("give one of these: texts, --file, or --image")
     from rich.console import Console
 
-    from fedasym.runs.trained import load_trained, private_parts
+    from fedasym.runs.trained_model import load_trained, private_parts
     from simulations.cli.waiting import waiting
     from simulations.predict import answers_to, as_json, as_lines, read_questions, typed_inputs
 

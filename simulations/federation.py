@@ -19,7 +19,7 @@ from rich.table import Table
 
 from fedasym.data.examples import load_examples
 from fedasym.data.partition import partition
-from fedasym.ops.bundle import PROJECT
+from fedasym.ops.app_bundle import PROJECT
 from fedasym.ops.flower_cli import FlowerError
 from fedasym.ops.processes import flower_environment, free_port, started, tail
 from fedasym.runs.record import read_json, read_rounds

@@ -10,7 +10,7 @@ import pandas as pd
 
 from fedasym.data.image_folder import with_files
 from fedasym.data.table_files import is_table, read_table
-from fedasym.runs.trained import TrainedModel
+from fedasym.runs.trained_model import TrainedModel
 from fedasym.tasks.base import Answer, Examples, Inputs
 from fedasym.tasks.columns import placed, require_cells, rows_of
 from fedasym.training.loop import ask

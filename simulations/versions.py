@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedasym.files import append_line
-from fedasym.ops.bundle import PROJECT
+from fedasym.ops.app_bundle import PROJECT
 from fedasym.ops.processes import free_port, started
 from fedasym.runs.record import read_json, read_rounds, versions
 from fedasym.settings import Settings

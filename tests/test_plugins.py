@@ -17,7 +17,7 @@ from hypothesis.extra.numpy import arrays
 from world import tiny_values
 
 from fedasym.aggregation.base import aggregator_of
-from fedasym.ops.bundle import stage
+from fedasym.ops.app_bundle import stage
 from fedasym.plugins import plugins_of
 from fedasym.runs.record import read_json, read_rounds
 from fedasym.settings import from_run_config

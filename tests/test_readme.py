@@ -85,10 +85,10 @@ def test_the_library_example_runs_and_moves_only_B(places: dict[str, str]) -> No
     clients = [torch.randint(0, 50, (n, 12), generator=rng) for n in (16, 24)]
     names: dict[str, object] = {"clients": clients}
     exec(filled(code, places), names)
-    from fedasym.adapters import lora
+    from fedasym.adapters import lora, trainable_state
 
     model, mean = names["model"], names["mean"]
-    trained = lora.read(lora.trainable(model))
+    trained = trainable_state.read(trainable_state.trainable(model))
     assert all(trained[name].any() and np.array_equal(trained[name], B) for name, B in mean.mean().items())
     fresh = LlamaForCausalLM.from_pretrained(places["/path/to/causal-lm"])
     lora.adapt(fresh, targets=["q_proj", "v_proj"], rank=8, alpha=16, seed=7)

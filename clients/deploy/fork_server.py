@@ -5,10 +5,10 @@ anything. At a site with a warm worker the command of that name is ``ask`` inste
 streams to ``serve`` and waits. The forked process is as fresh as one newly started: ``serve`` has imported Flower and
 nothing of any app, has one thread, and has run nothing.
 
-    python fork_server.py serve SOCKET [SHA256]           SHA256: of the only app bundle that may run (guard.py)
+    python fork_server.py serve SOCKET [SHA256]           SHA256: of the only app bundle that may run (bundle_guard.py)
     python fork_server.py ask SOCKET COMMAND... -- WORDS  COMMAND takes the WORDS where no fork server answers
 
-A script and no module of a package, as guard.py and for its reason.
+A script and no module of a package, as bundle_guard.py and for its reason.
 """
 
 import json
@@ -88,7 +88,7 @@ def _entry(pinned: str) -> Callable[[], None]:
     if pinned:
         import runpy
 
-        guard = runpy.run_path(os.path.join(os.path.dirname(__file__), "guard.py"))
+        guard = runpy.run_path(os.path.join(os.path.dirname(__file__), "bundle_guard.py"))
         guarded: Callable[[], None] = guard["guarded"](pinned)
         return guarded
     from importlib.metadata import entry_points

@@ -11,7 +11,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from clients.deploy.plan import Plan, commands, scripts
+from clients.deploy.site_processes import Plan, commands, scripts
 from clients.worker.private_folder import make_private
 from clients.worker.service import PROJECT, worker
 from fedasym.ops.processes import QUIET, free_port, held_alone, stopped_by_signals, tail

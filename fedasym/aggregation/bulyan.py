@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from fedasym.aggregation.gathered import Float32, Float64, Gathered, by_value, middle, require_replies
 from fedasym.aggregation.krum import bad_of, closest, distances
+from fedasym.aggregation.robust_base import Float32, Float64, Gathered, by_value, middle, require_replies
 
 
 class Bulyan(Gathered):

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedasym.aggregation.exact_sum import ExactSum, Float32, Float64
-from fedasym.aggregation.require import require_alike, require_weight
+from fedasym.aggregation.input_checks import require_alike, require_weight
 from fedasym.plugins import without
 
 _Float = TypeVar("_Float", np.float32, np.float64)

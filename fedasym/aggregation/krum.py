@@ -1,7 +1,7 @@
 """Krum: the reply that is closest to its nearest neighbours (Blanchard et al. 2017, NeurIPS)."""
 
 from fedasym.aggregation.exact import ExactMean
-from fedasym.aggregation.gathered import Float32, Float64, Gathered, distance, require_replies
+from fedasym.aggregation.robust_base import Float32, Float64, Gathered, distance, require_replies
 
 
 class Krum(Gathered):

@@ -1,6 +1,6 @@
 """The coordinate-wise median, each client counting once (Yin et al. 2018, arXiv 1803.01498)."""
 
-from fedasym.aggregation.gathered import Float32, Float64, Gathered, by_value, middle
+from fedasym.aggregation.robust_base import Float32, Float64, Gathered, by_value, middle
 from fedasym.plugins import without
 
 

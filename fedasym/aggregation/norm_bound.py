@@ -5,7 +5,7 @@ import statistics
 import numpy as np
 
 from fedasym.aggregation.exact import ExactMean
-from fedasym.aggregation.gathered import Float32, Float64, Gathered, distance
+from fedasym.aggregation.robust_base import Float32, Float64, Gathered, distance
 
 
 class NormBound(Gathered):

@@ -2,7 +2,7 @@
 
 from fractions import Fraction
 
-from fedasym.aggregation.gathered import Float32, Float64, Gathered, by_value
+from fedasym.aggregation.robust_base import Float32, Float64, Gathered, by_value
 
 
 class Trimmed(Gathered):

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedasym.data.settings import DataSettings
-from fedasym.data.skew import SplitError, deal, draw_sizes, label_proportions
+from fedasym.data.skewed_splits import SplitError, deal, draw_sizes, label_proportions
 from fedasym.ops import extras
 from fedasym.rng import generator
 from fedasym.tasks import task_of

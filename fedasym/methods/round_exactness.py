@@ -1,4 +1,4 @@
-"""The exactness meter for a round of any method (`fedasym.aggregation.exactness`): which factors it compares.
+"""The exactness meter for a round of any method (`fedasym.aggregation.exactness_meter`): which factors it compares.
 
 Where the server has an optimizer, the update is the one handed to it.
 """
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fedasym.aggregation.exactness import Float64, Matrices, Pair, mismatch_common, mismatch_pairs, mismatch_plain
+from fedasym.aggregation.exactness_meter import Float64, Matrices, Pair, mismatch_common, mismatch_pairs, mismatch_plain
 from fedasym.methods.base import Method, share, unstack
 
 Replies = Sequence[tuple[int, Matrices]]

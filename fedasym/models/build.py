@@ -26,8 +26,9 @@ from fedasym.adapters.layers import TrainedLinear
 from fedasym.adapters.projection import seeded_normal
 from fedasym.methods import METHODS
 from fedasym.models import device
-from fedasym.models.equivalence import described, digest_processor, initial_logits, require_causal
 from fedasym.models.init_adapter import load_init_adapter
+from fedasym.models.model_files import source_of
+from fedasym.models.party_equivalence import described, digest_processor, initial_logits, require_causal
 from fedasym.models.pooling import pooled
 from fedasym.models.quantization import quantizing, require_stored
 from fedasym.models.requirements import (
@@ -39,7 +40,6 @@ from fedasym.models.requirements import (
     require_whole,
 )
 from fedasym.models.settings import ModelSettings
-from fedasym.models.stored import source_of
 from fedasym.ops import extras
 from fedasym.tasks.base import Inputs
 

@@ -3,8 +3,8 @@
 import logging
 import re
 
+from fedasym.models.model_files import source_of
 from fedasym.models.settings import ModelSettings
-from fedasym.models.stored import source_of
 
 _CLASSIFIES = re.compile(r"For(Sequence|Image)Classification$")
 _NAMELESS = re.compile(r"LABEL_\d+")  # what transformers calls a class that nobody has named

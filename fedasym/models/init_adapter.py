@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fedasym.adapters import lora
+from fedasym.adapters import trainable_state
 from fedasym.adapters.layers import TrainedLinear
 from fedasym.adapters.peft_names import peft_tensors
 from fedasym.adapters.projection import fingerprint
@@ -91,7 +91,7 @@ def load_init_adapter(model: nn.Module, settings: ModelSettings) -> str:
         if bad := int((~torch.isfinite(matrix)).sum()):
             raise ValueError(f"{where}: {bad} of the {found.numel()} values of {key} are not finite; take another copy")
         places[name], values[name] = place, matrix.reshape(place.shape).contiguous().numpy()
-    lora.load(places, values)
+    trainable_state.load(places, values)
     return fingerprint(values, "init-adapter")
 
 
@@ -101,7 +101,7 @@ _Wanted = dict[str, tuple[str, Tensor, torch.Size]]  # by PEFT's name: ours, the
 def _adapters(model: nn.Module, pooled: bool, where: str) -> _Wanted:
     """Return what the folder must hold of the adapted layers."""
     wanted: _Wanted = {}
-    for name, layer in lora.adapted_layers(model):
+    for name, layer in trainable_state.adapted_layers(model):
         named = peft_tensors(_key(name, pooled), layer)
         if not named:
             raise ValueError(
@@ -193,7 +193,7 @@ def _require_layers(
     source: str,
 ) -> None:
     """Require that the folder holds what the model wants, and nothing else."""
-    adapted = {name for name, _ in lora.adapted_layers(model)}
+    adapted = {name for name, _ in trainable_state.adapted_layers(model)}
     for key in sorted(tensors.keys() - wanted.keys()):
         path, _, part = key.removeprefix(_ROOT).rpartition(".")
         layer = re.sub(r"\.lora_[AB]$", "", path)

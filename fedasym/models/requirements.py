@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from fedasym.models.model_files import source_of
 from fedasym.models.settings import ModelSettings
-from fedasym.models.stored import source_of
 
 _KINDS = {  # what to do about a model that is not of the class that a task wants
     "AutoModelForSeq2SeqLM": "the task is for models with an encoder and a decoder, such as BART or T5: set model to "

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedasym.adapters import lora
+from fedasym.adapters import trainable_state
 from fedasym.methods import METHODS
 from fedasym.methods.base import Schema, letter_of, select, values
 from fedasym.models.build import fit, loading
+from fedasym.models.model_files import source_of
 from fedasym.models.pooling import pooled
-from fedasym.models.stored import source_of
 from fedasym.settings import Settings
 from fedasym.tasks import task_of
 from fedasym.wire.codecs import codec_of
@@ -205,8 +205,8 @@ def communication_cost(settings: Settings, config: Any, num_labels: int) -> Comm
     model, missing = skeleton(config, settings, num_labels)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     _, output = fit(model, settings, num_labels, missing)
-    adapters = [layer for _, layer in lora.adapted_layers(model)]
-    schema: Schema = tuple((name, tuple(p.shape)) for name, p in lora.trainable(model).items())
+    adapters = [layer for _, layer in trainable_state.adapted_layers(model)]
+    schema: Schema = tuple((name, tuple(p.shape)) for name, p in trainable_state.trainable(model).items())
     stacked = (settings.clients_per_round or settings.num_clients) if method.fold else 0
     rounds, codec = [], codec_of(settings.codec)
     for number in range(1, 2 + max(1, len(method.cycle))):

@@ -14,15 +14,15 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from fedasym.adapters import lora
+from fedasym.adapters import lora, trainable_state
 from fedasym.adapters.layers import AdaptedLinear, TrainedLinear
 from fedasym.adapters.peft_names import peft_tensors
 from fedasym.files import replacing, write_atomic, writing
 from fedasym.methods import METHODS
 from fedasym.models.build import Built
+from fedasym.models.model_files import source_of
 from fedasym.models.pooling import MeanPooledClassifier
 from fedasym.models.settings import MINILM
-from fedasym.models.stored import source_of
 from fedasym.runs.model_card import write_card
 from fedasym.settings import Settings
 from fedasym.tasks import task_of
@@ -75,8 +75,8 @@ def write_adapter(folder: Path, built: Built, settings: Settings, classes: Seque
         return
     seeded = {name.rpartition(".")[0] for name in built.seeded}
     trained = {name for name, m in built.model.named_modules() if isinstance(m, TrainedLinear)}
-    folded = {name for name, layer in lora.adapted_layers(built.model) if layer.shift is not None}
-    strange = {name for name, layer in lora.adapted_layers(built.model) if not peft_tensors("", layer)}
+    folded = {name for name, layer in trainable_state.adapted_layers(built.model) if layer.shift is not None}
+    strange = {name for name, layer in trainable_state.adapted_layers(built.model) if not peft_tensors("", layer)}
     whole = sorted(seeded | trained | folded | strange)
     pooled = isinstance(built.model, MeanPooledClassifier)
     task_type = "FEATURE_EXTRACTION" if pooled else TASK_TYPES.get(task_of(settings).inputs.model_class, "")
@@ -87,8 +87,8 @@ def write_adapter(folder: Path, built: Built, settings: Settings, classes: Seque
         write_atomic(folder / "output.safetensors", to_safetensors(_whole(built.model, built.output)))
     prefix = "encoder." if pooled else ""
     tensors: dict[str, Tensor] = {}
-    kept = {*whole} | {name for name, _ in lora.adapted_layers(built.model) if _within(name, heads)}
-    adapters = [(name, layer) for name, layer in lora.adapted_layers(built.model) if name not in kept]
+    kept = {*whole} | {name for name, _ in trainable_state.adapted_layers(built.model) if _within(name, heads)}
+    adapters = [(name, layer) for name, layer in trainable_state.adapted_layers(built.model) if name not in kept]
     for name, layer in adapters:
         tensors |= peft_tensors(f"base_model.model.{name.removeprefix(prefix)}", layer)
     for name in whole:

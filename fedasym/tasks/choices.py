@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from fedasym.tasks.base import Answer, Encoded, Evaluation, Examples, Inputs, Task, Told
 from fedasym.tasks.columns import Row, require_cells, rows_of
 from fedasym.tasks.next_tokens import IGNORED
-from fedasym.tasks.words import opening, padded
+from fedasym.tasks.token_rows import opening, padded
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

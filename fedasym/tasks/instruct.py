@@ -18,7 +18,7 @@ from fedasym.tasks.choices import judged_by_choices
 from fedasym.tasks.columns import Row, one_row, rows_of, texts_in
 from fedasym.tasks.next_tokens import IGNORED, NextTokens
 from fedasym.tasks.text import Texts
-from fedasym.tasks.words import opening, padded
+from fedasym.tasks.token_rows import opening, padded
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
-from fedasym.adapters import lora
+from fedasym.adapters import lora, trainable_state
 from fedasym.adapters.projection import STREAM
 from fedasym.fields import difference
 from fedasym.methods import METHODS
@@ -166,7 +166,7 @@ def _strange(theirs: Any, ours: dict[str, Any]) -> str:
 
 def contract_of(settings: AgreedSettings, built: Built, labels: tuple[str, ...], data: str) -> Contract:
     """State the contract of resolved settings, a built model, the task's labels and the data's digest."""
-    schema = tuple((name, tuple(p.shape)) for name, p in lora.trainable(built.model).items())
+    schema = tuple((name, tuple(p.shape)) for name, p in trainable_state.trainable(built.model).items())
     local = {
         key: getattr(settings, key)
         for key in (

@@ -16,7 +16,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from numpy.typing import NDArray
 
-from fedasym.aggregation.require import not_finite
+from fedasym.aggregation.input_checks import not_finite
 from fedasym.wire.codecs.base import Codec
 from fedasym.wire.codecs.identity import Identity
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fedasym.ops.bundle import PROJECT
+from fedasym.ops.app_bundle import PROJECT
 from fedasym.ops.processes import QUIET, flower_environment, held_alone, listens, stopped_by_signals, tool
 from fedasym.ops.supervisor import Service, Supervisor
 from server.deploy import keys

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from fedasym.files import append_line
 from fedasym.methods import METHODS
-from fedasym.ops.bundle import PROJECT
+from fedasym.ops.app_bundle import PROJECT
 from fedasym.ops.processes import free_port, started, tool
 from fedasym.runs.record import read_rounds, versions
 from fedasym.settings import Settings

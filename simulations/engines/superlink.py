@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import tomli_w
 
-from fedasym.ops.bundle import PROJECT, stage
+from fedasym.ops.app_bundle import PROJECT, stage
 from fedasym.ops.flower_cli import FlowerError, connection, flwr
 from fedasym.ops.processes import flower_environment, free_port, started, tail, tool
 from fedasym.ops.progress import begin

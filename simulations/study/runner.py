@@ -20,7 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
-from fedasym.data.skew import SplitError
+from fedasym.data.skewed_splits import SplitError
 from fedasym.fields import difference
 from fedasym.files import append_line, read_lines
 from fedasym.ops.processes import held_alone

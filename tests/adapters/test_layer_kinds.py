@@ -14,7 +14,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTForImageClassification
 from transformers.pytorch_utils import Conv1D
 
-from fedasym.adapters import lora
+from fedasym.adapters import lora, trainable_state
 from fedasym.adapters.layers import sizes
 from fedasym.adapters.peft_names import peft_tensors
 from fedasym.adapters.projection import frozen_A
@@ -58,8 +58,10 @@ def adapted(layer, rng, rank=2, factors="B"):
     net = nn.Sequential(OrderedDict(one=layer))
     lora.adapt(net, "one", rank=rank, alpha=3.0, seed=5, kind="kaiming", factors=factors)
     lora.add_shifts(net)
-    moving = lora.common(net)
-    lora.load(moving, {name: rng.standard_normal(tuple(p.shape)).astype(np.float32) for name, p in moving.items()})
+    moving = trainable_state.common(net)
+    trainable_state.load(
+        moving, {name: rng.standard_normal(tuple(p.shape)).astype(np.float32) for name, p in moving.items()}
+    )
     return net
 
 
@@ -109,7 +111,7 @@ def test_with_B_zero_the_layer_is_the_original_and_its_base_has_the_same_fingerp
     before, base = net(x), lora.fingerprint_base(net)
     lora.adapt(net, "one", rank=2, kind="kaiming")
     assert torch.equal(net(x), before) and lora.fingerprint_base(net) == base
-    assert list(lora.trainable(net)) == ["one.B"] and list(lora.frozen_factors(net)) == ["one.A"]
+    assert list(trainable_state.trainable(net)) == ["one.B"] and list(trainable_state.frozen_factors(net)) == ["one.A"]
     with torch.no_grad():
         net.one.base.weight.view(-1)[0] += 1
     assert lora.fingerprint_base(net) != base
@@ -124,9 +126,9 @@ def test_the_mean_of_B_is_the_mean_of_the_updates_in_the_shape_of_the_weight(cas
     for weight in weights:
         B = rng.standard_normal(tuple(net.one.B.shape)).astype(np.float32)
         mean.add(weight, {"one.B": B})
-        lora.load(lora.trainable(net), {"one.B": B})
+        trainable_state.load(trainable_state.trainable(net), {"one.B": B})
         updates.append(lora.merged_weight(net.one) - net.one.weight.double())
-    lora.load(lora.trainable(net), mean.mean())
+    trainable_state.load(trainable_state.trainable(net), mean.mean())
     of_mean = lora.merged_weight(net.one) - net.one.weight.double()
     mean_of = sum(w * u for w, u in zip(weights, updates, strict=True)) / sum(weights)
     # B̄ is rounded once to float32, 2^-24 of its entry; A's entries are below 1, s is 1.5, r is 2.
@@ -165,7 +167,9 @@ def test_peft_computes_the_same_from_what_is_written(case) -> None:
     plain = nn.Sequential(OrderedDict(one=copy.deepcopy(layer)))
     net = nn.Sequential(OrderedDict(one=layer))
     lora.adapt(net, "one", rank=2, alpha=3.0, kind="kaiming")
-    lora.load(lora.trainable(net), {"one.B": rng.standard_normal(tuple(net.one.B.shape)).astype(np.float32)})
+    trainable_state.load(
+        trainable_state.trainable(net), {"one.B": rng.standard_normal(tuple(net.one.B.shape)).astype(np.float32)}
+    )
     config = peft.LoraConfig(r=2, lora_alpha=3.0, target_modules=["one"], fan_in_fan_out=isinstance(layer, Conv1D))
     theirs = peft.get_peft_model(plain, config).eval()
     tensors = peft_tensors("base_model.model.one", net.one)
@@ -216,14 +220,17 @@ def test_gpt2s_linear_layers_are_adapted_as_peft_does() -> None:
     targets = ["c_attn", "c_proj", "c_fc", "wpe"]
     chosen = lora.adapt(model, targets, rank=2, alpha=3.0)
     assert [type(model.get_submodule(name).base).__name__ for name in chosen] == [*["Conv1D"] * 4, "Embedding"]
-    every = {name for name, _ in lora.adapted_layers(adapt_again(plain))}
+    every = {name for name, _ in trainable_state.adapted_layers(adapt_again(plain))}
     assert every == {*chosen} - {"transformer.wpe"} | {"lm_head"}
     rng = np.random.default_rng(0)
-    B = {name: rng.standard_normal(tuple(p.shape)).astype(np.float32) for name, p in lora.trainable(model).items()}
-    lora.load(lora.trainable(model), B)
+    B = {
+        name: rng.standard_normal(tuple(p.shape)).astype(np.float32)
+        for name, p in trainable_state.trainable(model).items()
+    }
+    trainable_state.load(trainable_state.trainable(model), B)
     theirs = peft.get_peft_model(plain, peft.LoraConfig(r=2, lora_alpha=3.0, target_modules=targets)).eval()
     tensors = {}
-    for name, layer in lora.adapted_layers(model):
+    for name, layer in trainable_state.adapted_layers(model):
         tensors |= peft_tensors(f"base_model.model.{name}", layer)
     peft.set_peft_model_state_dict(theirs, tensors)
     torch.testing.assert_close(theirs(ids).logits, model(ids).logits, rtol=1e-5, atol=1e-5)
@@ -242,7 +249,7 @@ def test_merging_a_layer_whose_weight_another_shares_leaves_the_other_as_it_was(
     net.out.weight = net.table.weight
     ids = torch.tensor([[0, 3, 6]])
     lora.adapt(net, "table", rank=2)
-    lora.load(lora.trainable(net), {"table.B": np.ones((4, 2), np.float32)})
+    trainable_state.load(trainable_state.trainable(net), {"table.B": np.ones((4, 2), np.float32)})
     merged = lora.merged_copy(net)
     assert torch.equal(merged.out.weight, net.out.weight) and not torch.equal(merged.table.weight, net.out.weight)
     # float32 roundings of 6e-8 on terms of size one.

@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import nn
 
-from fedasym.adapters import lora
+from fedasym.adapters import lora, trainable_state
 from fedasym.adapters.projection import fingerprint, frozen_A
 from fedasym.aggregation.exact import ExactMean
 
@@ -26,13 +26,13 @@ def net() -> nn.Module:
 
 
 def fill_B(model) -> None:
-    rng, B = np.random.default_rng(0), lora.trainable(model)
-    lora.load(B, {n: rng.standard_normal(p.shape, np.float32) for n, p in B.items()})
+    rng, B = np.random.default_rng(0), trainable_state.trainable(model)
+    trainable_state.load(B, {n: rng.standard_normal(p.shape, np.float32) for n, p in B.items()})
 
 
 def train(model, seed, steps) -> None:
     rng = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(lora.trainable(model).values(), lr=0.05, weight_decay=0.1)
+    optimizer = torch.optim.AdamW(trainable_state.trainable(model).values(), lr=0.05, weight_decay=0.1)
     for _ in range(steps):
         optimizer.zero_grad()
         model(torch.randn(8, 12, generator=rng)).square().mean().backward()
@@ -45,7 +45,7 @@ def test_with_B_zero_the_model_is_the_original_and_then_W_x_plus_s_B_A_x(net, sc
     assert lora.adapt(net, rank=4, alpha=5.0, seed=7, scaling=scaling) == LINEARS
     assert torch.equal(net(x), dense(x))
     fill_B(net)
-    for name, layer in lora.adapted_layers(net):
+    for name, layer in trainable_state.adapted_layers(net):
         A, weight = torch.from_numpy(frozen_A(7, name, 4, 12)), dense.get_submodule(name).weight
         assert torch.equal(layer.A, A)
         weight.data += (scale * (layer.B.detach().double() @ A.double())).float()
@@ -75,11 +75,15 @@ def test_what_trains_is_what_travels_and_training_moves_nothing_else(net, factor
         "head.bias",
         "head.weight",
     ]
-    assert list(lora.trainable(net)) == names
+    assert list(trainable_state.trainable(net)) == names
     assert {n for n, p in net.named_parameters() if p.requires_grad} == set(names)
-    before, base, A = lora.read(lora.trainable(net)), lora.fingerprint_base(net), lora.fingerprint_A(net, "A")
+    before, base, A = (
+        trainable_state.read(trainable_state.trainable(net)),
+        lora.fingerprint_base(net),
+        lora.fingerprint_A(net, "A"),
+    )
     train(net, seed=1, steps=3)
-    after = lora.read(lora.trainable(net))
+    after = trainable_state.read(trainable_state.trainable(net))
     assert list(after) == names and not any(np.array_equal(before[n], after[n]) for n in names)
     assert lora.fingerprint_base(net) == base
     assert (lora.fingerprint_A(net, "A") == A) == (factors != "AB")
@@ -92,9 +96,9 @@ def test_the_mean_of_the_updates_is_the_update_of_the_mean_for_B_and_not_for_AB(
     for client, weight in enumerate(weights):
         clients.append(copy.deepcopy(net))
         train(clients[-1], seed=client, steps=10)
-        total.add(weight, lora.read(lora.trainable(clients[-1])))
-    lora.load(lora.trainable(net), total.mean())
-    models = [dict(lora.adapted_layers(model)) for model in (net, *clients)]
+        total.add(weight, trainable_state.read(trainable_state.trainable(clients[-1])))
+    trainable_state.load(trainable_state.trainable(net), total.mean())
+    models = [dict(trainable_state.adapted_layers(model)) for model in (net, *clients)]
     for name in models[0]:
         update, *each = (m[name].scale * m[name].B.double() @ m[name].A.double() for m in models)
         mean = sum(w * one for w, one in zip(weights, each, strict=True)) / sum(weights)
@@ -112,10 +116,10 @@ def test_factors_AB_is_PEFTs_LoRA() -> None:
     theirs = peft.get_peft_model(copy.deepcopy(ours), config).eval()
     lora.adapt(ours, targets, rank=3, alpha=5.0, factors="AB")
     fill_B(ours)
-    mine, path = lora.trainable(ours), "base_model.model.{}lora_{}.default.weight"
+    mine, path = trainable_state.trainable(ours), "base_model.model.{}lora_{}.default.weight"
     assert len(mine) == sum(p.requires_grad for p in theirs.parameters()) == 16
     twins = {name: theirs.get_parameter(path.format(name[:-1], name[-1])) for name in mine}
-    lora.load(twins, lora.read(mine))
+    trainable_state.load(twins, trainable_state.read(mine))
     tokens, direction = torch.randint(50, (4, 9)), torch.randn(4, 9, 16)
     out, their_out = ours(tokens).last_hidden_state, theirs(tokens).last_hidden_state
     # The same products in another order, s (B A x) there, B (s A x) here: roundings of 6e-8 on terms near 1.
@@ -140,7 +144,7 @@ def test_a_refused_adapt_leaves_the_model_as_it_was(net) -> None:
     net.head = nn.Linear(3, 3)
     with pytest.raises(ValueError, match="'head': rank 4 exceeds d_in 3"):
         lora.adapt(net, rank=4)
-    assert not list(lora.adapted_layers(net)) and all(p.requires_grad for p in net.parameters())
+    assert not list(trainable_state.adapted_layers(net)) and all(p.requires_grad for p in net.parameters())
     lora.adapt(net, rank=2)
     with pytest.raises(ValueError, match="adapted already"):
         lora.adapt(net, rank=2)
@@ -150,23 +154,23 @@ def test_a_refused_adapt_leaves_the_model_as_it_was(net) -> None:
 def test_a_rank_that_is_no_whole_number_of_at_least_one_is_refused(net, rank) -> None:
     with pytest.raises(ValueError, match=f"rank {rank!r} is not a whole number of at least 1"):
         lora.adapt(net, rank=rank)
-    assert not list(lora.adapted_layers(net)) and all(p.requires_grad for p in net.parameters())
+    assert not list(trainable_state.adapted_layers(net)) and all(p.requires_grad for p in net.parameters())
 
 
 @pytest.mark.parametrize("alpha", [0.0, -1.0, float("nan"), float("inf")])
 def test_an_alpha_that_is_not_positive_and_finite_is_refused(net, alpha) -> None:
     with pytest.raises(ValueError, match=f"alpha {alpha!r} is not positive and finite"):
         lora.adapt(net, rank=2, alpha=alpha)
-    assert not list(lora.adapted_layers(net)) and all(p.requires_grad for p in net.parameters())
+    assert not list(trainable_state.adapted_layers(net)) and all(p.requires_grad for p in net.parameters())
 
 
 def test_a_model_that_was_cast_after_it_was_adapted_is_not_loaded(net) -> None:
     lora.adapt(net, "query", rank=2)
-    values = {n: np.full(p.shape, 1 + 2**-20, np.float32) for n, p in lora.trainable(net).items()}
+    values = {n: np.full(p.shape, 1 + 2**-20, np.float32) for n, p in trainable_state.trainable(net).items()}
     net.to(torch.bfloat16)
     with pytest.raises(ValueError, match=r"blocks\.0\.query\.B: is torch\.bfloat16, .* cast the model before adapt"):
-        lora.load(lora.trainable(net), values)
-    assert not any(m.any() for m in lora.read(lora.trainable(net)).values())
+        trainable_state.load(trainable_state.trainable(net), values)
+    assert not any(m.any() for m in trainable_state.read(trainable_state.trainable(net)).values())
 
 
 @pytest.mark.parametrize("factors", lora.FACTORS)
@@ -178,13 +182,13 @@ def test_what_adapt_makes_is_float32_whatever_another_thread_makes_the_default(n
         lora.add_shifts(net)
     finally:
         torch.set_default_dtype(before)
-    for _, layer in lora.adapted_layers(net):
+    for _, layer in trainable_state.adapted_layers(net):
         assert layer.A.dtype == layer.B.dtype == layer.shift.dtype == torch.float32
 
 
 def test_load_is_strict_and_all_or_nothing(net) -> None:
     lora.adapt(net, "query", rank=2)
-    B = lora.trainable(net)
+    B = trainable_state.trainable(net)
     fine = {n: np.ones(p.shape, np.float32) for n, p in B.items()}
     last, one = "blocks.1.query.B", fine["blocks.1.query.B"]
     for wrong, words in (
@@ -195,8 +199,8 @@ def test_load_is_strict_and_all_or_nothing(net) -> None:
         (fine | {last: one * np.float32(np.nan)}, f"{last}: .*not finite"),
     ):
         with pytest.raises(ValueError, match=words):
-            lora.load(B, wrong)
-        assert not any(m.any() for m in lora.read(B).values())
+            trainable_state.load(B, wrong)
+        assert not any(m.any() for m in trainable_state.read(B).values())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -204,10 +208,10 @@ def test_a_merged_copy_is_plain_answers_alike_and_leaves_model_and_chance_alone(
     lora.adapt(net.to(dtype), ["query", "value"], rank=4, alpha=1.0)
     lora.place(net, "head", lora.TrainedLinear(net.head, travels=True))
     fill_B(net)
-    before, rng = fingerprint(lora.read(net.state_dict()), ""), torch.get_rng_state()
+    before, rng = fingerprint(trainable_state.read(net.state_dict()), ""), torch.get_rng_state()
     merged = lora.merged_copy(net)
     assert torch.equal(torch.get_rng_state(), rng)
-    assert fingerprint(lora.read(net.state_dict()), "") == before
+    assert fingerprint(trainable_state.read(net.state_dict()), "") == before
     assert not any(isinstance(m, (lora.AdaptedLinear, lora.TrainedLinear)) for m in merged.modules())
     x = torch.randn(6, 12, dtype=dtype)
     # W + s B A is rounded once to W's dtype: eps of each of twelve terms of size one in each of four layers.
@@ -224,7 +228,7 @@ def test_factors_A_alone_is_PEFTs_LoRA_with_B_as_drawn() -> None:
     lora.adapt(ours, rank=3, alpha=5.0, factors="A")
     torch.testing.assert_close(ours(x), start)  # A is zero
     path = "base_model.model.{}.lora_{}.default.weight"
-    for name, layer in lora.adapted_layers(ours):
+    for name, layer in trainable_state.adapted_layers(ours):
         # B's columns are orthonormal to 1e-6, as A's rows are otherwise.
         torch.testing.assert_close(layer.B.T @ layer.B, torch.eye(3), rtol=0, atol=1e-6)
         layer.A.data = torch.randn(layer.A.shape)
@@ -234,7 +238,7 @@ def test_factors_A_alone_is_PEFTs_LoRA_with_B_as_drawn() -> None:
     # The same products in another order: roundings of 6e-8 on terms near 10.
     torch.testing.assert_close(out, their_out, rtol=1e-5, atol=1e-5)
     ((out + their_out) * direction).sum().backward()
-    for name, layer in lora.adapted_layers(ours):
+    for name, layer in trainable_state.adapted_layers(ours):
         twin = theirs.get_parameter(path.format(name, "A"))
         torch.testing.assert_close(layer.A.grad, twin.grad, rtol=1e-5, atol=1e-5)
 
@@ -242,17 +246,19 @@ def test_factors_A_alone_is_PEFTs_LoRA_with_B_as_drawn() -> None:
 def test_the_bases_fingerprint_leaves_out_what_trains_under_every_name_it_has(net) -> None:
     net.blocks[1] = net.blocks[0]  # one module at two paths, as shared embeddings are
     lora.train_all(net)
-    base, before = lora.fingerprint_base(net), lora.read(lora.trainable(net))
+    base, before = lora.fingerprint_base(net), trainable_state.read(trainable_state.trainable(net))
     train(net, seed=1, steps=1)
     assert lora.fingerprint_base(net) == base
-    assert not any(np.array_equal(before[name], m) for name, m in lora.read(lora.trainable(net)).items())
+    assert not any(
+        np.array_equal(before[name], m) for name, m in trainable_state.read(trainable_state.trainable(net)).items()
+    )
 
 
 def test_a_trained_head_stays_float32_and_stays_home_if_it_does_not_travel(net) -> None:
     lora.adapt(net.to(torch.bfloat16), "query", rank=2)
     lora.place(net, "head", lora.TrainedLinear(net.head, travels=False))
-    assert list(lora.local_only(net)) == ["head.bias", "head.weight"]
-    assert list(lora.trainable(net)) == ["blocks.0.query.B", "blocks.1.query.B"]
+    assert list(trainable_state.local_only(net)) == ["head.bias", "head.weight"]
+    assert list(trainable_state.trainable(net)) == ["blocks.0.query.B", "blocks.1.query.B"]
     assert net(torch.randn(2, 12, dtype=torch.bfloat16)).dtype == net.head.weight.dtype == torch.float32
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fedasym.data.examples import load_examples
 from fedasym.data.partition import Partition, partition
-from fedasym.data.skew import SplitError
+from fedasym.data.skewed_splits import SplitError
 from fedasym.settings import Settings
 from fedasym.tasks.base import Examples
 from fedasym.tasks.targets import score_bins

@@ -16,7 +16,7 @@ from fedasym.methods.base import Frame
 from fedasym.runs.checkpoint import State
 from fedasym.settings import Settings
 from fedasym.wire.contract import Contract
-from server.round.finish import conclude
+from server.round.outcome import conclude
 from server.round.run import Round
 
 EXACT = ("asymmetric", "ffa", "a-only", "fedex", "flora", "rolora", "fedsvd", "central")

@@ -12,11 +12,11 @@ import transformers
 from safetensors.torch import load_file
 from world import TEXTS
 
-from fedasym.adapters import lora
+from fedasym.adapters import lora, trainable_state
 from fedasym.adapters.projection import frozen_A, seeded_normal
 from fedasym.data.examples import load_examples
 from fedasym.models.build import build
-from fedasym.models.stored import DEMO_SHA256, demo_model_folder
+from fedasym.models.model_files import DEMO_SHA256, demo_model_folder
 from fedasym.runs.communication import config_of
 from fedasym.settings import Settings
 from fedasym.tasks import task_of
@@ -53,9 +53,9 @@ def test_each_head_policy_trains_and_sends_exactly_what_it_says(of, family, head
     in_full = {"output": [output], "local": [output], "full": [*hidden, output], "frozen": []}[head]
     adapted = {f"{name}.B" for name in built.layers}
     heads = whole(built.model, in_full)
-    assert lora.trainable(built.model).keys() == adapted | (set() if head == "local" else heads)
-    assert lora.local_only(built.model).keys() == (heads if head == "local" else set())
-    moving = {**lora.trainable(built.model), **lora.local_only(built.model)}
+    assert trainable_state.trainable(built.model).keys() == adapted | (set() if head == "local" else heads)
+    assert trainable_state.local_only(built.model).keys() == (heads if head == "local" else set())
+    moving = {**trainable_state.trainable(built.model), **trainable_state.local_only(built.model)}
     assert {id(p) for p in built.model.parameters() if p.requires_grad} == {id(p) for p in moving.values()}
     linears = {n.removesuffix(".base") for n, m in built.model.named_modules() if isinstance(m, torch.nn.Linear)}
     # All linears but the output layer are adapted, none twice; of a frozen head none.
@@ -66,7 +66,7 @@ def test_each_head_policy_trains_and_sends_exactly_what_it_says(of, family, head
 def test_of_a_frozen_head_nothing_trains_and_nothing_travels_whatever_the_targets(of, targets) -> None:
     settings = of("roberta", head="frozen", targets=targets)
     built = build(settings, 3, TEXTS)
-    moving = {**lora.trainable(built.model), **lora.local_only(built.model)}
+    moving = {**trainable_state.trainable(built.model), **trainable_state.local_only(built.model)}
     assert moving and not any(name.startswith("classifier.") for name in moving)
     assert not any(name.startswith("classifier.") and p.requires_grad for name, p in built.model.named_parameters())
 
@@ -94,11 +94,11 @@ def test_what_the_checkpoint_lacks_is_drawn_from_the_seed_and_all_else_is_the_ch
 def test_two_builds_are_alike_and_another_seed_gives_another_A_and_another_head(of, family) -> None:
     one, same, other = (build(of(family, seed=seed), 3, TEXTS) for seed in (0, 0, 1))
     assert (one.base, one.A, one.layers) == (same.base, same.A, same.layers)
-    first, again = (lora.read(lora.trainable(b.model)) for b in (one, same))
+    first, again = (trainable_state.read(trainable_state.trainable(b.model)) for b in (one, same))
     assert first.keys() == again.keys() and all(first[n].tobytes() == again[n].tobytes() for n in first)
     assert other.A != one.A
     weight = f"{one.output}.weight"
-    assert lora.read(lora.trainable(other.model))[weight].tobytes() != first[weight].tobytes()
+    assert trainable_state.read(trainable_state.trainable(other.model))[weight].tobytes() != first[weight].tobytes()
     assert (other.base != one.base) == (family in HIDDEN)  # the hidden head layers are drawn and frozen
 
 
@@ -132,7 +132,7 @@ def test_every_adapted_layer_learns_so_nothing_adapted_is_unused(of, family, hea
     built = build(settings, 3, TEXTS)
     train, _ = load_examples(settings)
     tokens = TEXTS.encode(built.processor, train, settings.max_length)
-    parameters = lora.trainable(built.model)
+    parameters = trainable_state.trainable(built.model)
     batches = [torch.arange(4).numpy(), torch.arange(4, 8).numpy()]
     train_steps(built.model, parameters, built.processor, tokens, batches, task_of(settings), settings)
     assert all(parameter.grad.any() and parameter.any() for parameter in parameters.values())
@@ -143,9 +143,9 @@ def test_every_adapted_layer_learns_so_nothing_adapted_is_unused(of, family, hea
 def test_in_bfloat16_the_frozen_weights_are_halved_and_what_trains_stays_float32(of, family) -> None:
     settings = of(family, dtype="bfloat16")
     built, full = build(settings, 3, TEXTS), build(of(family), 3, TEXTS)
-    assert {p.dtype for p in lora.trainable(built.model).values()} == {torch.float32}
+    assert {p.dtype for p in trainable_state.trainable(built.model).values()} == {torch.float32}
     assert built.A == full.A and built.base != full.base
-    moving = lora.trainable(built.model)
+    moving = trainable_state.trainable(built.model)
     frozen = {n: p for n, p in built.model.named_parameters() if n not in moving}
     assert {p.dtype for p in frozen.values()} == {torch.bfloat16}
     exact = dict(full.model.named_parameters())
@@ -169,13 +169,13 @@ def test_targets_by_name_adapt_those_layers_and_the_hidden_head(of) -> None:
 
 def test_the_settings_of_the_adapters_reach_every_layer(of) -> None:
     built = build(of("bert", rank=3, alpha=6.0, kind="block", scaling="alpha/sqrt(r)", seed=11), 3, TEXTS)
-    for name, layer in lora.adapted_layers(built.model):
+    for name, layer in trainable_state.adapted_layers(built.model):
         d_in = layer.base.in_features
         assert torch.equal(layer.A, torch.from_numpy(frozen_A(11, name, 3, d_in, "block")))
         assert layer.B.shape == (layer.base.out_features, 3) and not layer.B.any() and layer.scale == 6.0 / 3**0.5
     standard = build(of("bert", method="lora"), 3, TEXTS)
     factors = {f"{name}.{factor}" for name in standard.layers for factor in "AB"}
-    assert lora.trainable(standard.model).keys() == factors | {"classifier.weight", "classifier.bias"}
+    assert trainable_state.trainable(standard.model).keys() == factors | {"classifier.weight", "classifier.bias"}
 
 
 def test_the_mean_pooled_logits_are_the_output_layer_of_the_mean_of_the_real_tokens(of) -> None:
@@ -184,7 +184,7 @@ def test_the_mean_pooled_logits_are_the_output_layer_of_the_mean_of_the_real_tok
     tokens = TEXTS.encode(built.processor, train, 16)
     inputs, _ = TEXTS.collate(built.processor, tokens, [0, 4, 5])
     encoder = transformers.AutoModel.from_pretrained(of("mean").model)
-    head = lora.trainable(built.model)
+    head = trainable_state.trainable(built.model)
     for row, place in zip(built.model(**inputs).logits, [0, 4, 5], strict=True):
         alone, _ = TEXTS.collate(built.processor, tokens, [place])
         mean = encoder(**alone).last_hidden_state[0].mean(0)

@@ -9,7 +9,7 @@ import torch
 from world import TEXTS
 
 from clients.session import forget_session, session_of
-from fedasym.adapters import lora
+from fedasym.adapters import trainable_state
 from fedasym.data.examples import load_examples
 from fedasym.models import device
 from fedasym.models.build import build
@@ -142,10 +142,10 @@ def trained(tiny):
         examples, _ = load_examples(settings)
         built, task = build(settings, len(examples.class_names), TEXTS), task_of(settings)
         tokens = TEXTS.encode(built.processor, examples, settings.max_length)
-        B = lora.trainable(built.model)
+        B = trainable_state.trainable(built.model)
         batches = draw_batches(tokens.lengths, 12, 3, 0, np.random.default_rng(0))
         loss = train_steps(built.model, B, built.processor, tokens, batches, task, settings).loss
-        return lora.read(B), loss, evaluate(built.model, built.processor, tokens, task, settings.eval_batch)
+        return trainable_state.read(B), loss, evaluate(built.model, built.processor, tokens, task, settings.eval_batch)
 
     return run
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from warm import kill_one_process_after_round
 from world import TEXTS, simulate, split_values, tiny_settings, tiny_values, watched_run, what_is_left
 
-from fedasym.adapters import lora
+from fedasym.adapters import trainable_state
 from fedasym.data.examples import load_examples
 from fedasym.methods import METHODS
 from fedasym.models.build import build
@@ -76,7 +76,7 @@ def test_a_run_begins_with_A_and_B_and_the_logits_of_the_peft_model(texts) -> No
         assert (plain.model(**inputs).logits - theirs(**inputs).logits).abs().max() > 0.1
     stored = load_file(Path(settings.init_adapter) / "adapter_model.safetensors")
     assert built.layers == plain.layers and len(stored) == 2 * len(built.layers) + 2
-    for name, layer in lora.adapted_layers(built.model):
+    for name, layer in trainable_state.adapted_layers(built.model):
         assert torch.equal(layer.A, stored[f"{ROOT}{name}.lora_A.weight"])
         assert torch.equal(layer.B, stored[f"{ROOT}{name}.lora_B.weight"])
 
@@ -126,12 +126,12 @@ def test_a_model_that_writes_begins_with_grouped_queries_and_a_table_adapted(tmp
 def test_what_a_run_has_written_another_begins_with(tiny, tmp_path, pooling) -> None:
     settings = dataclasses.replace(tiny, pooling=pooling)
     built, inputs = beginning(settings)
-    rng, moving = np.random.default_rng(3), lora.trainable(built.model)
-    lora.load(moving, {n: rng.standard_normal(tuple(p.shape)).astype(np.float32) for n, p in moving.items()})
+    rng, moving = np.random.default_rng(3), trainable_state.trainable(built.model)
+    trainable_state.load(moving, {n: rng.standard_normal(tuple(p.shape)).astype(np.float32) for n, p in moving.items()})
     write_adapter(tmp_path, built, settings)
     again, _ = beginning(dataclasses.replace(settings, init_adapter=str(tmp_path), seed=5))  # another A, another head
     for (name, one), (_, other) in zip(
-        lora.trainable(again.model).items(), lora.trainable(built.model).items(), strict=True
+        trainable_state.trainable(again.model).items(), trainable_state.trainable(built.model).items(), strict=True
     ):
         assert torch.equal(one, other), name
     assert again.A == built.A
@@ -283,7 +283,9 @@ def test_B_of_the_folder_opens_the_first_round_and_A_never_travels(world, whole)
     settings = from_run_config(world).resolved()
     built = build(settings, 2, task_of(settings).inputs)
     stored = load_file(Path(settings.init_adapter) / "adapter_model.safetensors")
-    sent = split_values(seen[0].down, {name: tuple(p.shape) for name, p in lora.trainable(built.model).items()})
+    sent = split_values(
+        seen[0].down, {name: tuple(p.shape) for name, p in trainable_state.trainable(built.model).items()}
+    )
     left = load_file(folder / "adapter" / "adapter_model.safetensors")
     for name in built.layers:
         key = ROOT + name.removeprefix("encoder.")

@@ -8,7 +8,7 @@ import torch
 from conftest import FAMILIES
 from far_device import FAR, FarTensor, found_far_away
 
-from fedasym.adapters import lora
+from fedasym.adapters import lora, trainable_state
 from fedasym.data.examples import load_examples
 from fedasym.methods import METHODS
 from fedasym.models import device
@@ -49,13 +49,13 @@ def step_and_score(settings: Settings) -> tuple[Built, dict[str, np.ndarray], fl
     built = build(settings, task.outputs(examples.class_names), task.inputs)
     contract_of(settings, built, examples.class_names, "")
     tokens = task.inputs.encode(built.processor, examples, settings.max_length, settings.pooling).take(np.arange(12))
-    moved = lora.common(built.model)
-    lora.load(moved, lora.read(moved))
-    parameters = lora.trainable(built.model) | lora.local_only(built.model)
+    moved = trainable_state.common(built.model)
+    trainable_state.load(moved, trainable_state.read(moved))
+    parameters = trainable_state.trainable(built.model) | trainable_state.local_only(built.model)
     batches = draw_batches(tokens.lengths, 4, 2, 0, np.random.default_rng(0))
     trained = train_steps(built.model, parameters, built.processor, tokens, batches, task, settings)
     scores = evaluate(built.model, built.processor, tokens, task, 5)
-    return built, lora.read(parameters), trained.loss, scores
+    return built, trainable_state.read(parameters), trained.loss, scores
 
 
 @pytest.mark.parametrize("more", CASES, ids=lambda more: "-".join(map(str, more.values())))
@@ -91,7 +91,7 @@ def test_a_tensor_that_is_left_on_the_CPU_is_refused_there(tiny, far) -> None:
     ids = torch.ones(1, 4, dtype=torch.int64)
     with pytest.raises(RuntimeError, match="expected all tensors on one device"):
         built.model(input_ids=ids, attention_mask=torch.ones_like(ids))
-    layer = next(m for _, m in lora.adapted_layers(built.model))
+    layer = next(m for _, m in trainable_state.adapted_layers(built.model))
     layer.A = layer.A.cpu()
     with pytest.raises(RuntimeError, match="expected all tensors on one device"):
         built.model(**device.place({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, FAR))

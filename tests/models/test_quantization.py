@@ -10,12 +10,12 @@ import torch
 import transformers
 from world import TEXTS, tiny_settings
 
-from fedasym.adapters import lora
-from fedasym.adapters.seal import Seal
+from fedasym.adapters import lora, trainable_state
+from fedasym.adapters.frozen_seal import Seal
 from fedasym.models.build import build
 from fedasym.models.quantization import is_quantized
 from fedasym.runs.record import read_rounds
-from fedasym.runs.trained import load_trained
+from fedasym.runs.trained_model import load_trained
 from fedasym.settings import Settings
 from server.session import prepare
 from simulations.engines.in_process import run_local
@@ -38,7 +38,7 @@ def test_linear_layers_of_the_base_are_stored_in_fewer_bits_and_nothing_else_is(
     quantized = {name.replace(".base", "") for name, module in built.model.named_modules() if is_quantized(module)}
     linear = {name.replace(".base", "") for name, m in plain.model.named_modules() if isinstance(m, torch.nn.Linear)}
     assert quantized == linear and set(built.layers) <= quantized and built.layers == plain.layers
-    assert all(p.dtype == torch.float32 for p in lora.trainable(built.model).values())
+    assert all(p.dtype == torch.float32 for p in trainable_state.trainable(built.model).values())
     assert built.A == plain.A and built.base != plain.base
     logits, exact = np.array(built.logits), np.array(plain.logits)
     assert 0.0 < np.abs(logits - exact).max() < np.abs(exact).max()  # close to the model, and not equal to it

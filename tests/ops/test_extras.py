@@ -86,7 +86,7 @@ def test_sites_and_a_server_train_on_what_a_site_has_installed_and_leave_out_the
     settings = site_settings(tmp_path, out=str(tmp_path / "run"), num_rounds=1, client_holdout=0.2, data="none")
     code = f"""
 import sys
-import clients.app, clients.message_handler, clients.deploy.data_check, clients.deploy.plan, clients.deploy.up
+import clients.app, clients.message_handler, clients.deploy.data_check, clients.deploy.site_processes, clients.deploy.up
 import clients.worker.child, clients.worker.service
 assert not [name for name in sys.modules if name.startswith("fedasym.reports")]
 
@@ -112,7 +112,7 @@ run_local(from_run_config({settings.run_config()!r}), 1, Path({str(sites)!r}))
 def test_what_a_server_runs_imports_nothing_that_it_has_not_installed(tmp_path: Path) -> None:
     code = """
 import server.app, server.deploy.registrar, server.deploy.status, server.deploy.up
-import fedasym.ops.bundle, fedasym.reports.run_report, fedasym.tasks.metrics
+import fedasym.ops.app_bundle, fedasym.reports.run_report, fedasym.tasks.metrics
 import datasets, importlib.util, pandas, pyarrow, sklearn
 print(importlib.util.find_spec("ray"))
 """

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fedasym.ops.bundle import bundle_digest
+from fedasym.ops.app_bundle import bundle_digest
 
 ROOT = Path(__file__).resolve().parents[2]
 

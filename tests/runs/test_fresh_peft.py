@@ -16,7 +16,7 @@ from quiz import make_writer, quiz_settings
 from summaries import values_of
 from torch import nn
 
-from fedasym.adapters import lora
+from fedasym.adapters import lora, trainable_state
 from fedasym.data.examples import load_examples
 from fedasym.models.build import Built, build
 from fedasym.runs.peft_folder import write_adapter
@@ -26,8 +26,10 @@ from fedasym.tasks import task_of
 
 def fill(model: nn.Module) -> None:
     """Give everything that moves random values."""
-    rng, moving = np.random.default_rng(1), lora.common(model)
-    lora.load(moving, {n: np.float32(0.1) * rng.standard_normal(tuple(p.shape), np.float32) for n, p in moving.items()})
+    rng, moving = np.random.default_rng(1), trainable_state.common(model)
+    trainable_state.load(
+        moving, {n: np.float32(0.1) * rng.standard_normal(tuple(p.shape), np.float32) for n, p in moving.items()}
+    )
 
 
 @pytest.fixture(scope="module")

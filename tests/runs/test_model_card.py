@@ -11,7 +11,7 @@ import transformers
 from world import make_model, simulate, tiny_settings
 
 from fedasym.runs.record import read_json, read_rounds
-from fedasym.runs.trained import load_trained
+from fedasym.runs.trained_model import load_trained
 
 FAMILIES = {
     "bert": transformers.BertConfig,

@@ -13,10 +13,10 @@ from quiz import make_writer, quiz_settings
 from safetensors.torch import load_file
 from world import TEXTS, simulate
 
-from fedasym.adapters import lora
+from fedasym.adapters import lora, trainable_state
 from fedasym.data.examples import load_examples
 from fedasym.models.build import build
-from fedasym.models.stored import demo_model_folder
+from fedasym.models.model_files import demo_model_folder
 from fedasym.runs import checkpoint
 from fedasym.runs.peft_folder import write_adapter
 from fedasym.settings import Settings
@@ -33,10 +33,10 @@ def case(models, tiny):
         settings = dataclasses.replace(tiny, model=str(models[family]), **more)
         built = build(settings, num_labels, task_of(settings).inputs)
         rng = np.random.default_rng(1)
-        moving = {**lora.common(built.model), **lora.local_only(built.model)}
-        start = lora.read(moving) if settings.method == "full" else {n: np.float32(0) for n in moving}
+        moving = {**trainable_state.common(built.model), **trainable_state.local_only(built.model)}
+        start = trainable_state.read(moving) if settings.method == "full" else {n: np.float32(0) for n in moving}
         drawn = {n: rng.standard_normal(tuple(p.shape), np.float32) for n, p in moving.items()}
-        lora.load(moving, {n: start[n] + m * np.float32(0.3) for n, m in drawn.items()})
+        trainable_state.load(moving, {n: start[n] + m * np.float32(0.3) for n, m in drawn.items()})
         examples, _ = load_examples(settings)
         tokens = TEXTS.encode(built.processor, examples, 16, settings.pooling)
         inputs, _ = TEXTS.collate(built.processor, tokens, [0, 1, 2, 9])
@@ -219,7 +219,7 @@ def test_A_and_B_are_written_as_they_are(case, tmp_path) -> None:
     settings, built, _ = case("bert")
     write_adapter(tmp_path, built, settings)
     stored = load_file(tmp_path / "adapter_model.safetensors")
-    for name, layer in lora.adapted_layers(built.model):
+    for name, layer in trainable_state.adapted_layers(built.model):
         assert torch.equal(stored.pop(f"base_model.model.{name}.lora_A.weight"), layer.A)
         assert torch.equal(stored.pop(f"base_model.model.{name}.lora_B.weight"), layer.B)
     assert stored.keys() == {f"base_model.model.classifier.{key}" for key in ("weight", "bias")}
@@ -227,13 +227,15 @@ def test_A_and_B_are_written_as_they_are(case, tmp_path) -> None:
 
 def test_writing_changes_neither_the_model_nor_what_an_earlier_write_gave(case, tmp_path) -> None:
     settings, built, inputs = case("roberta")
-    before, values = built.model(**inputs).logits, lora.read(lora.trainable(built.model))
+    before, values = built.model(**inputs).logits, trainable_state.read(trainable_state.trainable(built.model))
     write_adapter(tmp_path, built, settings)
     first = (tmp_path / "adapter_model.safetensors").read_bytes()
     write_adapter(tmp_path, built, settings)
     assert (tmp_path / "adapter_model.safetensors").read_bytes() == first
     assert torch.equal(built.model(**inputs).logits, before)
-    assert all(np.array_equal(m, values[n]) for n, m in lora.read(lora.trainable(built.model)).items())
+    assert all(
+        np.array_equal(m, values[n]) for n, m in trainable_state.read(trainable_state.trainable(built.model)).items()
+    )
     assert lora.fingerprint_base(built.model) == built.base
 
 
@@ -259,7 +261,7 @@ def test_a_run_of_the_packaged_model_exports_the_float32_model_and_one_in_bfloat
         inputs, _ = TEXTS.collate(built.processor, tokens, range(6))
         with torch.no_grad():
             untrained = built.model(**inputs).logits
-            lora.load(lora.trainable(built.model), state.matrices)
+            trainable_state.load(trainable_state.trainable(built.model), state.matrices)
             logits[dtype] = built.model(**inputs).logits
     base = transformers.AutoModel.from_pretrained(demo_model_folder(), dtype=torch.float32)
     encoder = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
@@ -290,8 +292,10 @@ def test_a_model_that_writes_is_loaded_by_peft_alone_with_the_same_logits(tmp_pa
     folder = make_writer(tmp_path / "writer", kind=kind, tied=tied)
     settings = quiz_settings(tmp_path, model=str(folder), method=method).resolved()
     built = build(settings, 0, task_of(settings).inputs)
-    rng, moving = np.random.default_rng(1), lora.common(built.model)
-    lora.load(moving, {n: np.float32(0.1) * rng.standard_normal(tuple(p.shape), np.float32) for n, p in moving.items()})
+    rng, moving = np.random.default_rng(1), trainable_state.common(built.model)
+    trainable_state.load(
+        moving, {n: np.float32(0.1) * rng.standard_normal(tuple(p.shape), np.float32) for n, p in moving.items()}
+    )
     write_adapter(tmp_path / "adapter", built, settings)
     assert peft.PeftConfig.from_pretrained(tmp_path / "adapter").task_type == "CAUSAL_LM"
     theirs = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
@@ -307,8 +311,10 @@ def test_a_model_that_writes_is_loaded_by_peft_alone_with_the_same_logits(tmp_pa
 def test_a_fully_trained_model_that_writes_is_a_folder_of_transformers(tmp_path, tied) -> None:
     settings = quiz_settings(tmp_path, model=str(make_writer(tmp_path / "own", tied=tied)), method="full").resolved()
     built = build(settings, 0, task_of(settings).inputs)
-    moving = lora.trainable(built.model)
-    lora.load(moving, {name: matrix * np.float32(1.5) for name, matrix in lora.read(moving).items()})
+    moving = trainable_state.trainable(built.model)
+    trainable_state.load(
+        moving, {name: matrix * np.float32(1.5) for name, matrix in trainable_state.read(moving).items()}
+    )
     write_adapter(tmp_path / "adapter", built, settings)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
     ids = torch.arange(24).reshape(2, 12)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from world import make_sites, tiny_values
 
-from fedasym.ops.bundle import PROJECT, bundle_digest
+from fedasym.ops.app_bundle import PROJECT, bundle_digest
 from fedasym.ops.processes import free_port, started
 from fedasym.runs.record import read_json
 from server.deploy import keys

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from summaries import settings_of
 from world import TEXTS, make_model, simulate, tiny_settings
 
-from fedasym.adapters import lora
+from fedasym.adapters import lora, trainable_state
 from fedasym.data.examples import load_examples, load_held_out
 from fedasym.models.build import build
 from fedasym.models.device import DeviceMemoryError
@@ -27,7 +27,7 @@ from fedasym.runs import checkpoint
 from fedasym.runs.peft_folder import write_merged
 from fedasym.runs.record import EXAMPLES, read_json, read_rounds, write_json
 from fedasym.runs.shown_examples import answers_now, choose_examples, in_words
-from fedasym.runs.trained import TrainedModel, load_trained
+from fedasym.runs.trained_model import TrainedModel, load_trained
 from fedasym.settings import Settings
 from fedasym.tasks import task_of
 from fedasym.tasks.next_tokens import IGNORED, write
@@ -63,8 +63,10 @@ def untrained(settings: Settings, classes: tuple[str, ...] = ()) -> TrainedModel
     settings = settings.resolved()
     task = task_of(settings)
     built = build(settings, task.outputs(classes), task.inputs)
-    rng, moving = np.random.default_rng(2), lora.common(built.model)
-    lora.load(moving, {n: np.float32(0.1) * rng.standard_normal(tuple(p.shape), np.float32) for n, p in moving.items()})
+    rng, moving = np.random.default_rng(2), trainable_state.common(built.model)
+    trainable_state.load(
+        moving, {n: np.float32(0.1) * rng.standard_normal(tuple(p.shape), np.float32) for n, p in moving.items()}
+    )
     return TrainedModel(settings, task, built, classes, 1)
 
 
@@ -140,13 +142,13 @@ def test_a_merged_model_that_writes_has_its_logits_where_the_tied_embedding_is_a
 def test_of_a_run_in_bfloat16_the_float32_model_is_merged(root, frame, tmp_path, capsys) -> None:
     rounded = untrained(of(root, dtype="bfloat16"), ("bad", "good"))
     contract = contract_of(rounded.settings, rounded.built, rounded.classes, "no data")
-    matrices = lora.read(lora.common(rounded.built.model))
+    matrices = trainable_state.read(trainable_state.common(rounded.built.model))
     state = checkpoint.State("", 1, matrices, {}, 0, contract.to_json(), rounded.settings.run_config())
     checkpoint.save(tmp_path, state)
     said(capsys, "export", tmp_path, "--merged", tmp_path / "merged")
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
     whole = untrained(of(root), rounded.classes)
-    lora.load(lora.common(whole.built.model), matrices)
+    trainable_state.load(trainable_state.common(whole.built.model), matrices)
     found, expected = (logits_of(whole, each, frame) for each in (model, whole.built.model))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 

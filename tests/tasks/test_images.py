@@ -18,11 +18,11 @@ from pictures import CLASSES, drawing, image_settings, image_values, make_domain
 from PIL import Image
 from world import assert_moved, crash_in_round, simulate, what_is_left
 
-from fedasym.adapters import lora
+from fedasym.adapters import trainable_state
 from fedasym.adapters.projection import seeded_normal
 from fedasym.data.examples import load_examples
 from fedasym.models.build import build
-from fedasym.models.equivalence import TOLERANCES, digest_image_processor, logits_gap
+from fedasym.models.party_equivalence import TOLERANCES, digest_image_processor, logits_gap
 from fedasym.runs.communication import communication_cost, config_of
 from fedasym.runs.peft_folder import write_adapter
 from fedasym.runs.record import read_json, read_rounds
@@ -213,7 +213,7 @@ def test_transformers_image_classifiers_are_built_adapted_and_moved_by_training(
     inputs, labels = IMAGES.collate(built.processor, encoded, [0, 1, 8, 9])
     loss = task_of(settings).target.loss(built.model(**inputs).logits, labels)
     loss.backward()
-    assert all(p.grad is not None for p in lora.trainable(built.model).values())
+    assert all(p.grad is not None for p in trainable_state.trainable(built.model).values())
     assert built.layers and np.isfinite(built.logits).all()
 
 
@@ -231,8 +231,8 @@ def test_peft_computes_the_same_logits_from_the_folder_with_the_patch_embedding_
     built = build(settings, 2, IMAGES)
     assert "vit.embeddings.patch_embeddings.projection" in built.layers
     assert not any(name.endswith("fc1") for name in built.layers)
-    rng, moving = np.random.default_rng(0), lora.trainable(built.model)
-    lora.load(moving, {n: rng.standard_normal(tuple(p.shape)).astype(np.float32) for n, p in moving.items()})
+    rng, moving = np.random.default_rng(0), trainable_state.trainable(built.model)
+    trainable_state.load(moving, {n: rng.standard_normal(tuple(p.shape)).astype(np.float32) for n, p in moving.items()})
     write_adapter(tmp_path, built, settings)
     base = transformers.AutoModelForImageClassification.from_pretrained(settings.model, num_labels=2)
     theirs = peft.PeftModel.from_pretrained(base, tmp_path).eval()

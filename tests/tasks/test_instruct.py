@@ -16,11 +16,11 @@ from world import simulate
 from clients.deploy.data_check import look
 from clients.node import LENT, NodeContext
 from clients.train_round import Refusal, require_fit
-from fedasym.adapters import lora
+from fedasym.adapters import trainable_state
 from fedasym.data.examples import load_examples
 from fedasym.data.partition import partition
 from fedasym.models.build import build
-from fedasym.models.equivalence import digest_tokenizer
+from fedasym.models.party_equivalence import digest_tokenizer
 from fedasym.runs.record import read_rounds
 from fedasym.settings import Settings, from_run_config
 from fedasym.tasks import task_of
@@ -168,9 +168,9 @@ def test_micro_batches_give_the_step_of_the_whole_batch_whatever_the_answers_len
         encoded = task.inputs.encode(built.processor, examples, 512)
         batches = draw_batches(encoded.lengths, 4, 2, 0, np.random.default_rng(0))
         assert len({int(encoded.terms[place]) for place in batches[0]}) > 1
-        B = lora.trainable(built.model)
+        B = trainable_state.trainable(built.model)
         loss = train_steps(built.model, B, built.processor, encoded, batches, task, settings).loss
-        found.append((loss, lora.read(B)))
+        found.append((loss, trainable_state.read(B)))
     (whole, matrices), (parts, others) = found
     assert parts == pytest.approx(whole, rel=1e-5)
     for name, matrix in matrices.items():  # sums of float32 in another order
@@ -299,12 +299,12 @@ def test_the_models_own_head_stays_and_is_not_adapted(tmp_path: Path, method: st
     built = build(settings, 0, instruct().inputs)
     assert built.output == "" and built.seeded == ()
     if method == "full":  # then all trains, tied weights once
-        assert ("lm_head.weight" in lora.trainable(built.model)) == (not tied)
+        assert ("lm_head.weight" in trainable_state.trainable(built.model)) == (not tied)
         return
     ends = {name.rpartition(".")[2] for name in built.layers}
     assert ends == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     assert len(built.layers) == 2 * len(ends)
-    assert all(name.endswith((".A", ".B")) for name in lora.trainable(built.model))
+    assert all(name.endswith((".A", ".B")) for name in trainable_state.trainable(built.model))
 
 
 def test_a_head_policy_for_a_head_that_no_task_trains_is_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from summaries import KINDS, settings_of
 from torch.nn import functional as F
 
-from fedasym.adapters import lora
+from fedasym.adapters import trainable_state
 from fedasym.data.examples import load_examples
 from fedasym.models.build import build
 from fedasym.tasks import task_of
@@ -36,12 +36,14 @@ def bench(models, root):
         task = task_of(settings)
         examples, held = load_examples(settings)
         built = build(settings, task.outputs(()), task.inputs)
-        moved = lora.trainable(built.model)
+        moved = trainable_state.trainable(built.model)
         rng = np.random.default_rng(2)
         if settings.method == "asymmetric":
             shapes = {name: tuple(p.shape) for name, p in moved.items()}
             drawn = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
-            lora.load(moved, {name: matrix * np.float32(size or SIZES[kind]) for name, matrix in drawn.items()})
+            trainable_state.load(
+                moved, {name: matrix * np.float32(size or SIZES[kind]) for name, matrix in drawn.items()}
+            )
         encoded, held_out = (
             task.inputs.encode(built.processor, part, settings.max_length) for part in (examples, held)
         )
@@ -168,9 +170,9 @@ def test_micro_batches_give_the_step_of_the_whole_batch_and_checkpointing_its_bi
         b = bench(kind, size=0.05, batch_size=8, clip=0.0, optimizer="sgd", **changed)
         batches = draw_batches(b.encoded.lengths, 8, 3, 0, np.random.default_rng(0))
         assert len(set(b.encoded.terms[batches[0]].tolist())) > 1  # of unequal weight
-        before = lora.read(b.moved)
+        before = trainable_state.read(b.moved)
         trained = train_steps(b.model, b.moved, b.tokenizer, b.encoded, batches, b.task, b.settings)
-        found.append((trained.loss, {name: m - before[name] for name, m in lora.read(b.moved).items()}))
+        found.append((trained.loss, {name: m - before[name] for name, m in trainable_state.read(b.moved).items()}))
     (loss, whole), (loss_of_parts, parts) = found
     if "gradient_checkpointing" in more:
         assert loss == loss_of_parts and all(np.array_equal(parts[name], m) for name, m in whole.items())

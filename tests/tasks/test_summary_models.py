@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from summaries import KINDS, SECTIONS, make_documents, settings_of, values_of
 from world import assert_moved, simulate
 
-from fedasym.adapters import lora
+from fedasym.adapters import trainable_state
 from fedasym.data.examples import load_examples
 from fedasym.data.partition import partition
 from fedasym.models import device
@@ -74,8 +74,8 @@ def test_every_linear_layer_of_both_sides_is_adapted_but_the_output_layer_and_no
     settings = of(kind)
     built = built_of(settings)
     assert set(built.layers) == LAYERS[kind] and built.output == ""
-    assert lora.trainable(built.model).keys() == {f"{name}.B" for name in built.layers}
-    assert settings.head == "frozen" and not lora.local_only(built.model)
+    assert trainable_state.trainable(built.model).keys() == {f"{name}.B" for name in built.layers}
+    assert settings.head == "frozen" and not trainable_state.local_only(built.model)
     assert len(built.logits) > 9 and all(np.isfinite(built.logits))
     assert built.logits == built_of(of(kind, method="lora")).logits  # B is zero: the base model's own
 
@@ -99,9 +99,11 @@ def by_peft(settings: Settings, folder: Path, kind: str):
 def test_transformers_and_peft_compute_the_same_logits_from_the_folder(of, tmp_path, kind, method) -> None:
     settings = of(kind, method=method)
     built, task = built_of(settings), task_of(settings)
-    moved, rng = lora.common(built.model), np.random.default_rng(1)
-    start = lora.read(moved)
-    lora.load(moved, {n: m + np.float32(0.1) * rng.standard_normal(m.shape, np.float32) for n, m in start.items()})
+    moved, rng = trainable_state.common(built.model), np.random.default_rng(1)
+    start = trainable_state.read(moved)
+    trainable_state.load(
+        moved, {n: m + np.float32(0.1) * rng.standard_normal(m.shape, np.float32) for n, m in start.items()}
+    )
     examples, _ = load_examples(settings)
     encoded = task.inputs.encode(built.processor, examples, settings.max_length)
     inputs, _ = task.inputs.collate(built.processor, encoded, [0, 1, 5])
@@ -124,7 +126,7 @@ def test_transformers_and_peft_compute_the_same_logits_from_the_folder(of, tmp_p
 
 
 def build_logits(built, settings: Settings) -> tuple[float, ...]:
-    from fedasym.models.equivalence import initial_logits
+    from fedasym.models.party_equivalence import initial_logits
 
     return initial_logits(built.model, built.processor, task_of(settings).inputs, settings)
 
@@ -135,12 +137,12 @@ def test_in_full_fine_tuning_of_a_model_that_writes_everything_takes_the_adapter
     built, task = built_of(settings), task_of(settings)
     examples, _ = load_examples(settings)
     encoded = task.inputs.encode(built.processor, examples, settings.max_length)
-    moved = lora.trainable(built.model)
-    before = lora.read(moved)
+    moved = trainable_state.trainable(built.model)
+    before = trainable_state.read(moved)
     batches = draw_batches(encoded.lengths, 4, 1, 0, np.random.default_rng(0))
     for rates, moves in (({}, False), ({"lr": 0.5, "head_lr": 0.0}, True)):
         train_steps(built.model, moved, built.processor, encoded, batches, task, dataclasses.replace(settings, **rates))
-        assert any(not np.array_equal(m, before[name]) for name, m in lora.read(moved).items()) == moves
+        assert any(not np.array_equal(m, before[name]) for name, m in trainable_state.read(moved).items()) == moves
 
 
 @pytest.mark.parametrize(
@@ -168,7 +170,7 @@ def test_a_step_and_an_evaluation_on_a_second_device_leave_no_tensor_behind(of, 
         built, task = built_of(settings), task_of(settings)
         examples, _ = load_examples(settings)
         encoded = task.inputs.encode(built.processor, examples, settings.max_length).take(np.arange(8))
-        moved = lora.trainable(built.model)
+        moved = trainable_state.trainable(built.model)
         batches = draw_batches(encoded.lengths, 4, 2, 0, np.random.default_rng(0))
         loss = train_steps(built.model, moved, built.processor, encoded, batches, task, settings).loss
         found.append((loss, evaluate(built.model, built.processor, encoded, task, 5)["loss"]))

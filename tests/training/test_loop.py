@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 from world import TEXTS
 
-from fedasym.adapters import lora
+from fedasym.adapters import lora, trainable_state
 from fedasym.data.examples import load_examples
 from fedasym.methods import METHODS
 from fedasym.models.build import build
@@ -44,11 +44,11 @@ def train(b, parameters=None, batches=None):
 
 
 def moving(b):
-    return lora.trainable(b.built.model)
+    return trainable_state.trainable(b.built.model)
 
 
 def bits(b):
-    return {name: matrix.tobytes() for name, matrix in lora.read(moving(b)).items()}
+    return {name: matrix.tobytes() for name, matrix in trainable_state.read(moving(b)).items()}
 
 
 @pytest.mark.parametrize("epochs", [1, 3])
@@ -125,7 +125,7 @@ def test_train_steps_gives_the_bits_of_a_plain_pytorch_loop(bench, more) -> None
 def test_only_the_given_parameters_move(bench) -> None:
     b = bench(head="full")
     before = {n: p.detach().clone() for n, p in b.built.model.state_dict().items()}
-    chosen = dict(list(lora.trainable(b.built.model).items())[::2])
+    chosen = dict(list(trainable_state.trainable(b.built.model).items())[::2])
     train(b, chosen)
     moved = {n for n, p in b.built.model.state_dict().items() if not torch.equal(p, before[n])}
     assert moved == chosen.keys()
@@ -156,9 +156,11 @@ def test_the_heads_rate_moves_the_head_only_and_the_adapters_rate_the_adapters_o
 
 def test_a_step_moves_no_further_than_rate_times_clip(bench) -> None:
     b = bench(clip=1e-3, lr=0.5, head_lr=0.5, optimizer="sgd")
-    before = lora.read(moving(b))
+    before = trainable_state.read(moving(b))
     train(b, batches=b.batches[:1])
-    length = math.sqrt(sum(((m.astype(float) - before[n]) ** 2).sum() for n, m in lora.read(moving(b)).items()))
+    length = math.sqrt(
+        sum(((m.astype(float) - before[n]) ** 2).sum() for n, m in trainable_state.read(moving(b)).items())
+    )
     # PyTorch divides by norm + 1e-6, and float32 rounds the head's weights of size 0.02 by 1e-9.
     assert length == pytest.approx(0.5e-3, rel=1e-4)
 

@@ -13,7 +13,7 @@ from world import federate
 
 from clients.app import app as honest
 from clients.session import Session, session_of
-from fedasym.adapters import lora
+from fedasym.adapters import trainable_state
 from fedasym.runs.record import read_rounds
 from fedasym.settings import from_run_config
 from fedasym.wire import records
@@ -68,7 +68,7 @@ def spoiling(part: str) -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         about = records.about(message.content)
         if (about["client"], about["round"]) == (2, 1):
-            _, layer = next(iter(lora.adapted_layers(site(context).built.model)))
+            _, layer = next(iter(trainable_state.adapted_layers(site(context).built.model)))
             frozen = layer.base.weight if part == "W" else layer.A
             layer.register_forward_hook(lambda *_: setattr(frozen, "data", frozen.data + 0.5))
         return honest(message, context)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from kits import ENVIRONMENT, ROOT, wait_for
 
-from clients.deploy.plan import GUARDED
+from clients.deploy.site_processes import GUARDED
 from fedasym.ops.processes import free_port, tool
 
 SCRIPT = str(ROOT / "clients/deploy/fork_server.py")

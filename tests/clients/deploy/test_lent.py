@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from kits import make_kit
 
-from clients.deploy.plan import Options, plan_of
+from clients.deploy.site_processes import Options, plan_of
 from clients.node import LENT, NodeContext, node_context_of
 from clients.train_round import Refusal, require_fit
 from fedasym.settings import from_run_config

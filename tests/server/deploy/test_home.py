@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from world import tiny_settings
 
-from fedasym.ops.bundle import PROJECT, bundle_digest, stage
+from fedasym.ops.app_bundle import PROJECT, bundle_digest, stage
 from fedasym.wire import records
 from server.__main__ import main
 from server.deploy import keys

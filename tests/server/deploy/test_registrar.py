@@ -16,7 +16,7 @@ import pytest
 from flower_stand_in import Flower
 from test_up import new_home, now, running, until
 
-from fedasym.ops.bundle import PROJECT
+from fedasym.ops.app_bundle import PROJECT
 from fedasym.ops.flower_cli import flwr
 from fedasym.ops.processes import flower_environment, free_port
 from server.__main__ import main

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from world import tiny_settings
 
-from fedasym.ops.bundle import PROJECT, bundle_digest, stage
+from fedasym.ops.app_bundle import PROJECT, bundle_digest, stage
 from fedasym.ops.flower_cli import flwr
 from fedasym.ops.processes import end, flower_environment, free_port, start, started, tool
 from fedasym.runs.record import read_rounds

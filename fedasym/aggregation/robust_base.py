@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from fedasym.aggregation.require import require_alike, require_weight
+from fedasym.aggregation.input_checks import require_alike, require_weight
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]

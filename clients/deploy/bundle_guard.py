@@ -1,7 +1,7 @@
 """Flower's `flwr-clientapp` with a check before it: no code of an app bundle but the pinned one runs at this site.
 
-``python -P clients/deploy/guard.py SHA256 ...``: the rest is what Flower gave ``flwr-clientapp``. Of what runs at a
-site this file alone touches a private part of Flower (``install_from_fab``, as
+``python -P clients/deploy/bundle_guard.py SHA256 ...``: the rest is what Flower gave ``flwr-clientapp``. Of what runs
+at a site this file alone touches a private part of Flower (``install_from_fab``, as
 `flwr.supernode.runtime.run_clientapp` calls it), because Flower has no public place between the arrival of a bundle and
 its first import. If that part is gone, nothing runs.
 

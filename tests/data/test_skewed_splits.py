@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedasym.data.partition import partition
-from fedasym.data.skew import deal, draw_sizes, label_proportions
+from fedasym.data.skewed_splits import deal, draw_sizes, label_proportions
 from fedasym.settings import Settings
 from fedasym.tasks.base import Examples
 from fedasym.tasks.targets import score_bins

@@ -157,7 +157,7 @@ def commands(plan: Plan, port: int) -> dict[str, list[str]]:
 
 def scripts(plan: Plan) -> dict[str, str]:
     """Return the commands that Flower finds before, or in a pinned site instead of, its own, by name."""
-    run = [sys.executable, "-P", _beside("guard.py"), plan.pinned] if plan.pinned else [tool(GUARDED)]
+    run = [sys.executable, "-P", _beside("bundle_guard.py"), plan.pinned] if plan.pinned else [tool(GUARDED)]
     if plan.limits:
         run = [sys.executable, "-I", "-S", _beside("fork_server.py"), "ask", str(_fork_socket(plan)), *run, "--"]
     elif not plan.pinned:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from fedasym.adapters import lora
-from fedasym.adapters.seal import _TENSORS, Seal
+from fedasym.adapters import lora, trainable_state
+from fedasym.adapters.frozen_seal import _TENSORS, Seal
 
 
 def make_net(layers: int = 3, factors: str = "B") -> nn.Module:
@@ -20,7 +20,7 @@ def make_net(layers: int = 3, factors: str = "B") -> nn.Module:
 
 
 def train(net: nn.Module) -> None:
-    optimizer = torch.optim.AdamW(lora.trainable(net).values(), lr=0.05, weight_decay=0.1)
+    optimizer = torch.optim.AdamW(trainable_state.trainable(net).values(), lr=0.05, weight_decay=0.1)
     for _ in range(3):
         optimizer.zero_grad()
         net(torch.randn(8, 12)).square().mean().backward()
@@ -33,12 +33,12 @@ def test_training_leaves_the_seal_whole(factors) -> None:
     seal = Seal(net)
     for _ in range(3):
         train(net)
-        lora.load(lora.trainable(net), lora.read(lora.trainable(net)))
+        trainable_state.load(trainable_state.trainable(net), trainable_state.read(trainable_state.trainable(net)))
         assert seal.holds()
 
 
 def frozen_names(net: nn.Module) -> list[str]:
-    moving = {id(p) for p in lora.trainable(net).values()}
+    moving = {id(p) for p in trainable_state.trainable(net).values()}
     return [*(n for n, t in net.state_dict(keep_vars=True).items() if id(t) not in moving), "0.0.A"]
 
 

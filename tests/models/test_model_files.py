@@ -14,8 +14,8 @@ from quiz import make_writer, quiz_settings
 from world import simulate
 
 from fedasym.models.build import build
-from fedasym.models.equivalence import digest_tokenizer
-from fedasym.models.stored import SMOLLM2_FILE, SMOLLM2_SHA256, sha256_of, smollm2_file, source_of, unpacked
+from fedasym.models.model_files import SMOLLM2_FILE, SMOLLM2_SHA256, sha256_of, smollm2_file, source_of, unpacked
+from fedasym.models.party_equivalence import digest_tokenizer
 from fedasym.runs.communication import config_of
 from fedasym.runs.record import read_rounds
 from fedasym.settings import Settings
@@ -129,7 +129,7 @@ def test_a_file_is_unpacked_once_and_anew_when_it_changes(tmp_path, cache, monke
     folder = unpacked(tmp_path / "tiny.gguf")
     assert folder.parent == cache / "fedasym" / "gguf"
     left = folder.with_name(f"{folder.name}.new")  # of one that was killed while it unpacked
-    monkeypatch.setattr("fedasym.models.stored._unpack", lambda file, folder: pytest.fail("unpacked twice"))
+    monkeypatch.setattr("fedasym.models.model_files._unpack", lambda file, folder: pytest.fail("unpacked twice"))
     copy = tmp_path / "elsewhere.gguf"
     shutil.copy(tmp_path / "tiny.gguf", copy)
     assert unpacked(copy) == unpacked(tmp_path / "tiny.gguf") == folder

@@ -9,8 +9,8 @@ import pytest
 from kits import ENVIRONMENT, ROOT, running
 from world import tiny_settings
 
-from clients.deploy.guard import BundleRefused, checked
-from clients.deploy.plan import BARRED
+from clients.deploy.bundle_guard import BundleRefused, checked
+from clients.deploy.site_processes import BARRED
 from fedasym.ops.processes import tail
 from fedasym.runs.record import read_rounds
 
@@ -28,7 +28,7 @@ def test_a_bundle_is_installed_only_with_the_pinned_digest() -> None:
 
 
 def test_the_guard_runs_nothing_without_a_whole_digest() -> None:
-    guard = [sys.executable, "-P", str(ROOT / "clients/deploy/guard.py")]
+    guard = [sys.executable, "-P", str(ROOT / "clients/deploy/bundle_guard.py")]
     for arguments in ([], ["abc"]):
         done = subprocess.run([*guard, *arguments], capture_output=True, text=True, check=False, env=ENVIRONMENT)
         assert done.returncode == 1 and "is not 64 hexadecimal digits; nothing runs" in done.stderr
@@ -37,7 +37,7 @@ def test_the_guard_runs_nothing_without_a_whole_digest() -> None:
 def test_the_guard_runs_nothing_if_flower_has_lost_the_place_of_the_check() -> None:
     code = (
         "import sys; from flwr.supernode.runtime import run_clientapp as m; del m.install_from_fab\n"
-        "from clients.deploy.guard import guarded; guarded('a' * 64)"
+        "from clients.deploy.bundle_guard import guarded; guarded('a' * 64)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False

@@ -5,7 +5,7 @@ import pytest
 
 from fedasym.adapters.projection import frozen_A
 from fedasym.aggregation.exact import ExactMean
-from fedasym.aggregation.exactness import mismatch_common_A
+from fedasym.aggregation.exactness_meter import mismatch_common_A
 from fedasym.methods import METHODS
 from fedasym.methods.round_exactness import mismatch_of_round
 

@@ -56,7 +56,7 @@ _LONGEST = 8  # tokens of a row: enough to pass every part of the model, and som
 # about u sqrt(d) inside a product of length d: L = 32, d = 4096 give 7e-5 in float32, 7e-2 in bfloat16, whose products
 # are summed in float32. Measured on MiniLM (AVX2): eager and sdpa 2e-6 and 2e-2, one and two threads 0, torch 2.13 and
 # 2.14 0 in float32; bfloat16 is 4e-2 from float32. Another head count, mask or activation moves logits by more than
-# 1e-3 (tests/models/test_equivalence.py).
+# 1e-3 (tests/models/test_party_equivalence.py).
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1}
 
 

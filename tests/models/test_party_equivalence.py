@@ -15,7 +15,7 @@ from world import TEXTS, tiny_settings
 
 from fedasym.methods import METHODS
 from fedasym.models.build import build
-from fedasym.models.equivalence import TOLERANCES, digest_tokenizer, initial_logits, logits_gap, logits_refusal
+from fedasym.models.party_equivalence import TOLERANCES, digest_tokenizer, initial_logits, logits_gap, logits_refusal
 
 
 def fast(backend: Tokenizer) -> PreTrainedTokenizerFast:

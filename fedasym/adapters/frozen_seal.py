@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedasym.adapters import lora
+from fedasym.adapters import trainable_state
 from fedasym.adapters.layers import AdaptedLinear
 
 _VALUES = 16  # looked at in each tensor, from its first to its last
@@ -66,7 +66,10 @@ class Seal:
 
 
 def _frozen(model: nn.Module) -> Iterator[tuple[MutableMapping[str, Any], str, Tensor]]:
-    moving = {id(parameter) for parameter in (*lora.trainable(model).values(), *lora.local_only(model).values())}
+    moving = {
+        id(parameter)
+        for parameter in (*trainable_state.trainable(model).values(), *trainable_state.local_only(model).values())
+    }
     for module in model.modules():
         for key, parameter in module._parameters.items():
             if parameter is not None and id(parameter) not in moving:

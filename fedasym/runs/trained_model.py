@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from fedasym.adapters import lora
+from fedasym.adapters import trainable_state
 from fedasym.methods import METHODS
 from fedasym.models import device
 from fedasym.models.build import Built, build
@@ -78,8 +78,8 @@ def load_trained(folder: Path, where: str = "auto", dtype: str = "") -> TrainedM
 
 def load_common(model: nn.Module, matrices: Mapping[str, NDArray[np.float32]]) -> None:
     """Load what all parties hold into a model; what is private to clients stays as it is."""
-    tensors = lora.common(model)
-    lora.load({name: tensors[name] for name in matrices}, matrices)
+    tensors = trainable_state.common(model)
+    trainable_state.load({name: tensors[name] for name in matrices}, matrices)
 
 
 def private_parts(settings: Settings) -> str:
