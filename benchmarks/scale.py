@@ -33,7 +33,7 @@ def measure(clients: int) -> dict[str, Any]:
     logging.getLogger("fedasym").setLevel(logging.ERROR)
     spent: list[float] = []
     held: list[int] = []
-    client_side, server_side = import_module("clients.train_round"), import_module("server.app")
+    client_side, server_side = import_module("clients.train_round"), import_module("server.lifecycle")
     steps, ends = client_side.train_steps, server_side.run_round
 
     def timed_steps(*args: Any, **kwargs: Any) -> Any:

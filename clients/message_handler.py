@@ -29,7 +29,7 @@ from clients.train_round import (
 )
 from fedasym.fields import Value
 from fedasym.files import WriteError
-from fedasym.models.device import DeviceMemoryError
+from fedasym.models.device import DeviceMemoryError, choose_device, resolved
 from fedasym.runs.record import run_folder
 from fedasym.settings import Settings, from_run_config
 from fedasym.wire import records
@@ -57,7 +57,8 @@ def answer(
     try:
         settings = _settings_of(tuple((key, type(value), value) for key, value in run_config.items()))
         require_fit(settings, place)
-        settings = _here(settings, str(records.about(content).get("dtype", "auto")), place.device)
+        dtype = "own" if kind == WARM else str(records.about(content).get("dtype", "auto"))
+        settings = _here(settings, dtype, place.device)
         return _ANSWERS[kind](content, settings, run_id, place)
     except Refusal as error:
         if isinstance(error, Spoiled):
@@ -87,9 +88,12 @@ def _settings_of(items: tuple[tuple[str, type, Value], ...]) -> Settings:
 
 @lru_cache(1)
 def _here(settings: Settings, dtype: str, device: str) -> Settings:
-    """Return settings with the dtype that the server has stated, and the node's own device if it names one."""
-    stated = as_stated(settings, {"dtype": dtype})
-    return replace(stated, device=device) if device else stated
+    """Return settings with the dtype that the server has stated, and the node's own device if it names one.
+
+    Before the server has stated one (``own``) it is what the server would state on this node's device.
+    """
+    here = replace(settings, device=device) if device else settings
+    return resolved(here, choose_device(here.device)) if dtype == "own" else as_stated(here, {"dtype": dtype})
 
 
 def _query(content: RecordDict, settings: Settings, run_id: int, place: NodeContext) -> RecordDict:
@@ -108,7 +112,10 @@ def _query(content: RecordDict, settings: Settings, run_id: int, place: NodeCont
 
 
 def _warm(content: RecordDict, settings: Settings, run_id: int, place: NodeContext) -> RecordDict:
-    """Load the model ahead of the handshake, while the server loads its own; what fails is said there."""
+    """Load the model ahead of the handshake, while the server loads its own; what fails is said there.
+
+    Another dtype than what the server comes to state has it loaded once more.
+    """
     with suppress(ValueError, OSError):
         if not place.contract:  # a pinned node loads nothing before it has seen what
             session_of(settings)

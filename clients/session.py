@@ -96,7 +96,8 @@ def session_of(settings: Settings) -> Session:
     """Return this thread's session for resolved settings, building it at the first call or when they change."""
     device.prepare(device.choose_device(settings.device), settings.threads, settings.deterministic)
     if getattr(_kept, "session", None) is None or _kept.session.settings != settings:
-        forget_session()  # first, so that there are never two models at once
+        if getattr(_kept, "session", None) is not None:
+            forget_session()  # first, so that there are never two models at once
         with uncollected():
             _kept.session = _build_session(settings)
     session: Session = _kept.session

@@ -267,7 +267,7 @@ def runner(root: Path, more: dict[str, object]) -> Callable[[], str]:
 
     from clients.app import app
     from clients.session import session_of
-    from server.app import federate, only_user, opened
+    from server.lifecycle import federate, only_user, opened
     from server.reporter import Reporter
     from simulations.engines.grid import InProcessGrid
 

@@ -138,7 +138,7 @@ def settings_of_sites(count: int, **more: object) -> Settings:
 def no_report() -> Iterator[None]:
     """Leave the report out of all runs: its figures take longer than all else of a tiny run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("server.app.write_report", lambda folders, out: None)
+        patch.setattr("server.lifecycle.write_report", lambda folders, out: None)
         yield
 
 

@@ -159,8 +159,9 @@ def _library_shares(asked: _Asked) -> tuple[NDArray[np.int64], ...]:
     labels = np.frombuffer(asked.labels, np.int64)[order]
     partitioner.dataset = datasets.Dataset.from_dict({"index": order.tolist(), "label": labels.tolist()})
     try:
+        # [:] first: a column of datasets is read row by row.
         shares = [
-            np.sort(np.asarray(partitioner.load_partition(k)["index"], np.int64)) for k in range(asked.num_clients)
+            np.sort(np.asarray(partitioner.load_partition(k)[:]["index"], np.int64)) for k in range(asked.num_clients)
         ]
     except (ValueError, ZeroDivisionError) as error:
         raise SplitError(

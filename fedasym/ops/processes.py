@@ -50,12 +50,15 @@ def cores() -> int:
 def flower_environment(home: Path, first_on_path: Sequence[Path] = ()) -> dict[str, str]:
     """Return our environment with Flower quiet, its home elsewhere, and this Python's commands found first.
 
+    Flower's engine runs on a Ray of its own, unless RAY_ADDRESS names one: what another program has left in Ray's
+    temporary folder is not taken for it.
+
     Args:
         home: Flower's home (``FLWR_HOME``), for its configuration and installed apps.
         first_on_path: folders whose commands come before those beside this Python.
     """
     found = [*map(str, first_on_path), str(Path(sys.executable).parent), os.environ.get("PATH", "")]
-    return {**os.environ, **QUIET, "FLWR_HOME": str(home), "PATH": os.pathsep.join(found)}
+    return {"RAY_ADDRESS": "local", **os.environ, **QUIET, "FLWR_HOME": str(home), "PATH": os.pathsep.join(found)}
 
 
 def start(

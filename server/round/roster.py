@@ -37,13 +37,6 @@ _REFUSALS = 4  # of every site, each of which may pass, before the first round: 
 _FIRST_SECONDS = 60.0  # a site's first answer takes as long as loading its model
 
 
-def warm(grid: Grid, settings: Settings) -> None:
-    """Let the nodes that are there load model and data while the server does; nobody waits for their answers."""
-    content = RecordDict({"about": ConfigRecord({"dtype": settings.dtype})})
-    nodes = list(grid.get_node_ids())
-    grid.push_messages([Message(content, node, f"{MessageType.QUERY}.warm", group_id="warm") for node in nodes])
-
-
 @dataclass(frozen=True)
 class _Late:
     """A message that was not answered in time: to which client and node, in which round, and until when it is busy."""

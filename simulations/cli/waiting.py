@@ -29,7 +29,7 @@ from fedasym.ops.progress import (
 
 LONG = ("run", "demo", "federation", "compare", "tune", "sockets")  # commands that load at once
 LOADING = "loading PyTorch, transformers and Flower"
-_HEAVY = ("torch", "transformers", "server.app", "clients.message_handler")
+_HEAVY = ("torch", "transformers", "server.lifecycle", "clients.message_handler")
 
 
 def load(console: Console) -> None:

@@ -35,7 +35,9 @@ def run_local(settings: Settings, workers: int, data: Path | None = None, app: C
             f"sites={settings.sites!r} and the folder of their data is {data}; give both (--site-data DIR) or neither"
         )
     begin(Path(settings.out), "loading transformers")
-    import_module("transformers")  # whole, before there are threads: datasets looks into it while another imports it
+    # Whole, before there are threads: one that imports them would see the half of what another has begun to import.
+    for name in ("transformers", "server.lifecycle", "clients.message_handler"):
+        import_module(name)
     config = settings.run_config()
     nodes: int | list[dict[str, Value]] = settings.num_clients
     if data is not None:

@@ -1,5 +1,10 @@
-"""Flower's own simulation engine (Ray), on a private SuperLink."""
+"""Flower's own simulation engine (Ray), on a private SuperLink.
 
+Ray is started for the run on this machine, unless RAY_ADDRESS names a cluster that runs already: then a client has as
+many of its cores as ``threads`` says, and as many clients train at the same time as that leaves room for.
+"""
+
+import os
 import shutil
 from pathlib import Path
 
@@ -15,7 +20,7 @@ def run_flower(settings: Settings, workers: int, data: Path | None = None, link:
 
     Args:
         settings: ``out`` must name the run folder.
-        workers: clients that train at the same time, each in a process of its own.
+        workers: clients that train at the same time, each in a process of its own; without a meaning on a cluster.
         data: must be None: Flower's simulated nodes have no data of their own.
         link: where; None: a SuperLink of its own, which ends with the run.
 
@@ -31,12 +36,13 @@ def run_flower(settings: Settings, workers: int, data: Path | None = None, link:
     if settings.sites or data is not None:
         raise ValueError("Flower's simulated nodes cannot have data of their own; use --engine local, or deploy")
     # Ray starts as many actors as fit: num-cpus of each into num-cpus of all, and the same for GPUs.
-    each, gpus = max(1, cores() // workers), _gpus(settings.device)
-    federation = (
-        f"num-supernodes={settings.num_clients} client-resources-num-cpus={each} init-args-num-cpus={each * workers}"
-    )
+    own = os.environ.get("RAY_ADDRESS", "local") == "local"
+    each, gpus = max(1, cores() // workers) if own else settings.threads, _gpus(settings.device)
+    federation = f"num-supernodes={settings.num_clients} client-resources-num-cpus={each}"
+    federation += f" init-args-num-cpus={each * workers}" if own else ""
     if gpus:
-        federation += f" client-resources-num-gpus={min(1.0, gpus / workers)} init-args-num-gpus={gpus}"
+        federation += f" client-resources-num-gpus={min(1.0, gpus / workers)}"
+        federation += f" init-args-num-gpus={gpus}" if own else ""
     if link is not None:
         return run_app(link, settings, "--federation-config", federation)
     begin(Path(settings.out).absolute(), "starting Flower's SuperLink")

@@ -26,7 +26,7 @@ from fedasym.ops import extras
 from fedasym.runs.record import read_json, read_rounds
 from fedasym.tasks import task_of
 from fedasym.tasks.metrics import score
-from server.app import write_report
+from server.lifecycle import write_report
 from simulations.engines.ray import run_flower
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,7 +111,7 @@ run_local(from_run_config({settings.run_config()!r}), 1, Path({str(sites)!r}))
 @pytest.mark.ci
 def test_what_a_server_runs_imports_nothing_that_it_has_not_installed(tmp_path: Path) -> None:
     code = """
-import server.app, server.deploy.registrar, server.deploy.status, server.deploy.up
+import server.lifecycle, server.deploy.registrar, server.deploy.status, server.deploy.up
 import fedasym.ops.app_bundle, fedasym.reports.run_report, fedasym.tasks.metrics
 import datasets, importlib.util, pandas, pyarrow, sklearn
 print(importlib.util.find_spec("ray"))

@@ -263,7 +263,9 @@ def test_a_stopped_demo_goes_on_and_a_finished_one_is_replaced(world, tmp_path, 
         values = {**tiny_values(world, num_rounds=1), "method": method}
         lines = [f"{key} = {value!r}".replace("'", '"') for key, value in values.items()]
         (tmp_path / f"{method}.toml").write_text("\n".join(lines))
-    monkeypatch.setattr("server.app.write_report", lambda folders, out: None)  # of each run; that of both is the demo's
+    monkeypatch.setattr(
+        "server.lifecycle.write_report", lambda folders, out: None
+    )  # of each run; that of both is the demo's
     out, quiet = tmp_path / "out", Console(quiet=True)
     demo(out, "local", 1, 0, quiet)
     records = [out / method / "rounds.jsonl" for method in ("asymmetric", "lora")]

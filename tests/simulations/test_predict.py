@@ -332,7 +332,7 @@ def test_a_run_without_memory_for_examples_has_the_same_bits_and_says_so(root, r
     def full(*_: object) -> None:
         raise DeviceMemoryError("out of memory in answering")
 
-    monkeypatch.setattr("server.app.answers_now", full)
+    monkeypatch.setattr("server.lifecycle.answers_now", full)
     with caplog.at_level("INFO", "fedasym"):
         other = simulate(of(root, out=str(root / "without")))
     assert caplog.text.count("the report shows no examples: out of memory") == 1

@@ -24,7 +24,7 @@ from stops import (
     stop_with_little_space,
 )
 
-from server.app import only_user
+from server.lifecycle import only_user
 from server.round.run import FederationError
 
 # A method that remembers, a layer of each client's own, a server optimizer: all that has a state.
