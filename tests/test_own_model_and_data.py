@@ -1,5 +1,6 @@
 """The page about one's own model and data is true: its commands run, and what it quotes is what is said."""
 
+import json
 import re
 import shlex
 import shutil
@@ -22,6 +23,7 @@ from simulations.run import read_settings
 
 PAGE = (ROOT / "docs" / "your-own-model-and-data.md").read_text()
 IN_PROCESS = [line for line in commands(PAGE) if line.startswith("python -m simulations run ")]
+AFTER = [line for line in commands(PAGE) if re.match("python -m simulations (predict|export) ", line)]
 FLOWER = [line for line in commands(PAGE) if line.startswith("flwr run . --stream -c '")]
 QUICK = ("num-rounds=1", "local-steps=1", "test-cap=3")
 
@@ -68,7 +70,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Path]) ->
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(photo, folder / f"{number}.png")
         shutil.copy(photo, root / "table" / "files")
-    names = ["runs", *(path.name for path in root.iterdir())]
+    names = ["runs", "merged", *(path.name for path in root.iterdir())]
     return {f"/path/to/{name}": str(root / name) for name in names}
 
 
@@ -80,7 +82,9 @@ def test_every_family_and_layout_has_its_commands() -> None:
         {"", "chat", "text"},
         {"", "classes", "domains"},
     ]
-    assert len(FLOWER) == 4 and len(IN_PROCESS) + len(FLOWER) == len(commands(PAGE))
+    assert len(FLOWER) == 4 and len(IN_PROCESS) + len(AFTER) + len(FLOWER) == len(commands(PAGE))
+    runs = {shlex.split(line)[-1] for line in IN_PROCESS}
+    assert {shlex.split(line)[4] for line in AFTER} <= runs
 
 
 @pytest.mark.parametrize("command", IN_PROCESS, ids=lambda line: Path(shlex.split(line)[-1]).name)
@@ -94,6 +98,14 @@ def test_an_in_process_command_of_the_page_completes(
     assert read_json(folder / "summary.json")["rounds"] == 1
     assert (folder / "adapter" / "adapter_model.safetensors").exists()
     assert "/path/to" not in " ".join(words)
+    for after in (shlex.split(filled(line, places)) for line in AFTER):
+        if after[4] == str(folder):  # those of the page that use this run
+            capsys.readouterr()
+            assert main(after[3:]) == 0 and "/path/to" not in " ".join(after)
+            said = capsys.readouterr().out
+            assert said.strip()
+            if "--merged" in after:
+                assert json.loads((Path(after[-1]) / "config.json").read_text())["model_type"]
 
 
 @pytest.fixture(scope="module")
