@@ -160,6 +160,9 @@ def unadaptable(module: Any) -> str:
     """Say why a layer of a kind that can be adapted can not; "" if it can."""
     if getattr(module, "groups", 1) != 1:
         return f"is a convolution of {module.groups} groups, of which each reads other channels"
+    if hasattr(module.weight, "__tensor_flatten__"):
+        kind = type(module.weight).__name__
+        return f"stores its weight as {kind}, which has no bytes of its own to compare; load it unquantised"
     if getattr(module, "max_norm", None) is not None:
         return f"is an embedding with max_norm={module.max_norm}, which changes its own weight when it is read"
     return ""

@@ -58,10 +58,10 @@ class Built:
         seeded: paths of parameters that were drawn from the seed because the checkpoint lacks them.
         output: path of the output layer; "" where the model's own head stays as it is.
         base: fingerprint of all that is frozen.
-        config: what the model's ``config.json`` says of it, as `equivalence.described`.
-        ids: digest of how inputs become what the model reads, as `equivalence.digest_processor`.
+        config: what the model's ``config.json`` says of it, as `party_equivalence.described`.
+        ids: digest of how inputs become what the model reads, as `party_equivalence.digest_processor`.
         A: fingerprint of the initial A.
-        logits: what the initial model says to a fixed input, as `equivalence.initial_logits`.
+        logits: what the initial model says to a fixed input, as `party_equivalence.initial_logits`.
         init_adapter: fingerprint of what was taken from the folder of ``init-adapter``; "" if it names none.
     """
 

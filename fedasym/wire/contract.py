@@ -31,8 +31,8 @@ class Contract:
     Attributes:
         method, factors, seed, kind, rank, alpha, scaling, head: as in the settings.
         base: fingerprint of all frozen weights.
-        config: ``(key, value)`` of the model's configuration, as `equivalence.described`.
-        tokenizer: digest of how inputs become what the model reads, as `equivalence.digest_processor`.
+        config: ``(key, value)`` of the model's configuration, as `party_equivalence.described`.
+        tokenizer: digest of how inputs become what the model reads, as `party_equivalence.digest_processor`.
         A: fingerprint of the initial A of every layer.
         schema: ``(name, shape)`` of every matrix that trains, sorted by name, float32 all; what of it travels
             when is the method's.

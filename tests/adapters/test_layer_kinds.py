@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.testing._internal.two_tensor import TwoTensor
 from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTForImageClassification
 from transformers.pytorch_utils import Conv1D
 
@@ -256,11 +257,20 @@ def test_merging_a_layer_whose_weight_another_shares_leaves_the_other_as_it_was(
     torch.testing.assert_close(merged(ids), net(ids), rtol=1e-5, atol=1e-5)
 
 
+def _of_two_tensors() -> nn.Module:
+    """Return a layer whose weight is stored in other tensors, as torchao's are; this one is PyTorch's own."""
+    layer = nn.Linear(4, 3)
+    one = layer.weight.detach()
+    layer.weight = nn.Parameter(TwoTensor(one, one.clone()))
+    return layer
+
+
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
         (nn.Conv2d(4, 4, 3, groups=2), "one: is a convolution of 2 groups, .*; leave it out of targets, or exclude"),
         (nn.Embedding(5, 4, max_norm=1.0), "one: is an embedding with max_norm=1.0, which changes its own weight"),
+        (_of_two_tensors(), "one: stores its weight as TwoTensor, which has no bytes of its own to compare"),
         (
             nn.ConvTranspose2d(4, 4, 3),
             r"targets \['one'\] match no layer that can be adapted; .* nothing: there is none",
