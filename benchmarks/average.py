@@ -9,6 +9,7 @@ up and down between magnitudes; both are timed against as many usual replies.
 
 import statistics
 import time
+import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
@@ -73,6 +74,20 @@ def seconds_to_run(mean: Callable[[list[RecordDict]], np.ndarray], replies: list
     return time.perf_counter() - start
 
 
+def memory(count: int, size: int) -> tuple[float, float]:
+    """Return the bytes that the exact mean holds for each value after some replies, and at most at its result."""
+    total, replies = ExactMean(), make_replies(count, size)
+    tracemalloc.start()
+    for reply in replies:
+        total.add(reply["metrics"]["num-examples"], {"B": reply["arrays"]["B"].numpy()})
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.reset_peak()
+    total.mean()
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return held / size, most / size
+
+
 def main() -> None:
     """Measure both in turn and print one line."""
     parser = make_parser(__doc__)
@@ -88,6 +103,7 @@ def main() -> None:
     rounds = [{kind: seconds_to_run(exact_mean, five) for kind, five in fives.items()} for _ in range(3)]
     fastest = {kind: min(each[kind] for each in rounds) for kind in fives}
     incoming = count * size * 4 / 1e9
+    held, most = memory(count, size // 4)
     result = {
         "benchmark": "average",
         "unit": "GB/s of incoming float32",
@@ -99,6 +115,8 @@ def main() -> None:
         "flower": round(incoming / flower, 3),
         "times_flowers_time": round(exact / flower, 2),
         "largest_difference": float(difference),
+        "bytes_held_a_value": round(held, 1),
+        "most_bytes_a_value": round(most, 1),
         "worst_times_usual": {kind: round(fastest[kind] / fastest["usual"], 1) for kind in ("colluding", "jumping")},
     }
     say(result, arguments.out)

@@ -26,6 +26,28 @@ def test_every_test_and_measurement_that_a_page_names_is_there(page: Path) -> No
             assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, f"{path}::{name}"
 
 
+def test_the_page_about_scale_follows_from_its_raw_lines_and_its_tree_has_the_bits_of_one_server() -> None:
+    page = (ROOT / "docs/scale.md").read_text()
+    lines = read_lines(ROOT / "benchmarks/results/traffic.jsonl")
+    sent = {line["model"]: line["bytes_each_way"]["asymmetric"] for line in lines}
+    average = read_lines(ROOT / "benchmarks/results/average.jsonl")[-1]
+    small, middle, large = sent["llama-3.2-1b"], sent["roberta-large"], sent["llama-3.1-70b"]
+    for said in (
+        f"are {small / 1e6:.0f} GB, {small / 1e6:.0f} s of the link and {small / 1e6 / average['exact']:.0f} s of the",
+        f"a reply is {large / 1e6:.0f} MB. Its mean needs {large / 4e9 * average['most_bytes_a_value']:.0f} GB",
+        f"sends for {large * 8 / 100e6:.0f} s",
+        f"1,000 clients are {large / 1e6:.0f} GB, seven minutes",
+        f"({middle / 1e6:.0f} MB) are {middle / 1e6:.0f} TB a round: four hours of that link, and seven of the mean",
+    ):
+        assert said in page, said
+    assert [round(seconds) for seconds in (large / 1e6 / 60, middle / 3.6e6, middle / 3.6e6 / average["exact"])] == [
+        7,
+        4,
+        7,
+    ]
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], {})
+
+
 def test_the_throughput_of_the_exact_mean_is_that_of_the_raw_line() -> None:
     pattern = (
         r"takes in ([\d.]+) GB of .* in ([\d.]+): ([\d.]+) times its time \((\d+) replies of (\d+) MB, (\d+) cores\)"

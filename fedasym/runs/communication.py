@@ -72,6 +72,18 @@ PRESETS: dict[str, tuple[str, dict[str, int]]] = {
             "tie_word_embeddings": True,
         },
     ),
+    "llama-3.1-70b": (
+        "LlamaConfig",
+        {
+            "vocab_size": 128256,
+            "hidden_size": 8192,
+            "intermediate_size": 28672,
+            "num_hidden_layers": 80,
+            "num_attention_heads": 64,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 131072,
+        },
+    ),
     "qwen2.5-0.5b": (
         "Qwen2Config",
         {
@@ -88,7 +100,8 @@ PRESETS: dict[str, tuple[str, dict[str, int]]] = {
     "vit-b16": ("ViTConfig", {**_BERT_LIKE, "image_size": 224, "patch_size": 16}),
 }
 
-WRITERS = ("llama-2-7b", "llama-3.2-1b", "qwen2.5-0.5b")  # those of the presets that write, by their own head
+# Those of the presets that write, by their own head.
+WRITERS = ("llama-2-7b", "llama-3.2-1b", "llama-3.1-70b", "qwen2.5-0.5b")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from fedasym.files import read_lines, write_atomic
 from fedasym.methods import METHODS
-from fedasym.reports.comparison import mismatch_entry, percent
+from fedasym.reports.comparison import human_bytes, mismatch_entry, percent
 from fedasym.reports.study.figures import figures
 from fedasym.reports.study.result_lines import in_order
 from fedasym.reports.study.scores import difference_sheets, score_sheets
@@ -22,11 +22,13 @@ from simulations.study.results import RESULTS
 from simulations.study.tuning import grid_points
 
 ROOT = RESULTS.parents[1]
-PAGES = (ROOT / "README.md", ROOT / "simulations" / "README.md", ROOT / "docs" / "reliability.md")
+PAGES = tuple(ROOT / page for page in ("README.md", "simulations/README.md", "docs/reliability.md", "docs/scale.md"))
+BENCHMARKS = ROOT / "benchmarks" / "results"
 PLOTS = RESULTS / "plots"
 FAMILIES = "families.jsonl"
 START = "start-of-a.jsonl"
 ATTACKS = "attacks.jsonl"
+TRAFFIC = "traffic.jsonl"
 _BLOCK = re.compile(r"<!-- table: (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -38,7 +40,8 @@ def refreshed(page: Path) -> str:
     """
 
     def block(match: re.Match[str]) -> str:
-        file = RESULTS / Path(match[1]).name
+        folder = BENCHMARKS if "benchmarks/" in match[1] else RESULTS
+        file = folder / Path(match[1]).name
         if not file.exists():
             raise FileNotFoundError(f"{page} has a table of {match[1]}, but there is no {file}")
         return f"<!-- table: {match[1]} -->\n\n{_content(file)}\n\n<!-- end -->"
@@ -75,6 +78,8 @@ def _content(file: Path) -> str:
         return attacks_markdown(lines)
     if file.name == START:
         return start_markdown(lines)
+    if file.name == TRAFFIC:
+        return traffic_markdown(lines, read_lines(BENCHMARKS / "average.jsonl")[-1])
     if file.name in ("comparison-tuning.jsonl", START.replace(".", "-tuning.")):
         return tuning_markdown(grid_points(lines))
     return tuning_markdown(lines) if file.name == "tuning.jsonl" else _runs_markdown(lines)
@@ -112,6 +117,26 @@ def attacks_markdown(lines: Sequence[Mapping[str, Any]]) -> str:
     clients = lines[0]["clients"]
     head = ["aggregation", *(f"{liars} of {clients}: {attack}" if liars else "no liars" for liars, attack in columns)]
     rows = [[Entry(f"`{rule}`"), *(entry(of.get((rule, *place))) for place in columns)] for rule in rules]
+    return to_markdown(Sheet("", head, rows))
+
+
+def traffic_markdown(lines: Sequence[Mapping[str, Any]], average: Mapping[str, Any]) -> str:
+    """Return one row a model, by size: a client's bytes each way, and what 1,000 replies of B only cost a server."""
+    rows = []
+    for line in sorted(lines, key=lambda line: line["parameters"]):
+        each = line["bytes_each_way"]
+        all_of_them = 1000 * each["asymmetric"]
+        rows.append(
+            [
+                Entry(line["model"]),
+                *(Entry(human_bytes(each[method])) for method in ("asymmetric", "lora", "full")),
+                Entry(percent(1 - each["asymmetric"] / each["lora"])),
+                Entry(human_bytes(all_of_them)),
+                Entry(f"{all_of_them / 1e9 / average['exact']:,.0f} s"),
+                Entry(human_bytes(each["asymmetric"] / 4 * average["most_bytes_a_value"])),
+            ]
+        )
+    head = ("model", "B only", "standard LoRA", "full", "saved", "1,000 replies", "their exact mean", "its memory")
     return to_markdown(Sheet("", head, rows))
 
 

@@ -9,13 +9,13 @@ from study_lines import make_lines
 from simulations.study.tables import PAGES, refreshed, start_markdown
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.name}")
 def test_making_the_tables_anew_changes_nothing(page) -> None:
     text = page.read_text()
     assert "<!-- table: " in text and refreshed(page) == text
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.name}")
 def test_every_figure_and_file_that_a_page_links_to_is_there(page) -> None:
     links = re.findall(r"\]\((?!https?:|#)([^)]+)\)", page.read_text())
     assert links and not [link for link in links if not (page.parent / link.partition("#")[0]).exists()]

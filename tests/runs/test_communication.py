@@ -102,6 +102,7 @@ def test_grouped_queries_make_B_smaller_than_A() -> None:
         ("bart-large", 406_291_456 + 1024 * 1024 + 1024 + 2 * 1024 + 2),
         ("llama-2-7b", 6_738_415_616 - 32_000 * 4096 + 2 * 4096),  # the language head gives way to `score`
         ("llama-3.2-1b", 1_235_814_400 + 2 * 2048),  # its language head is its embedding
+        ("llama-3.1-70b", 70_553_706_496 - 128_256 * 8192 + 2 * 8192),
         ("qwen2.5-0.5b", 494_032_768 + 2 * 896),
         ("vit-b16", 85_798_656 + 2 * 768 + 2),
     ],
@@ -119,7 +120,7 @@ def test_a_preset_has_as_many_parameters_as_the_published_model_and_no_weights(m
 
 def test_all_presets_are_tested() -> None:
     encoders = {"roberta-base", "roberta-large", "bart-large", "vit-b16"}
-    assert set(PRESETS) == encoders | set(WRITERS) and len(WRITERS) == 3
+    assert set(PRESETS) == encoders | set(WRITERS) and len(WRITERS) == 4
 
 
 @pytest.mark.parametrize(
