@@ -71,8 +71,8 @@ check-ci: $(STAMP)  ## of the slow tests those that CI runs after make test, whe
 check-deployment: $(STAMP) nginx  ## of the slow tests those of a deployment: TLS, keys, proxy, pinned bundle, what is killed
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m deployed
 
-benchmarks: $(STAMP)  ## measure speed; raw lines go to benchmarks/results/
-	@for script in $(filter-out benchmarks/gpu.py benchmarks/result_line.py,$(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python $$script --out benchmarks/results/$$(basename $$script .py).jsonl || exit 1; done
+benchmarks: $(STAMP)  ## measure speed; raw lines go to benchmarks/results/ (an hour of rounds: python -m benchmarks.endurance)
+	@for script in $(filter-out benchmarks/gpu.py benchmarks/endurance.py benchmarks/result_line.py,$(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python $$script --out benchmarks/results/$$(basename $$script .py).jsonl || exit 1; done
 
 check-gpu: $(STAMP)  ## the demo on this machine's GPU: bits, accuracy, memory, speed; to benchmarks/results/gpu.jsonl
 	@$(BIN)/python benchmarks/gpu.py --out benchmarks/results/gpu.jsonl
