@@ -57,8 +57,9 @@ def answer(
     try:
         settings = _settings_of(tuple((key, type(value), value) for key, value in run_config.items()))
         require_fit(settings, place)
-        dtype = "own" if kind == WARM else str(records.about(content).get("dtype", "auto"))
-        settings = _here(settings, dtype, place.device)
+        dtype = str(records.about(content).get("dtype", "auto"))
+        ahead = kind == WARM and dtype == "auto" and not place.private
+        settings = _here(settings, None if ahead else dtype, place.device)
         return _ANSWERS[kind](content, settings, run_id, place)
     except Refusal as error:
         if isinstance(error, Spoiled):
@@ -87,13 +88,13 @@ def _settings_of(items: tuple[tuple[str, type, Value], ...]) -> Settings:
 
 
 @lru_cache(1)
-def _here(settings: Settings, dtype: str, device: str) -> Settings:
+def _here(settings: Settings, dtype: str | None, device: str) -> Settings:
     """Return settings with the dtype that the server has stated, and the node's own device if it names one.
 
-    Before the server has stated one (``own``) it is what the server would state on this node's device.
+    None: a simulation's server has not stated one yet, and will state the same for this machine as for its own.
     """
     here = replace(settings, device=device) if device else settings
-    return resolved(here, choose_device(here.device)) if dtype == "own" else as_stated(here, {"dtype": dtype})
+    return resolved(here, choose_device(here.device)) if dtype is None else as_stated(here, {"dtype": dtype})
 
 
 def _query(content: RecordDict, settings: Settings, run_id: int, place: NodeContext) -> RecordDict:
@@ -112,10 +113,7 @@ def _query(content: RecordDict, settings: Settings, run_id: int, place: NodeCont
 
 
 def _warm(content: RecordDict, settings: Settings, run_id: int, place: NodeContext) -> RecordDict:
-    """Load the model ahead of the handshake, while the server loads its own; what fails is said there.
-
-    Another dtype than what the server comes to state has it loaded once more.
-    """
+    """Load the model ahead of the handshake, while the server loads its own; what fails is said there."""
     with suppress(ValueError, OSError):
         if not place.contract:  # a pinned node loads nothing before it has seen what
             session_of(settings)

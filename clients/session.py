@@ -96,8 +96,9 @@ def session_of(settings: Settings) -> Session:
     """Return this thread's session for resolved settings, building it at the first call or when they change."""
     device.prepare(device.choose_device(settings.device), settings.threads, settings.deterministic)
     if getattr(_kept, "session", None) is None or _kept.session.settings != settings:
-        if getattr(_kept, "session", None) is not None:
+        if hasattr(_kept, "session"):  # also what is left of one that could not be built
             forget_session()  # first, so that there are never two models at once
+        _kept.session = None
         with uncollected():
             _kept.session = _build_session(settings)
     session: Session = _kept.session

@@ -6,39 +6,37 @@ A run folder that holds a checkpoint of the same contract and settings is contin
 import logging
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context
 from flwr.serverapp import Grid
 
 from fedasym.adapters import trainable_state
 from fedasym.aggregation.base import aggregator_of
 from fedasym.fields import difference
-from fedasym.files import writing
 from fedasym.methods import METHODS
 from fedasym.methods.base import Matrices, pick, values
 from fedasym.models import device
 from fedasym.ops import extras
 from fedasym.ops.paused_gc import uncollected
-from fedasym.ops.processes import cores, held_alone
+from fedasym.ops.processes import cores
 from fedasym.runs import checkpoint, record
 from fedasym.runs.peft_folder import write_adapter
 from fedasym.runs.shown_examples import answers_now, write_examples
 from fedasym.runs.trained_model import load_common, private_parts
-from fedasym.settings import Settings, from_run_config, judged_at_clients
+from fedasym.settings import Settings, judged_at_clients
 from fedasym.tasks.base import Answer
 from fedasym.training.loop import evaluate
 from fedasym.wire import records
 from fedasym.wire.codecs import codec_of
 from fedasym.wire.contract import as_stated
-from server.reporter import Reporter, show_log
+from server.failure import FederationError
+from server.reporter import Reporter
 from server.round.outcome import conclude
 from server.round.roster import Roster
-from server.round.run import FederationError, Opening, Round, TooFewReplies, name_of, run_round
+from server.round.run import Opening, Round, TooFewReplies, name_of, run_round
 from server.session import Session, prepare
 
 log = logging.getLogger("fedasym")
@@ -48,16 +46,6 @@ _FREE = (
     "out", "eval-untouched", "num-rounds", "round-timeout", "sites-timeout", "retries", "min-valid", "device",
     "eval-batch", "gradient-checkpointing", "keep-checkpoints", "keep-best", "patience",
 )  # fmt: skip
-
-
-def run_federation(grid: Grid, context: Context) -> None:
-    """Run the federation that Flower's run config describes."""
-    show_log()
-    settings = from_run_config(context.run_config).resolved()
-    folder = record.run_folder(settings, context.run_id)
-    with only_user(folder), Reporter(folder, settings.num_rounds) as reporter:
-        settings = for_this_machine(settings, folder)
-        federate(grid, opened(settings, folder), folder, reporter)
 
 
 def for_this_machine(settings: Settings, folder: Path) -> Settings:
@@ -366,23 +354,3 @@ def _resume(folder: Path, session: Session) -> checkpoint.State:
     again = "; what came after it was not finished or is lost, and is done again" if cut else ""
     log.info("continuing %s after round %d%s", folder, state.round, again)
     return replace(state, settings=settings)
-
-
-@contextmanager
-def only_user(folder: Path) -> Iterator[None]:
-    """Make the run folder if need be and hold it alone.
-
-    Raises:
-        FederationError: another process holds it, or a file is in its place.
-        WriteError: nothing can be written there.
-    """
-    with ExitStack() as stack:
-        with writing(folder):
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(held_alone(folder, "wait for it or choose another out"))
-            except (FileExistsError, NotADirectoryError):
-                raise FederationError(f"{folder} cannot be made: a file is in the way; choose another out") from None
-            except BlockingIOError as error:
-                raise FederationError(str(error)) from None
-        yield

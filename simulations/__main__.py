@@ -64,7 +64,7 @@ def _is_ours(error: Exception) -> bool:
         return True
     from fedasym.models.device import DeviceMemoryError
     from fedasym.ops.flower_cli import FlowerError
-    from server.round.run import FederationError
+    from server.failure import FederationError
 
     return isinstance(error, (FederationError, FlowerError, DeviceMemoryError))
 

@@ -267,7 +267,8 @@ def runner(root: Path, more: dict[str, object]) -> Callable[[], str]:
 
     from clients.app import app
     from clients.session import session_of
-    from server.lifecycle import federate, only_user, opened
+    from server.app import only_user
+    from server.lifecycle import federate, opened
     from server.reporter import Reporter
     from simulations.engines.grid import InProcessGrid
 

@@ -250,6 +250,10 @@ def fingerprint_base(model: nn.Module) -> str:
     frozen = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) not in moving:  # shared weights stand there under several names
+            if hasattr(tensor, "__tensor_flatten__"):
+                raise ValueError(
+                    f"{name} is stored as {type(tensor).__name__}, whose bytes are not its own; load it unquantised"
+                )
             raw = tensor.detach().cpu().contiguous()
             bytes_of = raw.reshape(-1).view(torch.uint8).numpy()
             frozen[f"{own_name.get(name, name)}|{raw.dtype}|{tuple(raw.shape)}"] = bytes_of

@@ -37,6 +37,11 @@ _LEFT_SECONDS = 2.0  # from SIGTERM to SIGKILL for what a process has left behin
 _LOOK_SECONDS = 0.05
 
 
+def ray_address() -> str:
+    """Return where the Ray of simulations is: what RAY_ADDRESS names, or ``local``: each run starts its own."""
+    return os.environ.get("RAY_ADDRESS") or "local"
+
+
 def tool(name: str) -> str:
     """Return the path of a command that is installed beside this Python."""
     return str(Path(sys.executable).with_name(name))
@@ -58,7 +63,8 @@ def flower_environment(home: Path, first_on_path: Sequence[Path] = ()) -> dict[s
         first_on_path: folders whose commands come before those beside this Python.
     """
     found = [*map(str, first_on_path), str(Path(sys.executable).parent), os.environ.get("PATH", "")]
-    return {"RAY_ADDRESS": "local", **os.environ, **QUIET, "FLWR_HOME": str(home), "PATH": os.pathsep.join(found)}
+    here = {"FLWR_HOME": str(home), "PATH": os.pathsep.join(found), "RAY_ADDRESS": ray_address()}
+    return {**os.environ, **QUIET, **here}
 
 
 def start(

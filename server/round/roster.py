@@ -23,10 +23,11 @@ from fedasym.settings import Settings
 from fedasym.wire import records
 from fedasym.wire.codecs import codec_of
 from fedasym.wire.contract import Contract
+from server.failure import FederationError
 from server.round.inbox import LONGEST_TEXT, Delivery, Inbox, bound_of
 from server.round.membership import Membership
 from server.round.node_notes import Said
-from server.round.run import FederationError, Round, name_of, pause
+from server.round.run import Round, name_of, pause
 from server.round.weights import MOST_EXAMPLES, KnownSizes, StatedSizes, Weights
 
 log = logging.getLogger("fedasym")

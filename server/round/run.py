@@ -25,16 +25,13 @@ from fedasym.wire import records
 from fedasym.wire.checks import unused
 from fedasym.wire.codecs import codec_of
 from fedasym.wire.contract import Contract
+from server.failure import FederationError
 from server.round.inbox import LONGEST_TEXT, Bound, Delivery, Inbox, bound_of
 from server.round.reply import Rejection, check_reply
 from server.round.weights import Weights
 
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.2, 2.0  # seconds between two looks for replies
 _LEAST_TTL = 600.0  # seconds that a message lives at least: the clocks of server and sites may differ
-
-
-class FederationError(RuntimeError):
-    """The federation cannot go on; the text names clients, values and what to do."""
 
 
 class TooFewReplies(FederationError):

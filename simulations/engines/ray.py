@@ -1,15 +1,14 @@
 """Flower's own simulation engine (Ray), on a private SuperLink.
 
 Ray is started for the run on this machine, unless RAY_ADDRESS names a cluster that runs already: then a client has as
-many of its cores as ``threads`` says, and as many clients train at the same time as that leaves room for.
+many of its cores as ``threads`` says, with ``device=cuda`` a GPU, and as many train at the same time as fit.
 """
 
-import os
 import shutil
 from pathlib import Path
 
 from fedasym.ops import extras
-from fedasym.ops.processes import cores
+from fedasym.ops.processes import cores, ray_address
 from fedasym.ops.progress import begin
 from fedasym.settings import Settings
 from simulations.engines.superlink import Superlink, run_app, superlink
@@ -36,13 +35,17 @@ def run_flower(settings: Settings, workers: int, data: Path | None = None, link:
     if settings.sites or data is not None:
         raise ValueError("Flower's simulated nodes cannot have data of their own; use --engine local, or deploy")
     # Ray starts as many actors as fit: num-cpus of each into num-cpus of all, and the same for GPUs.
-    own = os.environ.get("RAY_ADDRESS", "local") == "local"
-    each, gpus = max(1, cores() // workers) if own else settings.threads, _gpus(settings.device)
-    federation = f"num-supernodes={settings.num_clients} client-resources-num-cpus={each}"
-    federation += f" init-args-num-cpus={each * workers}" if own else ""
-    if gpus:
-        federation += f" client-resources-num-gpus={min(1.0, gpus / workers)}"
-        federation += f" init-args-num-gpus={gpus}" if own else ""
+    if ray_address() == "local":
+        each, gpus = max(1, cores() // workers), _gpus(settings.device)
+        wanted: dict[str, float] = {"client-resources-num-cpus": each, "init-args-num-cpus": each * workers}
+        if gpus:
+            wanted |= {"client-resources-num-gpus": min(1.0, gpus / workers), "init-args-num-gpus": gpus}
+    else:
+        wanted = {"client-resources-num-cpus": settings.threads}
+        if settings.device.startswith("cuda"):
+            wanted |= {"client-resources-num-gpus": 1.0}
+    wanted |= {"num-supernodes": settings.num_clients}
+    federation = " ".join(f"{name}={value}" for name, value in wanted.items())
     if link is not None:
         return run_app(link, settings, "--federation-config", federation)
     begin(Path(settings.out).absolute(), "starting Flower's SuperLink")

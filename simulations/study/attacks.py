@@ -30,7 +30,7 @@ from fedasym.runs.record import read_rounds, versions
 from fedasym.settings import Settings, from_run_config
 from fedasym.wire import records
 from fedasym.wire.contract import as_stated
-from server.round.run import FederationError
+from server.failure import FederationError
 from simulations.engines.in_process import run_local
 from simulations.run import read_settings
 

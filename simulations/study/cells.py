@@ -12,7 +12,8 @@ from fedasym.fields import Value
 from fedasym.methods import METHODS
 from fedasym.reports.study.result_lines import REFERENCES
 from fedasym.settings import Settings, from_run_config
-from server.lifecycle import only_user, opened, train
+from server.app import only_user
+from server.lifecycle import opened, train
 from server.reporter import Reporter
 from simulations.engines.grid import InProcessGrid
 from simulations.study.results import result_lines

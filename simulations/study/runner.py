@@ -25,7 +25,7 @@ from fedasym.fields import difference
 from fedasym.files import append_line, read_lines
 from fedasym.ops.processes import held_alone
 from fedasym.settings import Settings
-from server.round.run import FederationError
+from server.failure import FederationError
 from simulations.cli.waiting import cells_shown
 from simulations.interrupts import interrupts_held
 from simulations.study.cells import Cell, cell_settings, comparable, run_cell

@@ -123,7 +123,8 @@ def attacks_markdown(lines: Sequence[Mapping[str, Any]]) -> str:
 def traffic_markdown(lines: Sequence[Mapping[str, Any]], average: Mapping[str, Any]) -> str:
     """Return one row a model, by size: a client's bytes each way, and what 1,000 replies of B only cost a server."""
     rows = []
-    for line in sorted(lines, key=lambda line: line["parameters"]):
+    latest = {line["model"]: line for line in lines}
+    for line in sorted(latest.values(), key=lambda line: line["parameters"]):
         each = line["bytes_each_way"]
         all_of_them = 1000 * each["asymmetric"]
         rows.append(

@@ -9,7 +9,7 @@ from world import federate, make_model, tiny_settings, tiny_values
 
 from clients.app import app as honest
 from server.app import app as server_app
-from server.round.run import FederationError
+from server.failure import FederationError
 from simulations.engines.grid import RUN_ID, SERVER_NODE, InProcessGrid
 
 

@@ -20,9 +20,10 @@ from fedasym.runs.record import read_json, read_rounds
 from fedasym.settings import Settings
 from fedasym.wire import records
 from server.app import app as server_app
+from server.failure import FederationError
 from server.round import roster
 from server.round.membership import Membership
-from server.round.run import FederationError, Round, TooFewReplies, sample_clients
+from server.round.run import Round, TooFewReplies, sample_clients
 from simulations.engines.grid import RUN_ID, SERVER_NODE, InProcessGrid
 
 NAMES = ("north", "south", "east")

@@ -32,10 +32,11 @@ from fedasym.settings import Settings
 from fedasym.wire import records
 from fedasym.wire.codecs.identity import PACKED
 from fedasym.wire.contract import Contract
+from server.failure import FederationError
 from server.lifecycle import initial_state
 from server.round.inbox import LONGEST_TEXT, Inbox
 from server.round.outcome import conclude
-from server.round.run import FederationError, Opening, Round, run_round
+from server.round.run import Opening, Round, run_round
 from server.round.weights import KnownSizes
 from server.session import prepare
 from simulations.engines.grid import InProcessGrid

@@ -26,8 +26,8 @@ from fedasym.wire import records
 from fedasym.wire.codecs.identity import PACKED
 from fedasym.wire.contract import Contract
 from server.app import app as server_app
+from server.failure import FederationError
 from server.round.reply import Checked, Rejection, check_reply
-from server.round.run import FederationError
 from simulations.engines.grid import RUN_ID, SERVER_NODE, InProcessGrid
 
 Tamper = Callable[[Message, Message], Message | None]

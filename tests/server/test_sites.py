@@ -15,7 +15,7 @@ from fedasym.data.examples import load_own_examples
 from fedasym.runs.record import read_json, read_rounds
 from fedasym.settings import Settings, from_run_config
 from fedasym.tasks import task_of
-from server.round.run import FederationError
+from server.failure import FederationError
 from server.session import prepare
 from simulations.engines.ray import run_flower
 

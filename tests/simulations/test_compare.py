@@ -20,7 +20,7 @@ from world import tiny_values
 from fedasym.files import append_line, read_lines
 from fedasym.ops.processes import held_alone
 from fedasym.reports.study import study_page
-from server.round.run import FederationError
+from server.failure import FederationError
 from simulations.__main__ import main
 from simulations.study.cells import Cell, cell_settings
 from simulations.study.compare import Comparison

@@ -17,7 +17,7 @@ from warm import kill_one_process_after_round, words
 from world import simulate, tiny_settings, tiny_values, what_is_left
 
 from fedasym.runs.record import read_rounds
-from server.round.run import FederationError
+from server.failure import FederationError
 
 ROOT = Path(__file__).resolve().parents[2]
 ROUNDS = 3

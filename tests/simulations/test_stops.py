@@ -24,8 +24,8 @@ from stops import (
     stop_with_little_space,
 )
 
-from server.lifecycle import only_user
-from server.round.run import FederationError
+from server.app import only_user
+from server.failure import FederationError
 
 # A method that remembers, a layer of each client's own, a server optimizer: all that has a state.
 ALL = {

@@ -18,8 +18,8 @@ from clients.app import app as honest
 from fedasym.reports.run_report import write_report
 from fedasym.runs import checkpoint
 from fedasym.runs.record import read_json, read_rounds, versions
+from server.failure import FederationError
 from server.round.node_notes import Said
-from server.round.run import FederationError
 from simulations.cli.display import Follower
 from simulations.versions import VARIABLE, run_environments, seen
 

@@ -12,7 +12,7 @@ from world import simulate, tiny_settings, watched_run, what_is_left
 from fedasym.fields import choices_of
 from fedasym.settings import Settings, from_run_config
 from fedasym.training.schedule import rate_factor
-from server.round.run import FederationError
+from server.failure import FederationError
 
 SCHEDULES = choices_of({f.name: f for f in dataclasses.fields(Settings)}["schedule"])
 

@@ -19,7 +19,7 @@ from fedasym.settings import from_run_config
 from fedasym.wire import records
 from fedasym.wire.checks import idle
 from fedasym.wire.codecs.identity import PACKED
-from server.round.run import FederationError
+from server.failure import FederationError
 
 FLOATS = st.floats(-4, 4, width=32)
 
