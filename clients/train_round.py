@@ -227,6 +227,8 @@ def train_round(
     after = transformed(
         transforms_of(settings.transforms), change, generator(settings.seed, "transforms", number, client)
     )
+    if method.remembers:  # only now: of a message that was refused nothing is left
+        write_held(own, number, held, settings.keep_checkpoints)
     if private:
         write_local(own, number, trainable_state.read(private), settings.keep_checkpoints)
     particulars: records.About = {
@@ -307,8 +309,6 @@ def _receive(session: Session, content: RecordDict, about: dict[str, Any], own: 
             if not before:
                 raise Behind(f"round {number} builds on round {number - 1}, which this client was not sent")
         held = method.receive(before, sent, weights, number, frame_of(session.settings))
-    if method.remembers:
-        write_held(own, number, held, session.settings.keep_checkpoints)
     return held
 
 

@@ -131,6 +131,7 @@ class DirectSuperlink:
 
     def ask(self, content: RecordDict) -> dict[str, int]:
         """Send a message to each node; return the node by message id."""
+        assert self.state.acknowledge_task_heartbeat(TaskIdentity.task_id)  # as Flower's process of the server does
         messages = [Message(content, node, MessageType.TRAIN) for node in self.nodes]
         names = list(self.grid.push_messages(messages))
         for node in self.nodes:
