@@ -23,6 +23,7 @@ def sleeper(deaf: bool = False) -> list[str]:
         child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
         print(child.pid, flush=True)
         child.wait()
+        signal.pause()  # it ends by a signal, also if its child is killed first
     """
     return [sys.executable, "-c", textwrap.dedent(code)]
 
