@@ -13,6 +13,18 @@ from clients.node import NodeContext
 QUERY, WARM, TRAIN = "query", "query.warm", "train"
 
 
+class Refusal(Exception):
+    """The client will not do what was asked; the text says why and what to do."""
+
+
+class Behind(Refusal):
+    """The client lacks what the message builds on; it must be sent everything."""
+
+
+class Spoiled(Refusal):
+    """What is frozen has changed while training: neither the reply nor the model may be used."""
+
+
 def refused(reason: str, *, behind: bool = False, passing: bool = False, ends: bool = False) -> RecordDict:
     """Return a reply that says no, and why.
 

@@ -11,22 +11,14 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-from flwr.app import ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 
-from clients.errors import QUERY, TRAIN, WARM, hidden, note, refused
+from clients.errors import QUERY, TRAIN, WARM, Behind, Refusal, Spoiled, hidden, note, refused
+from clients.handshake import handshake, require_fit, require_pin, require_pinned_model
 from clients.node import NodeContext
 from clients.session import forget_session, holding_of, session_of
 from clients.state import remove_earlier_runs
-from clients.train_round import (
-    Behind,
-    Refusal,
-    Spoiled,
-    handshake,
-    require_fit,
-    require_pin,
-    require_pinned_model,
-    train_round,
-)
+from clients.train_round import train_cohort, train_round
 from fedasym.fields import Value
 from fedasym.files import WriteError
 from fedasym.models.device import DeviceMemoryError, choose_device, resolved
@@ -61,24 +53,30 @@ def answer(
         ahead = kind == WARM and dtype == "auto" and not place.private
         settings = _here(settings, None if ahead else dtype, place.device)
         return _ANSWERS[kind](content, settings, run_id, place)
-    except Refusal as error:
-        if isinstance(error, Spoiled):
-            forget_session()
-        return refused(f"{type(error).__name__}: {error}", behind=isinstance(error, Behind))
-    except DeviceMemoryError as error:  # its text holds nothing of the data
+    except Exception as error:
+        if (no := _said(error, place)) is None:
+            raise
+        return no
+
+
+def _said(error: Exception, place: NodeContext) -> RecordDict | None:
+    """Return the reply that says no for a reason; None where the reason is no refusal."""
+    if isinstance(error, Spoiled | DeviceMemoryError):
         forget_session()
+    if isinstance(error, Refusal):
+        return refused(f"{type(error).__name__}: {error}", behind=isinstance(error, Behind))
+    if isinstance(error, DeviceMemoryError):  # its text holds nothing of the data
         return refused(f"{type(error).__name__}: {error}", passing=True)
-    except WriteError as error:
+    if isinstance(error, WriteError):
         if not (place.private or place.state):  # the run's own disk, which is the server's too
             return refused(str(error), ends=True)
         said = hidden(error, place) if place.private else str(error)
         return refused(f"{said}; what it keeps cannot be written ({os.strerror(error.errno or 0)})", passing=True)
-    except Exception as error:
-        if place.private:
-            return refused(hidden(error, place), passing=True)
-        if isinstance(error, (ValueError, FloatingPointError)):
-            return refused(f"{type(error).__name__}: {error}")
-        raise
+    if place.private:
+        return refused(hidden(error, place), passing=True)
+    if isinstance(error, ValueError | FloatingPointError):
+        return refused(f"{type(error).__name__}: {error}")
+    return None
 
 
 @lru_cache(1)  # the messages of a run come with one config
@@ -103,6 +101,8 @@ def _query(content: RecordDict, settings: Settings, run_id: int, place: NodeCont
     session = session_of(settings)
     about = handshake(session, content, place)
     holding = holding_of(session, place)  # data that cannot be used are found before the first round
+    # Whoever sees the server's run folder sees what every client keeps: a simulation's node can do any one's work.
+    about["any-client"] = not (place.private or place.state) and (run_folder(settings, run_id) / "config.json").exists()
     if place.share >= 0:
         about |= {"partition-id": place.share, "num-partitions": place.shares}
     if place.site:
@@ -127,12 +127,49 @@ def _train(content: RecordDict, settings: Settings, run_id: int, place: NodeCont
     session = session_of(settings)
     require_pin(session, place)
     run = None if place.private or place.state else run_folder(settings, run_id)  # a site's steps are its own affair
-    reply, metrics = train_round(session, holding_of(session, place), content, keep, run)
-    reply["metrics"] = MetricRecord({**metrics})
+    clients = records.about(content).get("clients")
+    if clients is not None:
+        return _train_several(content, clients, settings, place, keep, run)
+    reply = train_round(session, holding_of(session, place), content, keep, run)
     if place.state:
         for line in remove_earlier_runs(keep, records.about(content)["run"], place.keep_runs, place.keep_days):
             note(line, place)
     return reply
+
+
+def _train_several(
+    content: RecordDict, clients: object, settings: Settings, place: NodeContext, keep: Path, run: Path | None
+) -> RecordDict:
+    """Train the clients that one message names: each answers as it would alone, whatever becomes of the others."""
+    if place.private or place.state:
+        raise Refusal("the message names several clients, and this node keeps what is one's own; ask it for one")
+    if not isinstance(clients, list) or len({*clients}) < len(clients) or any(type(k) is not int for k in clients):
+        raise Refusal(f"the message states clients={clients!r:.100}, expected different whole numbers")
+    parts: dict[int, RecordDict] = {}
+    for start in range(0, len(clients), settings.cohort):
+        group = clients[start : start + settings.cohort]
+        for client, end in _outcomes(content, group, settings, place, keep, run).items():
+            if isinstance(end, Exception):
+                end = _said(end, place) or refused(f"its process failed: {type(end).__name__}: {end}")
+            parts[client] = end
+    return records.joined(parts)
+
+
+def _outcomes(
+    content: RecordDict, group: list[int], settings: Settings, place: NodeContext, keep: Path, run: Path | None
+) -> dict[int, RecordDict | Exception]:
+    """Train a group of clients, in one pass where they are several; return each one's reply or error."""
+    try:
+        session = session_of(settings)  # anew for every group: an error may have ended the one before
+        holding = holding_of(session, place)
+        if settings.cohort > 1:
+            return train_cohort(session, holding, content, group, keep, run)
+        about = {**records.about(content), "client": group[0]}
+        del about["clients"]
+        own = RecordDict({**content, "about": ConfigRecord(about)})
+        return {group[0]: train_round(session, holding, own, keep, run)}
+    except Exception as error:
+        return dict.fromkeys(group, error)
 
 
 def _folder(settings: Settings, run_id: int, place: NodeContext) -> Path:

@@ -7,6 +7,7 @@ mutable, so threads do not share one.
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,13 @@ from fedasym.methods import METHODS
 from fedasym.models import device
 from fedasym.models.build import Built, build
 from fedasym.models.class_names import classes_of_checkpoint
+from fedasym.models.party_equivalence import initial_logits
 from fedasym.ops.paused_gc import uncollected
 from fedasym.rng import generator
 from fedasym.settings import Settings
 from fedasym.tasks import task_of
 from fedasym.tasks.base import Encoded, Examples, Task
+from fedasym.training.cohort import unfit
 from fedasym.wire.contract import SITES, Contract, contract_of
 
 _kept = threading.local()
@@ -152,4 +155,7 @@ def _build_session(settings: Settings) -> Session:
         trainable_state.common(built.model),
         trainable_state.trainable(built.model) | trainable_state.local_only(built.model),
     )
+    answers = partial(initial_logits, built.model, built.processor, task.inputs, settings)
+    if settings.cohort > 1 and (reason := unfit(built.model, trained, settings.dtype, answers)):
+        raise ValueError(f"cohort={settings.cohort}: {reason}")
     return Session(settings, built, task, contract, initial, private, holdings, common, trained, Seal(built.model))

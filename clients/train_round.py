@@ -1,165 +1,70 @@
 """A client's work for one message: check, load, train, reply. Plain functions of a session and a record."""
 
-import hashlib
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flwr.app import RecordDict
+import numpy as np
+from flwr.app import MetricRecord, RecordDict
+from numpy.typing import NDArray
 
-from clients.node import NodeContext
+from clients.errors import Behind, Refusal, Spoiled
 from clients.session import Holding, Session
 from clients.state import RUN, read_codec, read_held, read_local, write_codec, write_held, write_local
 from fedasym.adapters import lora, trainable_state
 from fedasym.adapters.frozen_seal import Seal
-from fedasym.fields import difference
-from fedasym.files import write_atomic
 from fedasym.methods import METHODS
 from fedasym.methods.base import letter_of, pick, select
-from fedasym.models import device
-from fedasym.models.party_equivalence import logits_gap, logits_refusal
-from fedasym.ops.progress import client_tell, to_nobody
+from fedasym.ops.progress import Tell, client_tell, to_nobody
 from fedasym.rng import generator
-from fedasym.runs.record import versions
-from fedasym.settings import Settings
-from fedasym.tasks import task_of
 from fedasym.tasks.base import Encoded
-from fedasym.training.loop import draw_batches, evaluate, train_steps
+from fedasym.training.cohort import Member, train_together
+from fedasym.training.loop import Trained, draw_batches, evaluate, train_steps
 from fedasym.training.schedule import rate_factor
 from fedasym.training.transforms import Change, transformed, transforms_of
 from fedasym.wire import records
 from fedasym.wire.checks import idle, thawed
 from fedasym.wire.codecs import codec_of
-from fedasym.wire.contract import frame_of, named_model
+from fedasym.wire.contract import frame_of
 
 
-class Refusal(Exception):
-    """The client will not do what was asked; the text says why and what to do."""
+@dataclass
+class _Work:
+    """What a client is to do for a message, and what its reply says of it.
 
-
-class Behind(Refusal):
-    """The client lacks what the message builds on; it must be sent everything."""
-
-
-class Spoiled(Refusal):
-    """What is frozen has changed while training: neither the reply nor the model may be used."""
-
-
-def require_fit(settings: Settings, place: NodeContext) -> None:
-    """Require a run that a node can take part in; called before anything that the run names is built or read.
-
-    Args:
-        settings: of the run, resolved.
-        place: the node's context.
-
-    Raises:
-        Refusal: a site in a run that splits its data, a node without data in a run of sites, a site that the run does
-            not list, or one whose data the run would read otherwise than the site lends them.
+    Attributes:
+        client, number: whose work it is, in which round.
+        own: folder of what it keeps.
+        held: what every party holds at the round's start.
+        start: what it starts from: that, and what is private.
+        fresh: whether it has private matrices and had none.
+        train_set, kept_out: places in its examples.
+        encoded: they.
+        batches: places of each local step.
+        tell: told after every step.
+        metrics: of the reply.
+        loaded: digest of what was broadcast, as read back from the model.
     """
-    if bool(settings.sites) != place.private:
-        here = f"site {place.site!r} has data of its own" if place.private else "this node has no data of its own"
-        raise Refusal(f"{here}, and the run's sites={settings.sites!r}; give every node its data-dir, or none")
-    if place.private and place.site not in settings.site_names:
-        raise Refusal(f"site {place.site!r} is none of the run's sites={settings.sites!r}; add it there")
-    if place.lends and (differences := difference(place.lends, task_of(settings).reads)):
-        raise Refusal(
-            f"the run would read the data of site {place.site!r} otherwise than the site lends them (there: the site, "
-            f"here: the run): {'; '.join(differences)}; change the run's settings, or bring the site up with others"
-        )
 
-
-def handshake(session: Session, content: RecordDict, place: NodeContext) -> records.About:
-    """Check the server's contract and logits against our own, and our contract against the pinned one.
-
-    Returns:
-        What we agree to, and what we say of ourselves: how far our logits are from the server's, the versions that we
-        run, what computes (``notes``), and whether it is slow at it (``warnings``), which the server shows.
-
-    Raises:
-        Refusal: the contracts differ; names each difference. Or the logits differ by more than rounding does, or the
-            message holds neither.
-    """
-    about = records.about(content)
-    stated, logits = about.get("contract"), about.get("logits")
-    stated = stated if isinstance(stated, str) else ""
-    if not stated or not isinstance(logits, list) or any(type(logit) is not float for logit in logits):
-        raise Refusal(
-            "the query carries no contract, or no logits; server and client must run the same version of fedasym"
-        )
-    try:
-        reason = session.contract.refusal(stated)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise Refusal(
-            f"the stated contract is none ({type(error).__name__}: {error!s:.200}); server and client must run the "
-            "same version of fedasym"
-        ) from error
-    if reason := reason or logits_refusal(logits, session.built.logits, session.settings.dtype):
-        raise Refusal(reason)
-    require_pin(session, place)
-    settings, where = session.settings, device.device_of(session.built.model)
-    return {
-        "contract": session.contract.hash,
-        "logits-gap": logits_gap(logits, session.built.logits),
-        "versions": [f"{name}={version}" for name, version in versions().items() if name != "machine"],
-        "notes": [device.describe(where, settings.dtype)],
-        "warnings": [slow] if (slow := device.slow_choice(where, settings.dtype)) else [],
-    }
-
-
-def require_pinned_model(content: RecordDict, settings: Settings, place: NodeContext, keep: Path) -> None:
-    """Require that a pinned node is about to load the model of its contract; called before anything is loaded.
-
-    The pinned contract's text comes with the handshake and is kept, by its hash, for the messages after it.
-
-    Args:
-        content: the message's.
-        settings: of the run, resolved.
-        place: the node's context.
-        keep: folder of this node for what it keeps.
-
-    Raises:
-        Refusal: another contract, another model than that of the contract, or no handshake yet.
-    """
-    if not place.contract:
-        return
-    stated = str(records.about(content).get("contract", ""))
-    found = hashlib.sha256(stated.encode()).hexdigest() if stated.startswith("{") else stated
-    if found != place.contract:
-        raise Refusal(
-            f"site {place.site!r} works under the contract {place.contract} alone, and this run's is "
-            f"{records.clean(found, 64)}; agree on it with the site, which pins it anew"
-        )
-    kept = keep / f"contract-{place.contract}.json"
-    if stated.startswith("{"):
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(kept, stated.encode())
-    terms = kept.read_bytes() if kept.exists() else b""
-    if hashlib.sha256(terms).hexdigest() != place.contract:
-        raise Refusal(f"site {place.site!r} has not heard the contract {place.contract} yet; run the handshake first")
-    if (model := json.loads(terms).get("model")) != named_model(settings):
-        raise Refusal(
-            f"the run names model {named_model(settings)!r}, and its contract, to which site {place.site!r} is pinned, "
-            f"{model!r}; nothing was loaded"
-        )
-
-
-def require_pin(session: Session, place: NodeContext) -> None:
-    """Require the contract that the node is pinned to, if it is; called before any data are read.
-
-    Raises:
-        Refusal: another contract.
-    """
-    if place.contract not in ("", session.contract.hash):
-        raise Refusal(
-            f"site {place.site!r} works under the contract {place.contract} alone, and this run's is "
-            f"{session.contract.hash}; agree on it with the site, which pins it anew"
-        )
+    client: int
+    number: int
+    own: Path
+    held: dict[str, records.Float32]
+    start: dict[str, records.Float32]
+    fresh: bool
+    train_set: NDArray[np.int64]
+    kept_out: NDArray[np.int64]
+    encoded: Encoded
+    batches: list[NDArray[np.int64]]
+    tell: Tell
+    metrics: dict[str, int | float]
+    loaded: str = ""
 
 
 def train_round(
     session: Session, holding: Holding, content: RecordDict, keep: Path, run: Path | None = None
-) -> tuple[RecordDict, dict[str, int | float]]:
+) -> RecordDict:
     """Train one client for one round.
 
     The message names the client whose share of the split is to be trained on. Start and end are proved by digests:
@@ -173,7 +78,7 @@ def train_round(
         run: the run folder, in which how far the client is may be written down; None: nowhere.
 
     Returns:
-        The reply's records, and its metrics (``num-examples``: n_k; ``loss``: mean over the local steps).
+        The reply's records, its metrics among them (``num-examples``: n_k; ``loss``: mean over the local steps).
 
     Raises:
         Refusal: another contract, particulars of another form, or a client that this split does not have.
@@ -184,7 +89,120 @@ def train_round(
         WriteError: what it keeps cannot be written.
         FloatingPointError: the loss is not finite, or the trained model's logits.
     """
-    about = records.about(content)
+    work = _begin(session, holding, content, records.about(content), keep, run)
+    _load(session, work)
+    work.metrics |= _evaluate(session, work, "before")
+    settings, model, task = session.settings, session.built.model, session.task
+    moving = {name: session.trained[name] for name in _moving(session, work.number)}
+    places = [work.train_set[batch] for batch in work.batches]
+    factor = rate_factor(work.number, settings.num_rounds, settings.schedule, settings.warmup_rounds)
+    trained = train_steps(
+        model, moving, session.built.processor, work.encoded, places, task, settings, work.tell, factor
+    )
+    frozen = _frozen(session, work.number)
+    work.metrics |= _evaluate(session, work, "after")
+    return _finish(session, work, trained, trainable_state.read(session.trained), frozen)
+
+
+def train_cohort(
+    session: Session, holding: Holding, content: RecordDict, clients: Sequence[int], keep: Path, run: Path | None = None
+) -> dict[int, RecordDict | Exception]:
+    """Train several clients for one round in one pass.
+
+    Args:
+        session: as `train_round`, and so are all but ``clients``.
+        holding: as there.
+        content: of one message to them all.
+        clients: their numbers.
+        keep: as there.
+        run: as there.
+
+    Returns:
+        For each client its reply's records, or what `train_round` would have raised.
+
+    Raises:
+        Spoiled: W or A changed while training.
+        DeviceMemoryError: the device's memory is too small for them at once.
+    """
+    settings, about = session.settings, records.about(content)
+    outcomes: dict[int, RecordDict | Exception] = {}
+    works: dict[int, list[_Work]] = {}  # by their number of steps
+    first: _Work | None = None  # what came in the message is the same for all
+    for client in clients:
+        try:
+            work = _begin(
+                session, holding, content, {**about, "client": client}, keep, run, first.held if first else None
+            )
+            if first and work.start is first.start:  # loaded already
+                work.loaded = first.loaded
+            else:
+                _load(session, work)
+            if not METHODS[settings.method].remembers:  # who does may hold another start than the others
+                first = first or work
+            work.metrics |= _evaluate(session, work, "before")
+            works.setdefault(len(work.batches), []).append(work)
+        except Exception as error:
+            outcomes[client] = error
+    for cohort in works.values():
+        number = cohort[0].number
+        members = [
+            Member(
+                {name: work.start[name] for name in session.trained},
+                work.encoded,
+                [work.train_set[batch] for batch in work.batches],
+                work.tell,
+            )
+            for work in cohort
+        ]
+        factor = rate_factor(number, settings.num_rounds, settings.schedule, settings.warmup_rounds)
+        ends = train_together(
+            session.built.model, session.trained, _moving(session, number), session.built.processor, members,
+            session.task, settings, factor,
+        )  # fmt: skip
+        frozen = _frozen(session, number)
+        for work, end in zip(cohort, ends, strict=True):
+            try:
+                if isinstance(end, FloatingPointError):
+                    raise end
+                trained, after = end
+                if len(work.kept_out):
+                    trainable_state.load(session.trained, after)
+                    work.metrics |= _evaluate(session, work, "after")
+                outcomes[work.client] = _finish(session, work, trained, after, frozen)
+            except Exception as error:
+                outcomes[work.client] = error
+    return {client: outcomes[client] for client in clients}
+
+
+def _moving(session: Session, number: int) -> list[str]:
+    """Return the names of what trains in a round, sorted."""
+    letters = {*METHODS[session.settings.method].trains(number), ""}
+    return [name for name in session.trained if letter_of(name) in letters]
+
+
+def _begin(
+    session: Session,
+    holding: Holding,
+    content: RecordDict,
+    about: dict[str, Any],
+    keep: Path,
+    run: Path | None,
+    held: dict[str, records.Float32] | None = None,
+) -> _Work:
+    """Check what the message asks of a client, and gather what its work needs; nothing is loaded yet.
+
+    Args:
+        session: as `train_round`, and so are all but these.
+        holding: as there.
+        content: as there.
+        about: particulars of the message to this client.
+        keep: as there.
+        run: as there.
+        held: what the message holds, where it has been unpacked before.
+
+    Raises:
+        Exception: as `train_round`.
+    """
     if about.get("contract") != session.contract.hash:
         raise Refusal(
             f"round {about.get('round')}: the contract's hash is {about.get('contract')}, ours is "
@@ -193,19 +211,12 @@ def train_round(
     client, number = _order(about)
     if client not in holding.indices:
         raise Refusal(f"client {client} is not here; this place holds the data of clients {_span(holding.indices)}")
-    settings, model, method = session.settings, session.built.model, METHODS[session.settings.method]
+    settings = session.settings
     own = _own_folder(keep, about["run"], client)
-    held = _receive(session, content, about, own)
-    everything = {**session.common, **session.trained}
-    private = {name: everything[name] for name in session.private}
-    kept = read_local(own, number)
-    trainable_state.load(everything, {**held, **(kept or session.private)})
-    loaded = records.digest(trainable_state.read({name: everything[name] for name in held}))
-    moving = {n: p for n, p in session.trained.items() if letter_of(n) in {*method.trains(number), ""}}
+    held = _receive(session, content, about, own) if held is None else held
+    kept = read_local(own, number) if session.private else None
     train_set, kept_out = session.shares(holding, client)
     encoded = session.encoded(holding, client)
-    metrics: dict[str, int | float] = {"num-examples": len(train_set)}
-    metrics.update(_evaluate(session, encoded.take(kept_out), "before"))
     batches = draw_batches(
         encoded.lengths[train_set],
         settings.batch_size,
@@ -213,38 +224,67 @@ def train_round(
         settings.local_epochs,
         generator(settings.seed, "batches", number, client),
     )
-    places = [train_set[batch] for batch in batches]
-    tell = client_tell(run, number, client) if run else to_nobody
-    factor = rate_factor(number, settings.num_rounds, settings.schedule, settings.warmup_rounds)
-    trained = train_steps(model, moving, session.built.processor, encoded, places, session.task, settings, tell, factor)
-    frozen = _frozen(session, number)
-    metrics.update(_evaluate(session, encoded.take(kept_out), "after"))
+    start = {**held, **(kept or session.private)} if session.private else held
+    return _Work(
+        client, number, own, held, start, bool(session.private) and kept is None,
+        train_set, kept_out, encoded, batches, client_tell(run, number, client) if run else to_nobody,
+        {"num-examples": len(train_set)},
+    )  # fmt: skip
+
+
+def _load(session: Session, work: _Work) -> None:
+    """Load what a client starts from into the model, and prove by a digest what of it was broadcast."""
+    everything = {**session.common, **session.trained}
+    trainable_state.load(everything, work.start)
+    work.loaded = records.digest(trainable_state.read({name: everything[name] for name in work.held}))
+
+
+def _finish(
+    session: Session, work: _Work, trained: Trained, ends: dict[str, records.Float32], frozen: dict[str, str]
+) -> RecordDict:
+    """Make the reply of a client that has trained, and keep what it keeps.
+
+    Args:
+        session: of the client.
+        work: what it has done.
+        trained: what its training reports.
+        ends: all that trains, after it.
+        frozen: fingerprints of what does not.
+
+    Raises:
+        Refusal: nothing trained.
+        ValueError: what this client keeps is damaged.
+        WriteError: what it keeps cannot be written.
+    """
+    settings, number, method = session.settings, work.number, METHODS[session.settings.method]
     schema = select(session.contract.schema, method.up(number))
-    after = trainable_state.read({name: session.trained[name] for name, _ in schema})
-    if reason := idle(pick(held, schema), after):
-        raise Refusal(f"round {number}, client {client}: its {reason}")
-    change = Change(pick(held, schema), after, len(train_set))
+    after, before = {name: ends[name] for name, _ in schema}, pick(work.held, schema)
+    if reason := idle(before, after):
+        raise Refusal(f"round {number}, client {work.client}: its {reason}")
+    change = Change(before, after, len(work.train_set))
     after = transformed(
-        transforms_of(settings.transforms), change, generator(settings.seed, "transforms", number, client)
+        transforms_of(settings.transforms), change, generator(settings.seed, "transforms", number, work.client)
     )
     if method.remembers:  # only now: of a message that was refused nothing is left
-        write_held(own, number, held, settings.keep_checkpoints)
-    if private:
-        write_local(own, number, trainable_state.read(private), settings.keep_checkpoints)
+        write_held(work.own, number, work.held, settings.keep_checkpoints)
+    if session.private:
+        private = {name: ends[name] for name in session.private}
+        write_local(work.own, number, private, settings.keep_checkpoints)
     particulars: records.About = {
         "contract": session.contract.hash,
         "round": number,
-        "client": client,
-        "loaded": loaded,
-        "fresh": bool(private) and kept is None,
+        "client": work.client,
+        "loaded": work.loaded,
+        "fresh": work.fresh,
         **frozen,
     }
     codec = codec_of(settings.codec)
-    reply, rest = records.pack_with_rest(after, schema, particulars, codec, read_codec(own, number))
+    reply, rest = records.pack_with_rest(after, schema, particulars, codec, read_codec(work.own, number))
     if rest:
-        write_codec(own, number, rest, settings.keep_checkpoints)
-    metrics.update({"loss": trained.loss, "steps": trained.steps, "examples-used": trained.examples})
-    return reply, metrics
+        write_codec(work.own, number, rest, settings.keep_checkpoints)
+    metrics = {**work.metrics, "loss": trained.loss, "steps": trained.steps, "examples-used": trained.examples}
+    reply["metrics"] = MetricRecord({**metrics})
+    return reply
 
 
 def _order(about: dict[str, Any]) -> tuple[int, int]:
@@ -323,9 +363,10 @@ def _span(clients: Iterable[int]) -> str:
     return f"{min(clients)} to {max(clients)}"
 
 
-def _evaluate(session: Session, kept_out: Encoded, when: str) -> dict[str, float]:
+def _evaluate(session: Session, work: _Work, when: str) -> dict[str, float]:
     """Evaluate on the client's kept-out examples, if it keeps any: ``accuracy-before`` and the like."""
-    if not len(kept_out):
+    if not len(work.kept_out):
         return {}
-    scores = evaluate(session.built.model, session.built.processor, kept_out, session.task, session.settings.eval_batch)
-    return {"kept-out": len(kept_out), **{f"{name}-{when}": value for name, value in scores.items()}}
+    built, examples = session.built, work.encoded.take(work.kept_out)
+    scores = evaluate(built.model, built.processor, examples, session.task, session.settings.eval_batch)
+    return {"kept-out": len(examples), **{f"{name}-{when}": value for name, value in scores.items()}}

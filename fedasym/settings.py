@@ -121,6 +121,11 @@ class Settings(AggregationSettings, AgreedSettings, DataSettings, FederationSett
                 f"aggregation={self.aggregation!r} needs a mean of the replies, and {self.method} goes by the single "
                 "ones; use aggregation='exact'"
             )
+        if self.cohort > 1 and method.factors == "W":
+            raise ValueError(
+                f"cohort={self.cohort}: method={self.method!r} trains W itself, of which there is one for all clients; "
+                "leave cohort at 1"
+            )
         if self.method == "central" and self.num_clients != 1:
             raise ValueError(f"method='central' has all data in one place; set num-clients=1, not {self.num_clients}")
 
@@ -152,7 +157,7 @@ class Settings(AggregationSettings, AgreedSettings, DataSettings, FederationSett
                     "meant"
                 )
         object.__setattr__(self, "num_clients", len(names))
-        for name in ("split", "validation_cut"):
+        for name in ("split", "validation_cut", "cohort"):
             value, usual = getattr(self, name), default[name].default
             if value != usual:
                 raise ValueError(f"{name.replace('_', '-')}={value!r} does nothing with sites; leave it at {usual!r}")

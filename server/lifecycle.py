@@ -239,7 +239,9 @@ def _asked(
     reporter.begin("training", "clients", settings.asked_of(len(nodes)), steps_each=settings.local_steps)
     weights = roster.weights(session.sizes)
     try:
-        result = run_round(grid, roster.inbox, nodes, session.contract, opening, settings, weights, reporter.tell)
+        result = run_round(
+            grid, roster.inbox, nodes, session.contract, opening, settings, weights, reporter.tell, roster.any_client
+        )
     except TooFewReplies as error:
         roster.expect_late(error.result, nodes)
         raise

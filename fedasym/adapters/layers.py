@@ -1,10 +1,26 @@
-"""The layers that train: one with a low-rank update, of each kind that is linear in its weight, and one in full."""
+"""The layers that train: one with a low-rank update, of each kind that is linear in its weight, and one in full.
+
+What trains is one matrix, or a stack of K of them, ``(K, ...)``: one for each of K equal parts of the batch, in its
+order. So several clients, for whom all else is the same, are trained in one pass (`fedasym.training.cohort`).
+"""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+def product(x: Tensor, M: Tensor) -> Tensor:
+    """Return ``M u`` for every u of x ``(batch, ..., d_in)``, as ``(batch, ..., d_out)``.
+
+    Args:
+        x: the batch first, where M is a stack.
+        M: ``(d_out, d_in)``, or a stack ``(K, d_out, d_in)``.
+    """
+    if M.dim() == 2:
+        return F.linear(x, M)
+    return torch.bmm(x.reshape(len(M), -1, x.shape[-1]), M.mT).reshape(*x.shape[:-1], M.shape[1])
 
 
 class AdaptedLinear(nn.Module):
@@ -57,20 +73,20 @@ class AdaptedLinear(nn.Module):
     @property
     def in_features(self) -> int:
         """d_in."""
-        return self.A.shape[1]
+        return self.A.shape[-1]
 
     @property
     def out_features(self) -> int:
         """d_out."""
-        return self.B.shape[0]
+        return self.B.shape[-2]
 
     def read(self, x: Tensor, M: Tensor) -> Tensor:
         """Return ``M u`` for every u of x; M ``(n, d_in)``. Here ``(..., d_in)`` becomes ``(..., n)``."""
-        return F.linear(x, M)
+        return product(x, M)
 
     def mix(self, h: Tensor, M: Tensor) -> Tensor:
         """Return ``M h`` for every h that `read` gave; M ``(d_out, n)``. Here ``(..., n)`` becomes ``(..., d_out)``."""
-        return F.linear(h, M)
+        return product(h, M)
 
     def like_weight(self, M: Tensor) -> Tensor:
         """Return a matrix ``(d_out, d_in)`` in the shape of the base's weight."""
@@ -99,6 +115,9 @@ class AdaptedConv(AdaptedLinear):
 
     def mix(self, h: Tensor, M: Tensor) -> Tensor:
         """Map ``(batch, n, ...)`` to ``(batch, d_out, ...)`` at every place by itself."""
+        if M.dim() == 3:
+            parts = h.reshape(len(M), -1, h.shape[1], h.shape[2:].numel())  # (K, batch / K, n, places)
+            return torch.matmul(M[:, None], parts).reshape(len(h), M.shape[1], *h.shape[2:])
         if self.weight.dim() == 3:
             return F.conv1d(h, M[:, :, None])
         return F.conv2d(h, M[:, :, None, None])
@@ -185,5 +204,11 @@ class TrainedLinear(nn.Module):
         self.base_dtype = base.weight.dtype  # of the layer it stands for
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(..., d_in)`` to float32 ``(..., d_out)``."""
-        return F.linear(x.float(), self.weight, self.bias)
+        """Map ``(batch, ..., d_in)`` to float32 ``(batch, ..., d_out)``."""
+        if self.weight.dim() == 2:
+            return F.linear(x.float(), self.weight, self.bias)
+        out = product(x.float(), self.weight)
+        if self.bias is None:
+            return out
+        parts = out.reshape(len(self.bias), -1, out.shape[-1])
+        return torch.add(parts, self.bias[:, None]).reshape(out.shape)

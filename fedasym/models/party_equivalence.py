@@ -132,7 +132,9 @@ def _update(state: Any, columns: Mapping[str, list[list[int]]]) -> None:
                 state.update(f"{key} {len(row)} ".encode() + np.asarray(row, "<i8").tobytes())
 
 
-def initial_logits(model: nn.Module, processor: Any, inputs: Inputs, settings: ModelSettings) -> tuple[float, ...]:
+def initial_logits(
+    model: nn.Module, processor: Any, inputs: Inputs, settings: ModelSettings, times: int = 1
+) -> tuple[float, ...]:
     """Return what a model that is not yet trained says to a fixed input.
 
     Tokens, padding and mask are made of it as in training; nothing of the model changes.
@@ -142,6 +144,7 @@ def initial_logits(model: nn.Module, processor: Any, inputs: Inputs, settings: M
         processor: its own.
         inputs: how it reads what it is given; has the fixed input.
         settings: ``max_length`` and ``pooling``.
+        times: that the input stands in the batch, one after another.
 
     Raises:
         ValueError: a logit is not finite.
@@ -149,7 +152,7 @@ def initial_logits(model: nn.Module, processor: Any, inputs: Inputs, settings: M
     columns = inputs.probe(processor)
     examples = Examples(columns, np.zeros(len(columns[0]), np.int64), ())
     encoded = inputs.encode(processor, examples, min(settings.max_length, _LONGEST), settings.pooling)
-    batch, labels = inputs.collate(processor, encoded, range(len(encoded)))
+    batch, labels = inputs.collate(processor, encoded, [*range(len(encoded))] * times)
     with torch.no_grad():
         logits = model(**place(batch, device_of(model))).logits.float().cpu()
     if logits.ndim == 3:  # of every token, for the whole vocabulary

@@ -97,16 +97,16 @@ def train_steps(
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in parameters)  # what is frozen in this round keeps no activations
     whole = METHODS[settings.method].factors == "W"
-    optimizer = _optimizer(parameters, _base(model) if whole else (), settings, factor)
+    optimizer = optimizer_of(parameters, _base(model) if whole else (), settings, factor)
     total, examples = 0.0, 0
     size = settings.micro_batch or settings.batch_size
     recompute = recomputed(model, settings.model) if settings.gradient_checkpointing else nullcontext()
-    with memory_named(f"local training on {where}", _less(settings)), recompute:
+    with memory_named(f"local training on {where}", less_memory(settings)), recompute:
         for step, batch in enumerate(batches, start=1):
             optimizer.zero_grad(set_to_none=True)
             mean = 0.0
             for part in (batch[start : start + size] for start in range(0, len(batch), size)):
-                inputs, labels = _on(where, task.inputs.collate(processor, encoded, part.tolist()))
+                inputs, labels = on_device(where, task.inputs.collate(processor, encoded, part.tolist()))
                 with autocast(where, settings.dtype if whole else "float32"):
                     logits = model(**inputs).logits
                 value = task.target.loss(logits, labels)
@@ -127,14 +127,14 @@ def train_steps(
     return Trained(total / len(batches), len(batches), examples)
 
 
-def _on(where: torch.device, batch: tuple[dict[str, Tensor], Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+def on_device(where: torch.device, batch: tuple[dict[str, Tensor], Tensor]) -> tuple[dict[str, Tensor], Tensor]:
     """Return inputs and labels on a device."""
     inputs, labels = batch
     placed = place({**inputs, "labels": labels}, where)
     return {name: placed[name] for name in inputs}, placed["labels"]
 
 
-def _less(settings: TrainingSettings) -> str:
+def less_memory(settings: TrainingSettings) -> str:
     """Say what takes less memory, with the present values."""
     size = settings.micro_batch or settings.batch_size
     steps = [f"micro-batch={max(size // 2, 1)} (now {size} examples at a time)"] if size > 1 else []
@@ -147,9 +147,10 @@ def _base(model: Any) -> tuple[str, ...]:
     return ("",) if model.base_model is model else (f"{model.base_model_prefix}.",)
 
 
-def _optimizer(
+def optimizer_of(
     parameters: Mapping[str, Tensor], base: tuple[str, ...], settings: TrainingSettings, factor: float
 ) -> torch.optim.Optimizer:
+    """Return the local optimizer of parameters; ``base`` are the beginnings of names that take the rate ``lr`` too."""
     inner = {name: p for name, p in parameters.items() if name.endswith((".A", ".B")) or name.startswith(base)}
     head = [p for name, p in parameters.items() if name not in inner]
     rates = (settings.lr * factor, settings.head_lr * factor)
@@ -191,7 +192,7 @@ def evaluate(
     with torch.no_grad(), memory_named(f"evaluation on {where}", f"lower eval-batch={batch_size}"):
         for start in range(0, len(order), batch_size):
             places = order[start : start + batch_size].tolist()
-            inputs, labels = _on(where, task.inputs.collate(processor, encoded, places))
+            inputs, labels = on_device(where, task.inputs.collate(processor, encoded, places))
             evaluation.add(model, inputs, labels, [encoded.items[i] for i in places])
             tell(min(start + batch_size, len(order)), len(order))
     return evaluation.scores()
@@ -228,6 +229,6 @@ def ask(
     with torch.no_grad(), memory_named(f"answering on {where}", "ask fewer inputs at a time, or for a lower length"):
         for start in range(0, len(order), batch_size):
             places = order[start : start + batch_size].tolist()
-            batch = _on(where, task.inputs.asked.collate(processor, encoded, places))
+            batch = on_device(where, task.inputs.asked.collate(processor, encoded, places))
             said.update(zip(places, task.target.answers(model, processor, batch, classes, length), strict=True))
     return [said[place] for place in range(len(encoded))]

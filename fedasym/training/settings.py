@@ -24,6 +24,7 @@ class TrainingSettings(ModelSettings, RoundSettings):
     gradient_checkpointing: bool = setting(False, "compute activations again in the backward pass, to save memory")
     local_steps: int = setting(8, "local steps a round; 0: local-epochs instead", least=0)
     local_epochs: int = setting(0, "passes over the client's data a round, if local-steps is 0", least=0)
+    cohort: int = setting(1, "clients of a simulation that are trained in one pass; 1: one after another", least=1)
     client_holdout: float = setting(0.0, "share of a client's data kept out to evaluate on it", least=0.0)
     threads: int = setting(1, "threads of a client's training", least=1)
     transforms: str = setting("", "what happens to a client's change before it is sent, by commas; empty: nothing")

@@ -177,6 +177,8 @@ def contract_of(settings: AgreedSettings, built: Built, labels: tuple[str, ...],
     }  # fmt: skip
     if settings.quantize != "none":
         local["quantize"] = settings.quantize
+    if settings.cohort > 1:
+        local["cohort"] = settings.cohort
     if settings.schedule != "constant":
         local["num_rounds"] = settings.num_rounds  # by which the rates go
     return Contract(

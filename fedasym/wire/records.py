@@ -134,6 +134,33 @@ def check(matrices: Mapping[str, Float32], schema: Schema) -> None:
             )
 
 
+def joined(parts: Mapping[int, RecordDict]) -> RecordDict:
+    """Return several clients' records as those of one message; each name begins with its client's number."""
+    return RecordDict({f"{client}/{name}": record for client, part in parts.items() for name, record in part.items()})
+
+
+def parted(reply: Message, clients: Sequence[int]) -> dict[int, Message]:
+    """Return what `joined` made one of as a reply of each client, as it would have answered alone.
+
+    Args:
+        reply: of several clients.
+        clients: who was asked in it; who is not in it has a reply without records.
+
+    Raises:
+        ValueError: it holds something of none of them.
+    """
+    contents = {str(client): RecordDict() for client in clients}
+    for whole, record in reply.content.items():
+        client, _, name = whole.partition("/")
+        if client not in contents:
+            raise ValueError(f"the reply holds {clean(whole, 100)!r}, which is of no client that was asked; {_ALIKE}")
+        contents[client][name] = record
+    parts = {number: copy.copy(reply) for number in clients}
+    for number, part in parts.items():
+        part.content = contents[str(number)]
+    return parts
+
+
 def about(content: RecordDict) -> dict[str, Any]:
     """Return the particulars of a message, empty if it carries none."""
     return dict(content.config_records["about"]) if "about" in content.config_records else {}

@@ -57,6 +57,10 @@ class Bound:
     words: int
     objects: int
 
+    def times(self, clients: int) -> "Bound":
+        """Return what a reply of so many clients may hold."""
+        return Bound(clients * self.values, clients * self.words, clients * self.objects)
+
 
 def bound_of(schema: records.Schema, codec: Codec) -> Bound:
     """Return what a reply may hold that carries the matrices of a schema."""

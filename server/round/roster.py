@@ -40,9 +40,9 @@ _FIRST_SECONDS = 60.0  # a site's first answer takes as long as loading its mode
 
 @dataclass(frozen=True)
 class _Late:
-    """A message that was not answered in time: to which client and node, in which round, and until when it is busy."""
+    """A message that was not answered in time: to which clients and node, in which round, and until when it is busy."""
 
-    client: int
+    clients: tuple[int, ...]
     node: int
     round: int
     until: float
@@ -97,6 +97,7 @@ class Roster:
         self._began = False
         self._seconds = settings.sites_timeout or settings.round_timeout  # to wait for who is missing
         self._split: dict[int, int] = {}  # node by client, once all shares are held
+        self._bound_to_one = False  # whether a node keeps what is one client's own
 
     def gather(self, number: int, tell: Tell = to_nobody) -> dict[int, int]:
         """Return the node of each client that may be asked in a round; wait for the quorum.
@@ -121,7 +122,8 @@ class Roster:
             chosen: Iterable[int] = here
             if self._settings.sites:
                 self._hear_late()
-                busy = {each.client: each.until for each in self._late.values() if each.until > time.monotonic()}
+                late = [each for each in self._late.values() if each.until > time.monotonic()]
+                busy = {client: each.until for each in late for client in each.clients}
                 chosen = self._membership.choose(number, here.keys() - busy.keys())
                 # Who is there and busy is waited for as long as it may be.
                 deadline = max([deadline, *(until for client, until in busy.items() if client in here)])
@@ -139,6 +141,11 @@ class Roster:
         trying = {node for node, retry in self._retries.items() if retry.refusals < _REFUSALS}
         final = self._refusals.keys() - trying
         return bool(self._settings.sites) and {*self._settings.site_names} <= {self._names.get(node) for node in final}
+
+    @property
+    def any_client(self) -> bool:
+        """Whether every node can do every client's work: in a simulation, where all read the same and keep nothing."""
+        return not self._settings.sites and not self._bound_to_one
 
     def weights(self, sizes: Mapping[int, int]) -> Weights:
         """Return what each client may weigh in a round.
@@ -168,7 +175,7 @@ class Roster:
         """
         until = time.monotonic() + self._settings.round_timeout
         self._late |= {
-            name: _Late(client, nodes[client], result.number, until) for name, client in result.unanswered.items()
+            name: _Late(clients, nodes[clients[0]], result.number, until) for name, clients in result.unanswered.items()
         }
 
     def late_replies(self) -> list[str]:
@@ -184,9 +191,8 @@ class Roster:
             if reply is None or reply.has_error():
                 why = delivery.fault if reply is None else records.clean(reply.error.reason, LONGEST_TEXT)
                 end = f"failed ({why})"
-            self._late_said.append(
-                f"{name_of(late.client, self._settings)}: its reply to round {late.round} {end}; it does not count"
-            )
+            whose = ", ".join(name_of(client, self._settings) for client in late.clients)
+            self._late_said.append(f"{whose}: its reply to round {late.round} {end}; it does not count")
 
     def _meet(self) -> dict[int, int]:
         """Shake hands with who is new; return the node of each client that agreed and is there.
@@ -216,6 +222,11 @@ class Roster:
         if self._refusals and not self._waiting:
             raise FederationError("the handshake failed. " + self._said())
         if not self._waiting and len(self._agreed) >= self._expected:
+            if self._settings.cohort > 1 and not self.any_client:
+                raise FederationError(
+                    f"cohort={self._settings.cohort}: a node of this federation keeps what is one client's own, and "
+                    "trains that one; leave cohort at 1"
+                )
             order = [self._agreed[share] for share in sorted(self._agreed)]
             self._split = {client: order[client % len(order)] for client in range(self._settings.num_clients)}
             log.info(
@@ -270,6 +281,7 @@ class Roster:
                 f"nodes {self._agreed[share]} and {node} both hold partition-id={share}; give each node its own"
             )
         self._agreed[share] = node
+        self._bound_to_one |= about.get("any-client") is not True
         self._told.hear(f"partition {share}", about)
         self._expected = max(self._expected, int(shares))
         return "", False

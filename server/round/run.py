@@ -6,7 +6,7 @@ moves only by valid replies.
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fedasym.aggregation.base import aggregator_of
 from fedasym.methods import METHODS
-from fedasym.methods.base import Matrices, letter_of, pick, select
+from fedasym.methods.base import Matrices, letter_of, pick, select, values
 from fedasym.ops.progress import Tell, to_nobody
 from fedasym.rng import generator
 from fedasym.settings import Settings
@@ -30,6 +30,9 @@ from server.round.inbox import LONGEST_TEXT, Bound, Delivery, Inbox, bound_of
 from server.round.reply import Rejection, check_reply
 from server.round.weights import Weights
 
+Clients = tuple[int, ...]  # of one message
+
+_MESSAGES, _TOGETHER, _MOST_BYTES = 32, 16, 1 << 26  # of a round at least; clients and bytes of values of one at most
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.2, 2.0  # seconds between two looks for replies
 _LEAST_TTL = 600.0  # seconds that a message lives at least: the clocks of server and sites may differ
 
@@ -57,7 +60,7 @@ class Round:
     number: int
     asked: list[int]
     rejected: dict[int, str] = field(default_factory=dict)  # reason by client
-    unanswered: dict[str, int] = field(default_factory=dict)  # client by id of a message without a reply in time
+    unanswered: dict[str, Clients] = field(default_factory=dict)  # by id of a message without a reply in time
     warnings: list[str] = field(default_factory=list)  # what was left out of a client that does count
     replied: set[int] = field(default_factory=set)  # whose reply came in time, whatever it was worth
     metrics: dict[int, dict[str, float]] = field(default_factory=dict)  # of valid replies, by client
@@ -128,6 +131,7 @@ def run_round(
     settings: Settings,
     weights: Weights,
     tell: Tell = to_nobody,
+    any_client: bool = False,
 ) -> Round:
     """Ask the sampled clients to train and average what they return.
 
@@ -140,6 +144,7 @@ def run_round(
         settings: sampling, timeout, quorum, bounds.
         weights: what each client may weigh.
         tell: told after every reply how many clients are done with, of how many.
+        any_client: whether every node can do every client's work, so that a message may name several.
 
     Raises:
         TooFewReplies: fewer than ``min-valid`` valid replies; names every rejected client with its reason.
@@ -149,27 +154,27 @@ def run_round(
     number, method = opening.number, METHODS[settings.method]
     result = Round(number, sample_clients(settings, number, [*nodes]))
     lifetime = max(2 * settings.round_timeout, _LEAST_TTL)
-    pending = _send(grid, nodes, contract, opening, result.asked, False, lifetime, result, settings)
+    groups = _groups(result.asked, contract, settings, number) if any_client else [(k,) for k in result.asked]
+    pending = _send(grid, nodes, contract, opening, groups, False, lifetime, result, settings)
     total = aggregator_of(settings.aggregation)
     schema = select(contract.schema, method.up(number))
     total.begin(pick(opening.held, schema))
-    bound = bound_of(schema, codec_of(contract.codec))
+    bound = bound_of(schema, codec_of(contract.codec)).times(max(map(len, groups)))
     loaded = records.digest(opening.held)
     kept: dict[int, tuple[int, Matrices]] = {}
     behind: set[int] = set()
     answered: set[str] = set()
-    for delivery in _deliveries(inbox, nodes, pending, bound, settings.round_timeout):
-        client, reply = pending[delivery.name], delivery.reply
+    deliveries = _deliveries(inbox, nodes, pending, answered, bound, settings.round_timeout)
+    for client, reply, fault in (each for delivery in deliveries for each in _parts(delivery, pending[delivery.name])):
         if reply is not None and not settings.sites and (refusal := _refusal(reply)).get("ends") is True:
             raise FederationError(
                 f"round {number}, client {client}: {records.clean(refusal.get('reason'), LONGEST_TEXT)}"
             )
-        answered.add(delivery.name)
         result.replied.add(client)
         if client not in behind and reply is not None and _is_behind(reply):
             behind.add(client)
             result.message_up += records.message_bytes(reply)
-            pending.update(_send(grid, nodes, contract, opening, [client], True, lifetime, result, settings))
+            pending.update(_send(grid, nodes, contract, opening, [(client,)], True, lifetime, result, settings))
             continue
         if client in result.metrics or client in result.rejected:
             result.warnings.append(
@@ -179,7 +184,7 @@ def run_round(
             continue
         try:
             if reply is None:
-                raise Rejection(f"{delivery.fault}; look at what that site sends")
+                raise Rejection(f"{fault}; look at what that site sends")
             result.message_up += records.message_bytes(reply)
             checked = check_reply(reply, client, number, contract, opening.held, loaded, settings.max_value)
             weight = weights.of(client, checked.weight)
@@ -202,7 +207,7 @@ def run_round(
         if len(method.up(number)) == 2:
             kept[client] = (weight, checked.matrices)
         tell(len(result.metrics) + len(result.rejected), len(result.asked))
-    result.unanswered = {name: client for name, client in pending.items() if name not in answered}
+    result.unanswered = {name: clients for name, clients in pending.items() if name not in answered}
     for client in result.asked:
         if client not in result.metrics and client not in result.rejected:
             result.rejected[client] = (
@@ -227,6 +232,31 @@ def run_round(
     return result
 
 
+def _groups(asked: Sequence[int], contract: Contract, settings: Settings, number: int) -> list[Clients]:
+    """Return which clients are asked in one message, in their order.
+
+    Who is trained in one pass is asked in one. Else as many as leave some messages for every worker, of which few are
+    left to do when the others are done, and as their values leave of a moderate size.
+    """
+    size = settings.cohort
+    if size == 1:
+        values_of_one = 4 * values(select(contract.schema, METHODS[contract.method].up(number)))
+        size = min(math.ceil(len(asked) / _MESSAGES), _TOGETHER, max(1, _MOST_BYTES // max(values_of_one, 1)))
+    return [tuple(asked[start : start + size]) for start in range(0, len(asked), size)]
+
+
+def _parts(delivery: Delivery, clients: Clients) -> Iterator[tuple[int, Message | None, str]]:
+    """Yield for each client of a message its reply, or why there is none."""
+    reply, fault, parts = delivery.reply, delivery.fault, dict.fromkeys(clients, delivery.reply)
+    if reply is not None and not reply.has_error() and len(clients) > 1:
+        try:
+            parts |= records.parted(reply, clients)
+        except ValueError as error:
+            parts, fault = dict.fromkeys(clients), str(error)
+    for client, part in parts.items():
+        yield client, part, fault
+
+
 def _is_behind(reply: Message) -> bool:
     """Say whether a client asks to be sent everything: it lacks what the message builds on."""
     return bool(_refusal(reply).get("behind"))
@@ -242,13 +272,15 @@ def _send(
     nodes: Mapping[int, int],
     contract: Contract,
     opening: Opening,
-    clients: Sequence[int],
+    groups: Sequence[Clients],
     whole: bool,
     lifetime: float,
     result: Round,
     settings: Settings,
-) -> dict[str, int]:
-    """Push one message per client, with all that a party holds if ``whole``; return the clients by message id.
+) -> dict[str, Clients]:
+    """Push one message per group of clients, with all a party holds if ``whole``; return the clients by message id.
+
+    Bytes are counted as one message per client, whatever the groups: a federation has a client at every node.
 
     A message that nobody answered within ``lifetime`` seconds is void, so that no node begins it later.
     """
@@ -261,30 +293,44 @@ def _send(
     packed: ArrayRecord = records.pack(opens, schema, {}, codec_of(settings.codec)).array_records["matrices"]
     common: records.About = {"contract": contract.hash, "round": opening.number, "run": opening.run, "whole": whole}
     common["dtype"] = settings.dtype
-    messages = []
+    payload = records.payload_bytes(RecordDict({"matrices": packed}))
+    messages: list[Message] = []
+    lengths: dict[tuple[int, int], int] = {}
     sizes: dict[int, dict[bytes, int]] = {}
-    for client in clients:
-        about: records.About = {**common, "client": client, "weights": weights}
-        content = RecordDict({"matrices": packed, "about": ConfigRecord({**about})})
-        message = Message(content, nodes[client], MessageType.TRAIN, ttl=lifetime, group_id=str(result.number))
-        result.payload_down += records.payload_bytes(content)
-        result.message_down += records.message_bytes(message, sizes)
-        messages.append(message)
-    return dict(zip(grid.push_messages(messages), clients, strict=True))
+
+    def message_to(node: int, **whom: Any) -> Message:
+        content = RecordDict({"matrices": packed, "about": ConfigRecord({**common, **whom, "weights": weights})})
+        return Message(content, node, MessageType.TRAIN, ttl=lifetime, group_id=str(result.number))
+
+    for clients in groups:
+        for client in clients:
+            alone = nodes[client].bit_length(), client.bit_length()  # by which lengths of numbers differ on the wire
+            if alone not in lengths:
+                lengths[alone] = records.message_bytes(message_to(nodes[client], client=client), sizes)
+            result.message_down += lengths[alone]
+            result.payload_down += payload
+        one = {"client": clients[0]} if len(clients) == 1 else {"clients": [*clients]}
+        messages.append(message_to(nodes[clients[0]], **one))
+    return dict(zip(grid.push_messages(messages), groups, strict=True))
 
 
 def _deliveries(
-    inbox: Inbox, nodes: Mapping[int, int], pending: dict[str, int], bound: Bound, timeout: float
-) -> Iterable[Delivery]:
+    inbox: Inbox,
+    nodes: Mapping[int, int],
+    pending: dict[str, Clients],
+    answered: set[str],
+    bound: Bound,
+    timeout: float,
+) -> Iterator[Delivery]:
     """Yield what comes in answer to messages as it arrives, until each is answered or the time is up.
 
-    ``pending`` (client by message id) may grow meanwhile.
+    ``pending`` (clients by message id) may grow meanwhile; ``answered`` grows by the ids of what is yielded.
     """
     since = time.monotonic()
-    deadline, answered = since + timeout, set[str]()
+    deadline = since + timeout
     while len(answered) < len(pending) and time.monotonic() < deadline:
         before = len(answered)
-        asked = {name: nodes[client] for name, client in pending.items() if name not in answered}
+        asked = {name: nodes[clients[0]] for name, clients in pending.items() if name not in answered}
         for delivery in inbox.pull(asked, bound):
             answered.add(delivery.name)
             yield delivery

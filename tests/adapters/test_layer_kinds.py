@@ -105,6 +105,22 @@ def test_an_adapted_layer_and_its_merged_copy_compute_what_the_dense_layer_does(
     assert torch.equal(net.one.base.weight, before.weight)
 
 
+@given(case=layers(), count=st.integers(1, 3))
+def test_a_stack_of_B_is_each_B_on_its_own_part_of_the_batch(case, count) -> None:
+    layer, x, rng = case
+    net = adapted(layer, rng)
+    one, parts, wanted = net.one, torch.cat([x.flip(1) if k % 2 else x for k in range(count)]), []
+    stack = rng.standard_normal((count, *one.B.shape)).astype(np.float32)
+    with torch.no_grad():
+        for k, B in enumerate(stack):
+            one.B.copy_(torch.from_numpy(B))
+            wanted.append(net(parts[k * len(x) : (k + 1) * len(x)]))
+        one._parameters["B"] = nn.Parameter(torch.from_numpy(stack))
+        assert (one.out_features, one.in_features) == sizes(layer)
+        # The products are the same, summed in another order: a few dozen terms of moderate size.
+        torch.testing.assert_close(net(parts), torch.cat(wanted), rtol=1e-4, atol=1e-4)
+
+
 @given(case=layers())
 def test_with_B_zero_the_layer_is_the_original_and_its_base_has_the_same_fingerprint(case) -> None:
     layer, x, _ = case

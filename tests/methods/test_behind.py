@@ -8,8 +8,9 @@ from flwr.app import MessageType
 from safetensors.numpy import load_file
 from world import Seen, tiny_settings, watched_run
 
+from clients.errors import Refusal
 from clients.session import session_of
-from clients.train_round import Refusal, train_round
+from clients.train_round import train_round
 from fedasym.runs import checkpoint
 from fedasym.runs.record import read_rounds
 from fedasym.wire import records

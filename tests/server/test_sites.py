@@ -7,10 +7,11 @@ import pytest
 from flwr.app import ConfigRecord, RecordDict
 from world import make_sites, simulate, site_settings, tiny_settings, tiny_values
 
+from clients.errors import Refusal
+from clients.handshake import require_fit
 from clients.message_handler import QUERY, TRAIN, WARM, answer
 from clients.node import NodeContext, node_context_of
 from clients.session import session_of
-from clients.train_round import Refusal, require_fit
 from fedasym.data.examples import load_own_examples
 from fedasym.runs.record import read_json, read_rounds
 from fedasym.settings import Settings, from_run_config

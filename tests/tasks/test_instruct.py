@@ -14,8 +14,9 @@ from quiz import TEMPLATE, make_quiz, make_tokenizer, make_writer, quiz_settings
 from world import simulate
 
 from clients.deploy.data_check import look
+from clients.errors import Refusal
+from clients.handshake import require_fit
 from clients.node import LENT, NodeContext
-from clients.train_round import Refusal, require_fit
 from fedasym.adapters import trainable_state
 from fedasym.data.examples import load_examples
 from fedasym.data.partition import partition

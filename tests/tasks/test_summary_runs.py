@@ -9,8 +9,9 @@ from summaries import KINDS, make_documents, values_of
 from world import crash_in_round, simulate, what_is_left
 
 from clients.deploy.data_check import look
+from clients.errors import Refusal
+from clients.handshake import require_fit
 from clients.node import NodeContext, node_context_of
-from clients.train_round import Refusal, require_fit
 from fedasym.runs.record import read_json, read_rounds
 from fedasym.settings import Settings, from_run_config
 from fedasym.tasks import task_of

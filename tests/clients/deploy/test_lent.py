@@ -7,8 +7,9 @@ import pytest
 from kits import make_kit
 
 from clients.deploy.site_processes import Options, plan_of
+from clients.errors import Refusal
+from clients.handshake import require_fit
 from clients.node import LENT, NodeContext, node_context_of
-from clients.train_round import Refusal, require_fit
 from fedasym.settings import from_run_config
 from fedasym.tasks import glue, task_of
 
