@@ -175,3 +175,13 @@ def test_flowers_engine_gives_the_same_bits_where_clients_fold_what_they_are_sen
     assert digests(here) == digests(there)
     for row, other in zip(read_rounds(here), read_rounds(there), strict=True):
         assert (row["payload_up"], row["payload_down"]) == (other["payload_up"], other["payload_down"])
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+@pytest.mark.parametrize("cohort", [1, 4])
+def test_flowers_engine_gives_the_same_bits_where_a_message_names_several_clients(tmp_path: Path, cohort: int) -> None:
+    more = {"num_clients": 34, "min_examples": 1, "split": "iid", "num_rounds": 2, "cohort": cohort}
+    here = simulate(tiny_settings(tmp_path, out=str(tmp_path / "here"), **more))
+    there = run_flower(tiny_settings(tmp_path, out=str(tmp_path / "there"), **more), workers=2)
+    assert what_is_left(here, "message") == what_is_left(there, "message")
