@@ -9,7 +9,7 @@ export FLWR_DISABLE_UPDATE_CHECK = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup nginx demo federation test check-slow check-ci check-deployment other-env benchmarks check-gpu clean
+.PHONY: help setup nginx demo federation test check-slow check-ci check-deployment other-env benchmarks bench-quick check-gpu clean
 
 help:  ## print these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,6 +73,11 @@ check-deployment: $(STAMP) nginx  ## of the slow tests those of a deployment: TL
 
 benchmarks: $(STAMP)  ## measure speed; raw lines go to benchmarks/results/ (an hour of rounds: python -m benchmarks.endurance)
 	@for script in $(filter-out benchmarks/gpu.py benchmarks/endurance.py benchmarks/result_line.py,$(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python $$script --out benchmarks/results/$$(basename $$script .py).jsonl || exit 1; done
+
+bench-quick: $(STAMP)  ## the main ratios again, in a few minutes: the mean, several clients in one pass, many light clients
+	@$(BIN)/python -m benchmarks.average
+	@$(BIN)/python -m benchmarks.cohort --repeats 3
+	@$(BIN)/python -m benchmarks.scale --clients 100
 
 check-gpu: $(STAMP)  ## the demo on this machine's GPU: bits, accuracy, memory, speed; to benchmarks/results/gpu.jsonl
 	@$(BIN)/python benchmarks/gpu.py --out benchmarks/results/gpu.jsonl

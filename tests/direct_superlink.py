@@ -112,7 +112,7 @@ class DirectSuperlink:
         manager = NoOpFederationManager()
         self.state = LinkStateFactory(FLWR_IN_MEMORY_DB_NAME, manager, objects).state()
         manager.linkstate = self.state
-        self.nodes = [self._node(bytes([number])) for number in range(nodes)]
+        self.nodes = [self._node(number.to_bytes(2, "big")) for number in range(nodes)]
         self.run_id = self.state.create_run(
             None, None, None, {}, NOOP_FEDERATION_ID, None, NOOP_FLWR_AID, TaskType.SERVER_APP
         )
@@ -147,6 +147,7 @@ class DirectSuperlink:
         push = self.grid.push_messages
 
         def push_and_answer(messages: Iterable[Message]) -> list[str]:
+            assert self.state.acknowledge_task_heartbeat(TaskIdentity.task_id)
             asked = [*messages]
             names = [*push(asked)]
             for message, name in zip(asked, names, strict=True):
