@@ -31,29 +31,34 @@ def main(grid: Grid, context: Context) -> None:
     settings = from_run_config(context.run_config).resolved()
     folder = run_folder(settings, context.run_id)
     with only_user(folder), Reporter(folder, settings.num_rounds) as reporter:
+        warmed: dict[str, int] = {}
         if not settings.sites:
-            warm(grid, settings.dtype, _REGISTERED_SECONDS)
+            warmed = warm(grid, settings.dtype, _REGISTERED_SECONDS)
         with uncollected():
             from server.lifecycle import federate, for_this_machine, opened  # here, not above: it imports torch
         settings = for_this_machine(settings, folder)
         if settings.sites:  # whose device need not be of the server's kind
-            warm(grid, settings.dtype)
-        federate(grid, opened(settings, folder), folder, reporter)
+            warmed = warm(grid, settings.dtype)
+        federate(grid, opened(settings, folder), folder, reporter, warmed)
 
 
-def warm(grid: Grid, dtype: str, seconds: float = 0.0) -> None:
+def warm(grid: Grid, dtype: str, seconds: float = 0.0) -> dict[str, int]:
     """Let the nodes that are there load model and data while the server does; nobody waits for their answers.
 
     Args:
         grid: Flower's grid.
         dtype: of the run; ``auto``: the node's own choice, which in a simulation is the server's.
         seconds: to wait at most for the first of them.
+
+    Returns:
+        The node by id of its message.
     """
     deadline = time.monotonic() + seconds
     while not (nodes := list(grid.get_node_ids())) and time.monotonic() < deadline:
         time.sleep(0.05)
     content = RecordDict({"about": ConfigRecord({"dtype": dtype})})
-    grid.push_messages([Message(content, node, f"{MessageType.QUERY}.warm", group_id="warm") for node in nodes])
+    messages = [Message(content, node, f"{MessageType.QUERY}.warm", group_id="warm") for node in nodes]
+    return dict(zip(grid.push_messages(messages), nodes, strict=True))
 
 
 @contextmanager

@@ -6,9 +6,10 @@ A run folder that holds a checkpoint of the same contract and settings is contin
 import logging
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from flwr.serverapp import Grid
@@ -41,6 +42,8 @@ from server.session import Session, prepare
 
 log = logging.getLogger("fedasym")
 
+NOBODY: Mapping[str, int] = MappingProxyType({})
+
 # Settings in which a continued run may differ from its checkpoint; in num-rounds not where the rates go by it.
 _FREE = (
     "out", "eval-untouched", "num-rounds", "round-timeout", "sites-timeout", "retries", "min-valid", "device",
@@ -64,15 +67,24 @@ def for_this_machine(settings: Settings, folder: Path) -> Settings:
     return settings
 
 
-def federate(grid: Grid, session: Session, folder: Path, reporter: Reporter) -> None:
+def federate(
+    grid: Grid, session: Session, folder: Path, reporter: Reporter, warmed: Mapping[str, int] = NOBODY
+) -> None:
     """Train from the folder's checkpoint, or from round 1, to ``num-rounds``; leave summary, adapter and report.
+
+    Args:
+        grid: Flower's grid.
+        session: what the server holds.
+        folder: of the run.
+        reporter: told what is done.
+        warmed: node by id of a message that had it load ahead, whose answer is taken and left out.
 
     Raises:
         FederationError: the folder belongs to another run, the handshake fails, or a round has too few valid replies.
         WriteError: the disk is full, or refuses otherwise; started again, the run goes on from what is whole.
     """
     settings, before = session.settings, _answers(session)
-    state = train(grid, session, folder, reporter)
+    state = train(grid, session, folder, reporter, warmed)
     reporter.begin("writing the adapter and the report")
     load_common(session.built.model, state.matrices)
     write_adapter(folder / "adapter", session.built, settings, session.contract.labels)
@@ -116,8 +128,12 @@ def _answers(session: Session) -> list[Answer]:
         return []
 
 
-def train(grid: Grid, session: Session, folder: Path, reporter: Reporter) -> checkpoint.State:
+def train(
+    grid: Grid, session: Session, folder: Path, reporter: Reporter, warmed: Mapping[str, int] = NOBODY
+) -> checkpoint.State:
     """Train from the folder's checkpoint, or from round 1, to ``num-rounds``; leave config, rounds and summary.
+
+    Arguments as of `federate`.
 
     Raises:
         FederationError: as `federate`.
@@ -133,7 +149,7 @@ def train(grid: Grid, session: Session, folder: Path, reporter: Reporter) -> che
         log.info("aggregation=%r holds all replies of a round: up to %d MB", settings.aggregation, size // 10**6)
     rows = record.read_rounds(folder)
     if _goes_on(session, rows):
-        roster = Roster(grid, session.contract, session.built.logits, settings, rows)
+        roster = Roster(grid, session.contract, session.built.logits, settings, rows, warmed)
         while _goes_on(session, rows):
             state = _next_round(grid, roster, session, state, folder, reporter, rows)
     else:

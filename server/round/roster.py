@@ -66,6 +66,7 @@ class Roster:
         logits: of the initial model, which every node compares with its own.
         settings: clients, quorum, deadlines.
         past: the record's rounds so far, of which rests and warnings are told.
+        warmed: node by id of a message whose answer is only taken, so that nobody keeps it.
     """
 
     def __init__(
@@ -74,7 +75,8 @@ class Roster:
         contract: Contract,
         logits: Sequence[float],
         settings: Settings,
-        past: Sequence[dict[str, Any]] = (),
+        past: Sequence[dict[str, Any]],
+        warmed: Mapping[str, int],
     ) -> None:
         self._grid, self._contract, self._settings = grid, contract, settings
         self.inbox = Inbox(grid)
@@ -84,6 +86,7 @@ class Roster:
         self._membership = Membership(settings)
         for row in past:
             self._membership.note(row["round"], row["asked"], {int(client) for client in row["rejections"]})
+        self._warmed = dict(warmed)
         self._waiting: dict[str, int] = {}  # node by id of the handshake's message
         self._agreed: dict[int, int] = {}  # node by client, or by partition where the data are split
         self._asked: set[int] = set()
@@ -215,6 +218,8 @@ class Roster:
             messages = [Message(self._query, node, MessageType.QUERY, group_id="handshake") for node in new]
             self._waiting |= dict(zip(self._grid.push_messages(messages), new, strict=True))
             self._asked |= set(new)
+        for delivery in self.inbox.pull({**self._warmed}, bound_of((), codec_of(self._contract.codec))):
+            del self._warmed[delivery.name]
         for delivery in self.inbox.pull(self._waiting, bound_of((), codec_of(self._contract.codec))):
             self._hear(self._waiting.pop(delivery.name), delivery)
         if self._settings.sites:

@@ -18,11 +18,12 @@ from fedasym.reports.study.scores import difference_sheets, score_sheets
 from fedasym.reports.study.study_page import comparison_markdown
 from fedasym.reports.study.tuning_table import tuning_markdown
 from fedasym.reports.table import Entry, Sheet, to_markdown
+from simulations.study.benchmark_tables import MADE_OF, light_clients
 from simulations.study.results import RESULTS
 from simulations.study.tuning import grid_points
 
 ROOT = RESULTS.parents[1]
-PAGES = tuple(ROOT / page for page in ("README.md", "simulations/README.md", "docs/reliability.md", "docs/scale.md"))
+PAGES = tuple(ROOT / page for page in ("README.md", "simulations/README.md", "docs/reliability.md", "docs/scale.md", "docs/speed.md"))
 BENCHMARKS = ROOT / "benchmarks" / "results"
 PLOTS = RESULTS / "plots"
 FAMILIES = "families.jsonl"
@@ -57,6 +58,7 @@ def refresh() -> list[Path]:
     drawn = figures(in_order(comparison)) if comparison else {}
     for task, lines in _by_task(read_lines(RESULTS / FAMILIES)).items():
         drawn[f"families-{task}"] = figures(in_order(lines))["metric-by-bytes"]
+    drawn["light-clients"] = light_clients(read_lines(BENCHMARKS / "scale.jsonl"))
     PLOTS.mkdir(exist_ok=True)
     for name, (_, png) in drawn.items():
         write_atomic(PLOTS / f"{name}.png", png)
@@ -78,6 +80,8 @@ def _content(file: Path) -> str:
         return attacks_markdown(lines)
     if file.name == START:
         return start_markdown(lines)
+    if file.name in MADE_OF:
+        return MADE_OF[file.name](lines)
     if file.name == TRAFFIC:
         return traffic_markdown(lines, read_lines(BENCHMARKS / "average.jsonl")[-1])
     if file.name in ("comparison-tuning.jsonl", START.replace(".", "-tuning.")):
