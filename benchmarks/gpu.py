@@ -6,7 +6,8 @@ In one process, like `python -m simulations run`:
 * A has the golden bits, and those it was drawn with after it was moved to the device and back;
 * two runs of the demo end with the same digest, one of them killed after its first round and started again;
 * the demo's accuracy is at least 0.76;
-* local steps per second of B only on the device, on the CPU, and of PEFT's LoRA on the device, and the peak of memory.
+* local steps per second of B only on the device, on the CPU, and of PEFT's LoRA on the device, and the peak of memory;
+* a step of 16 clients in one pass beside one client after another (`benchmarks/cohort.py`).
 """
 
 import os
@@ -26,6 +27,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel
 
+from benchmarks.cohort import compare
 from benchmarks.result_line import make_parser, say
 from fedasym.adapters import trainable_state
 from fedasym.adapters.projection import fingerprint, frozen_A
@@ -109,15 +111,16 @@ def pefts(settings: Settings, where: torch.device) -> tuple[nn.Module, dict[str,
     return adapted, {name: p for name, p in adapted.named_parameters() if p.requires_grad}
 
 
-def speeds(settings: Settings, where: torch.device, repeats: int) -> dict[str, float]:
+def speeds(settings: Settings, where: torch.device, repeats: int) -> dict[str, Any]:
     """Return steps per second of B only on the device and the CPU and of PEFT's LoRA, and the peak of memory."""
     if where.type == "cuda":
         torch.cuda.reset_peak_memory_stats(where)
     model, parameters, batch = ours(settings)
-    found = {"steps_per_second": steps_per_second(model, parameters, batch, repeats)}
+    found: dict[str, Any] = {"steps_per_second": steps_per_second(model, parameters, batch, repeats)}
     if where.type == "cuda":
         found["peak_memory_bytes"] = torch.cuda.max_memory_allocated(where)
     found["steps_per_second_peft_lora"] = steps_per_second(*pefts(settings, where), batch, repeats)
+    found["cohort"] = compare(device.resolved(settings, where), 16 if repeats > 1 else 2, max(2, repeats))
     cpu = read_settings(None, ["device=cpu"], Path(settings.out)).resolved()
     found["steps_per_second_cpu"] = steps_per_second(*ours(cpu), repeats)
     return found

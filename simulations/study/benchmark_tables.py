@@ -70,10 +70,8 @@ def light_clients(lines: Lines) -> tuple[str, bytes]:
     for cohort in sorted({line["cohort"] for line in found}):
         own = [line for line in found if line["cohort"] == cohort]
         label = f"{cohort} in one pass" if cohort > 1 else "one after another"
-        curves.append(
-            Line(label, label, [line["clients"] for line in own], [line["round_seconds"] for line in own])
-        )
-    png = draw_lines(curves, "Many light clients in one process", "clients", "seconds a round", y_log=True)
+        curves.append(Line(label, label, [line["clients"] for line in own], [line["round_seconds"] for line in own]))
+    png = draw_lines(curves, "Many light clients in one process", "clients", "seconds a round")
     return "Seconds of a round by the number of clients.", png
 
 
@@ -86,7 +84,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 MADE_OF: dict[str, Callable[[Lines], str]] = {
-    "whole-job.jsonl": whole_job_markdown,
+    "whole_job.jsonl": whole_job_markdown,
     "cohort.jsonl": cohort_markdown,
     "scale.jsonl": light_clients_markdown,
 }

@@ -23,7 +23,10 @@ from simulations.study.results import RESULTS
 from simulations.study.tuning import grid_points
 
 ROOT = RESULTS.parents[1]
-PAGES = tuple(ROOT / page for page in ("README.md", "simulations/README.md", "docs/reliability.md", "docs/scale.md", "docs/speed.md"))
+PAGES = tuple(
+    ROOT / page
+    for page in ("README.md", "simulations/README.md", "docs/reliability.md", "docs/scale.md", "docs/speed.md")
+)
 BENCHMARKS = ROOT / "benchmarks" / "results"
 PLOTS = RESULTS / "plots"
 FAMILIES = "families.jsonl"
