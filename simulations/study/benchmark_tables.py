@@ -1,4 +1,4 @@
-"""The tables and the figure of docs/speed.md, made of the benchmarks' raw lines; of lines of one case the last counts."""
+"""The tables and the figure of docs/speed.md, made of the benchmarks' raw lines: of one case the last counts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

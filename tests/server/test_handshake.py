@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from world import federate, make_model, tiny_settings, tiny_values
+from world import federate, make_model, no_report, tiny_settings, tiny_values
 
 from clients.app import app as honest
 from server.app import app as server_app
@@ -42,6 +42,13 @@ def test_a_client_with_a_model_of_another_shape_is_told_which_matrices_differ(tm
         FederationError, match=r"matrix encoder\.encoder\.layer\.0\S+query\.B: \(32, 4\) there, 'absent'"
     ):
         federate(tmp_path, honest, {"targets": "key,value"})
+
+
+def test_nobody_keeps_the_answers_of_nodes_that_loaded_ahead(tmp_path: Path) -> None:
+    config = tiny_settings(tmp_path, out=str(tmp_path / "run"), num_rounds=1).run_config()
+    with InProcessGrid(honest, config, nodes=4) as grid, no_report():
+        server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(config)))
+        assert not grid._replies
 
 
 def test_an_unknown_setting_is_refused_by_name(tmp_path: Path) -> None:
