@@ -5,6 +5,7 @@ error becomes a code, and its text a line of the site's own log.
 """
 
 import os
+import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -22,6 +23,7 @@ from clients.train_round import train_cohort, train_round
 from fedasym.fields import Value
 from fedasym.files import WriteError
 from fedasym.models.device import DeviceMemoryError, choose_device, resolved
+from fedasym.ops.processes import is_held
 from fedasym.runs.record import run_folder
 from fedasym.settings import Settings, from_run_config
 from fedasym.wire import records
@@ -44,7 +46,8 @@ def answer(
         The reply's records; a refusal is a record ``refusal`` with its ``reason``.
 
     Raises:
-        Exception: what is no refusal, in a simulation; at a site with data of its own nothing is raised.
+        Exception: what is no refusal, in a simulation that asks for one client; at a site with data of its own
+            nothing is raised.
     """
     try:
         settings = _settings_of(tuple((key, type(value), value) for key, value in run_config.items()))
@@ -102,7 +105,7 @@ def _query(content: RecordDict, settings: Settings, run_id: int, place: NodeCont
     about = handshake(session, content, place)
     holding = holding_of(session, place)  # data that cannot be used are found before the first round
     # Whoever sees the server's run folder sees what every client keeps: a simulation's node can do any one's work.
-    about["any-client"] = not (place.private or place.state) and (run_folder(settings, run_id) / "config.json").exists()
+    about["any-client"] = not (place.private or place.state) and is_held(run_folder(settings, run_id))
     if place.share >= 0:
         about |= {"partition-id": place.share, "num-partitions": place.shares}
     if place.site:
@@ -150,7 +153,10 @@ def _train_several(
         group = clients[start : start + settings.cohort]
         for client, end in _outcomes(content, group, settings, place, keep, run).items():
             if isinstance(end, Exception):
-                end = _said(end, place) or refused(f"its process failed: {type(end).__name__}: {end}")
+                if (no := _said(end, place)) is None:  # alone, Flower would say it in its log
+                    note("".join(traceback.format_exception(end)), place)
+                    no = refused(f"its process failed: {type(end).__name__}: {end}")
+                end = no
             parts[client] = end
     return records.joined(parts)
 

@@ -119,47 +119,27 @@ def train_cohort(
 
     Returns:
         For each client its reply's records, or what `train_round` would have raised.
-
-    Raises:
-        Spoiled: W or A changed while training.
-        DeviceMemoryError: the device's memory is too small for them at once.
     """
-    settings, about = session.settings, records.about(content)
+    about = records.about(content)
     outcomes: dict[int, RecordDict | Exception] = {}
     works: dict[int, list[_Work]] = {}  # by their number of steps
-    first: _Work | None = None  # what came in the message is the same for all
+    held: dict[str, records.Float32] | None = None  # what came in the message is the same for all
     for client in clients:
         try:
-            work = _begin(
-                session, holding, content, {**about, "client": client}, keep, run, first.held if first else None
-            )
-            if first and work.start is first.start:  # loaded already
-                work.loaded = first.loaded
-            else:
-                _load(session, work)
-            if not METHODS[settings.method].remembers:  # who does may hold another start than the others
-                first = first or work
+            work = _begin(session, holding, content, {**about, "client": client}, keep, run, held)
+            held = work.held
+            _load(session, work)
             work.metrics |= _evaluate(session, work, "before")
             works.setdefault(len(work.batches), []).append(work)
         except Exception as error:
             outcomes[client] = error
     for cohort in works.values():
-        number = cohort[0].number
-        members = [
-            Member(
-                {name: work.start[name] for name in session.trained},
-                work.encoded,
-                [work.train_set[batch] for batch in work.batches],
-                work.tell,
-            )
-            for work in cohort
-        ]
-        factor = rate_factor(number, settings.num_rounds, settings.schedule, settings.warmup_rounds)
-        ends = train_together(
-            session.built.model, session.trained, _moving(session, number), session.built.processor, members,
-            session.task, settings, factor,
-        )  # fmt: skip
-        frozen = _frozen(session, number)
+        try:
+            ends = _train_members(session, cohort)
+            frozen = _frozen(session, cohort[0].number)
+        except Exception as error:
+            outcomes |= dict.fromkeys([work.client for work in cohort], error)
+            continue
         for work, end in zip(cohort, ends, strict=True):
             try:
                 if isinstance(end, FloatingPointError):
@@ -172,6 +152,27 @@ def train_cohort(
             except Exception as error:
                 outcomes[work.client] = error
     return {client: outcomes[client] for client in clients}
+
+
+def _train_members(
+    session: Session, cohort: Sequence[_Work]
+) -> list[tuple[Trained, dict[str, records.Float32]] | FloatingPointError]:
+    """Train clients of as many steps in one pass; see `train_together`."""
+    settings, built, number = session.settings, session.built, cohort[0].number
+    members = [
+        Member(
+            {name: work.start[name] for name in session.trained},
+            work.encoded,
+            [work.train_set[batch] for batch in work.batches],
+            work.tell,
+        )
+        for work in cohort
+    ]
+    factor = rate_factor(number, settings.num_rounds, settings.schedule, settings.warmup_rounds)
+    moving = _moving(session, number)
+    return train_together(
+        built.model, session.trained, moving, built.processor, members, session.task, settings, factor
+    )
 
 
 def _moving(session: Session, number: int) -> list[str]:

@@ -126,6 +126,11 @@ class Settings(AggregationSettings, AgreedSettings, DataSettings, FederationSett
                 f"cohort={self.cohort}: method={self.method!r} trains W itself, of which there is one for all clients; "
                 "leave cohort at 1"
             )
+        if self.cohort > 1 and method.remembers:
+            raise ValueError(
+                f"cohort={self.cohort}: a client of method={self.method!r} that is behind is asked again, alone, so "
+                "bits would depend on who is; leave cohort at 1"
+            )
         if self.method == "central" and self.num_clients != 1:
             raise ValueError(f"method='central' has all data in one place; set num-clients=1, not {self.num_clients}")
 

@@ -58,7 +58,9 @@ def warm(grid: Grid, dtype: str, seconds: float = 0.0) -> dict[str, int]:
         time.sleep(0.05)
     content = RecordDict({"about": ConfigRecord({"dtype": dtype})})
     messages = [Message(content, node, f"{MessageType.QUERY}.warm", group_id="warm") for node in nodes]
-    return dict(zip(grid.push_messages(messages), nodes, strict=True))
+    names = [*grid.push_messages(messages)]
+    # A message that was not taken is no loss; of several nobody says which.
+    return dict(zip(names, nodes, strict=True)) if len(names) == len(nodes) else {}
 
 
 @contextmanager

@@ -259,9 +259,9 @@ def _asked(
             grid, roster.inbox, nodes, session.contract, opening, settings, weights, reporter.tell, roster.any_client
         )
     except TooFewReplies as error:
-        roster.expect_late(error.result, nodes)
+        roster.expect_late(error.result)
         raise
-    roster.expect_late(result, nodes)
+    roster.expect_late(result)
     return result, started
 
 

@@ -133,7 +133,7 @@ def _update(state: Any, columns: Mapping[str, list[list[int]]]) -> None:
 
 
 def initial_logits(
-    model: nn.Module, processor: Any, inputs: Inputs, settings: ModelSettings, times: int = 1
+    model: nn.Module, processor: Any, inputs: Inputs, settings: ModelSettings, places: Sequence[int] = ()
 ) -> tuple[float, ...]:
     """Return what a model that is not yet trained says to a fixed input.
 
@@ -144,7 +144,7 @@ def initial_logits(
         processor: its own.
         inputs: how it reads what it is given; has the fixed input.
         settings: ``max_length`` and ``pooling``.
-        times: that the input stands in the batch, one after another.
+        places: which of the examples that the input is made of, in this order; -1 is the last; empty: all.
 
     Raises:
         ValueError: a logit is not finite.
@@ -152,7 +152,7 @@ def initial_logits(
     columns = inputs.probe(processor)
     examples = Examples(columns, np.zeros(len(columns[0]), np.int64), ())
     encoded = inputs.encode(processor, examples, min(settings.max_length, _LONGEST), settings.pooling)
-    batch, labels = inputs.collate(processor, encoded, [*range(len(encoded))] * times)
+    batch, labels = inputs.collate(processor, encoded, places or range(len(encoded)))
     with torch.no_grad():
         logits = model(**place(batch, device_of(model))).logits.float().cpu()
     if logits.ndim == 3:  # of every token, for the whole vocabulary

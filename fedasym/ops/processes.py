@@ -211,6 +211,18 @@ def held_alone(folder: Path, else_: str) -> Iterator[None]:
         lock.release()
 
 
+def is_held(folder: Path) -> bool:
+    """Say whether a process that lives holds a folder (`held_alone`) that is seen here too."""
+    if not (folder / ".lock").exists():
+        return False
+    lock = FileLock(folder / ".lock")
+    try:
+        with lock.acquire(blocking=False):
+            return False
+    except Timeout:
+        return True
+
+
 def listens(host: str, port: int) -> bool:
     """Say whether somebody listens at an address of this machine; those for all addresses are asked by loopback."""
     here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)

@@ -29,6 +29,8 @@ from fedasym.training.settings import TrainingSettings
 
 Matrices = Mapping[str, NDArray[np.float32]]
 
+_PLACES = ((0, -1), (-1, -1))  # inputs of the two clients of a probe: different ones, and the last for equal padding
+
 
 @dataclass(frozen=True)
 class Member:
@@ -82,9 +84,10 @@ def train_together(
     size = settings.micro_batch or settings.batch_size
     totals, examples = [0.0] * count, [0] * count
     failed: dict[int, FloatingPointError] = {}
+    remedy = f"lower cohort={settings.cohort}, {less_memory(settings)}"
     recompute = recomputed(model, settings.model) if settings.gradient_checkpointing else nullcontext()
     with (
-        memory_named(f"local training of {count} clients on {where}", f"lower cohort={count}, {less_memory(settings)}"),
+        memory_named(f"local training of {count} clients on {where}", remedy),
         stacked(model, parameters, [member.start for member in members]) as stack,
         recompute,
     ):
@@ -191,22 +194,42 @@ def clip_each(gradients: Sequence[Tensor], most: float) -> None:
         gradient.mul_(factors.reshape(-1, *(1,) * (gradient.dim() - 1)))
 
 
+@contextmanager
+def _rows_given(model: nn.Module, parameters: Mapping[str, Tensor]) -> Iterator[dict[str, list[int]]]:
+    """Note, by the layer that trains, how many rows each of its calls is given."""
+    layers = dict.fromkeys(name.rpartition(".")[0] for name in parameters)
+    found: dict[str, list[int]] = {layer: [] for layer in layers}
+    hooks = [
+        model.get_submodule(layer).register_forward_pre_hook(
+            lambda _, inputs, named, counts=counts: counts.append([*inputs, *named.values()][0].shape[0]),
+            with_kwargs=True,
+        )
+        for layer, counts in found.items()
+    ]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def unfit(
     model: nn.Module,
     parameters: Mapping[str, Tensor],
     dtype: str,
-    logits: Callable[[int], Sequence[float]],
+    logits: Callable[[Sequence[int]], Sequence[float]],
 ) -> str:
     """Say why the clients of a model can not be trained in one pass, and what to do; "" if they can.
 
-    Of two clients with matrices of their own, the model's answers to both at once are compared with those to each
-    alone: a model that deals its tokens out (a mixture of experts) or mixes its rows would answer one for the other.
+    Of two clients with inputs and matrices of their own, the model's answers to both at once are compared with those to
+    each alone: a model that deals its tokens out (adapted experts of a mixture) or mixes its rows would answer one for
+    the other, or fail.
 
     Args:
         model: adapted, in evaluation mode.
         parameters: of it, by name, all that train.
         dtype: that it computes in.
-        logits: returns what the model answers to a fixed input that stands so many times in one batch.
+        logits: returns what the model answers to some fixed inputs, chosen by their places; -1 is the last.
     """
     remedy = "set cohort=1"
     for name in parameters:
@@ -219,14 +242,26 @@ def unfit(
     rng = generator(0, "cohort", "probe")
     drawn = [
         {n: rng.standard_normal(tuple(p.shape), np.float32) / np.float32(8) for n, p in parameters.items()}
-        for _ in ("one client", "another")
+        for _ in _PLACES
     ]
     alone: list[float] = []
-    for each in drawn:
-        with stacked(model, parameters, [each]):
-            alone += logits(1)
-    with stacked(model, parameters, drawn):
-        gap = logits_gap(alone, logits(2))
+    given: list[dict[str, list[int]]] = []  # of each answer: the rows that each layer was given, call by call
+    try:
+        for each, places in zip(drawn, _PLACES, strict=True):
+            with stacked(model, parameters, [each]), _rows_given(model, parameters) as rows:
+                alone += logits(places)
+            given.append(rows)
+        with stacked(model, parameters, drawn), _rows_given(model, parameters) as rows:
+            gap = logits_gap(alone, logits([place for places in _PLACES for place in places]))
+    except (RuntimeError, ValueError) as error:
+        return f"the model cannot answer two clients at once ({type(error).__name__}: {error!s:.200}); {remedy}"
+    for layer, both in rows.items():
+        one, other = (found[layer] for found in given)
+        if one != other or both != [2 * count for count in one]:
+            return (
+                f"{layer} is given {one} rows of one client's inputs, {other} of another's and {both} of both at once, "
+                f"as an expert is given the tokens that are dealt to it; {remedy}"
+            )
     if gap > TOLERANCES[dtype]:
         return (
             f"the model's answers to two clients at once differ by {gap:.1g} of the largest from those to each alone "

@@ -100,7 +100,7 @@ class Roster:
         self._began = False
         self._seconds = settings.sites_timeout or settings.round_timeout  # to wait for who is missing
         self._split: dict[int, int] = {}  # node by client, once all shares are held
-        self._bound_to_one = False  # whether a node keeps what is one client's own
+        self._bound_to_one = False  # whether a node does its own client's work alone
 
     def gather(self, number: int, tell: Tell = to_nobody) -> dict[int, int]:
         """Return the node of each client that may be asked in a round; wait for the quorum.
@@ -147,7 +147,7 @@ class Roster:
 
     @property
     def any_client(self) -> bool:
-        """Whether every node can do every client's work: in a simulation, where all read the same and keep nothing."""
+        """Whether every node can do every client's work: in a simulation, where all see one run folder."""
         return not self._settings.sites and not self._bound_to_one
 
     def weights(self, sizes: Mapping[int, int]) -> Weights:
@@ -169,16 +169,15 @@ class Roster:
         """Remember who failed in a round; of one that was tried again its last attempt counts."""
         self._membership.note(result.number, result.asked, set(result.rejected))
 
-    def expect_late(self, result: Round, nodes: Mapping[int, int]) -> None:
+    def expect_late(self, result: Round) -> None:
         """Remember whose reply is still to come: it is not asked until then, or for one deadline more.
 
         Args:
             result: of the round, or of an attempt at it.
-            nodes: of each client that was there.
         """
         until = time.monotonic() + self._settings.round_timeout
         self._late |= {
-            name: _Late(clients, nodes[clients[0]], result.number, until) for name, clients in result.unanswered.items()
+            name: _Late(asked.clients, asked.node, result.number, until) for name, asked in result.unanswered.items()
         }
 
     def late_replies(self) -> list[str]:
@@ -188,7 +187,8 @@ class Roster:
         return said
 
     def _hear_late(self) -> None:
-        bound = bound_of(self._contract.schema, codec_of(self._contract.codec))
+        most = max((len(each.clients) for each in self._late.values()), default=1)
+        bound = bound_of(self._contract.schema, codec_of(self._contract.codec)).times(most)
         for delivery in self.inbox.pull({name: each.node for name, each in self._late.items()}, bound):
             late, reply, end = self._late.pop(delivery.name), delivery.reply, "came after the deadline"
             if reply is None or reply.has_error():
@@ -202,6 +202,8 @@ class Roster:
 
         Where the data are split the nodes are those of the first round; {} until all shares are held.
         """
+        for delivery in self.inbox.pull({**self._warmed}, bound_of((), codec_of(self._contract.codec))):
+            del self._warmed[delivery.name]
         if self._split:
             return self._split
         online = {node.node_id: node.name for node in self._grid.get_nodes()}
@@ -218,8 +220,6 @@ class Roster:
             messages = [Message(self._query, node, MessageType.QUERY, group_id="handshake") for node in new]
             self._waiting |= dict(zip(self._grid.push_messages(messages), new, strict=True))
             self._asked |= set(new)
-        for delivery in self.inbox.pull({**self._warmed}, bound_of((), codec_of(self._contract.codec))):
-            del self._warmed[delivery.name]
         for delivery in self.inbox.pull(self._waiting, bound_of((), codec_of(self._contract.codec))):
             self._hear(self._waiting.pop(delivery.name), delivery)
         if self._settings.sites:
@@ -229,8 +229,8 @@ class Roster:
         if not self._waiting and len(self._agreed) >= self._expected:
             if self._settings.cohort > 1 and not self.any_client:
                 raise FederationError(
-                    f"cohort={self._settings.cohort}: a node of this federation keeps what is one client's own, and "
-                    "trains that one; leave cohort at 1"
+                    f"cohort={self._settings.cohort}: a node of this federation does not see the server's run "
+                    "folder, and does its own client's work alone; leave cohort at 1"
                 )
             order = [self._agreed[share] for share in sorted(self._agreed)]
             self._split = {client: order[client % len(order)] for client in range(self._settings.num_clients)}

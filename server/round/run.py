@@ -4,11 +4,12 @@ Nothing is repaired in silence: a reply that fails a check is left out, counted 
 moves only by valid replies.
 """
 
+import itertools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
@@ -30,9 +31,7 @@ from server.round.inbox import LONGEST_TEXT, Bound, Delivery, Inbox, bound_of
 from server.round.reply import Rejection, check_reply
 from server.round.weights import Weights
 
-Clients = tuple[int, ...]  # of one message
-
-_MESSAGES, _TOGETHER, _MOST_BYTES = 32, 16, 1 << 26  # of a round at least; clients and bytes of values of one at most
+_MESSAGES, _TOGETHER, _MOST_BYTES = 64, 8, 1 << 26  # of a round at least; clients and bytes of values of one at most
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.2, 2.0  # seconds between two looks for replies
 _LEAST_TTL = 600.0  # seconds that a message lives at least: the clocks of server and sites may differ
 
@@ -53,6 +52,13 @@ class TooFewReplies(FederationError):
         return FederationError, (str(self),)
 
 
+class Asked(NamedTuple):
+    """Whom a message asks: a node, for the work of some clients."""
+
+    node: int
+    clients: tuple[int, ...]
+
+
 @dataclass
 class Round:
     """What a round gathered. Bytes are summed over clients."""
@@ -60,7 +66,7 @@ class Round:
     number: int
     asked: list[int]
     rejected: dict[int, str] = field(default_factory=dict)  # reason by client
-    unanswered: dict[str, Clients] = field(default_factory=dict)  # by id of a message without a reply in time
+    unanswered: dict[str, Asked] = field(default_factory=dict)  # by id of a message without a reply in time
     warnings: list[str] = field(default_factory=list)  # what was left out of a client that does count
     replied: set[int] = field(default_factory=set)  # whose reply came in time, whatever it was worth
     metrics: dict[int, dict[str, float]] = field(default_factory=dict)  # of valid replies, by client
@@ -154,18 +160,19 @@ def run_round(
     number, method = opening.number, METHODS[settings.method]
     result = Round(number, sample_clients(settings, number, [*nodes]))
     lifetime = max(2 * settings.round_timeout, _LEAST_TTL)
-    groups = _groups(result.asked, contract, settings, number) if any_client else [(k,) for k in result.asked]
+    groups = _groups(result.asked, nodes, contract, settings, number) if any_client else _each(result.asked, nodes)
     pending = _send(grid, nodes, contract, opening, groups, False, lifetime, result, settings)
     total = aggregator_of(settings.aggregation)
     schema = select(contract.schema, method.up(number))
     total.begin(pick(opening.held, schema))
-    bound = bound_of(schema, codec_of(contract.codec)).times(max(map(len, groups)))
+    bound = bound_of(schema, codec_of(contract.codec)).times(max(len(group.clients) for group in groups))
     loaded = records.digest(opening.held)
     kept: dict[int, tuple[int, Matrices]] = {}
     behind: set[int] = set()
     answered: set[str] = set()
-    deliveries = _deliveries(inbox, nodes, pending, answered, bound, settings.round_timeout)
-    for client, reply, fault in (each for delivery in deliveries for each in _parts(delivery, pending[delivery.name])):
+    deliveries = _deliveries(inbox, pending, answered, bound, settings.round_timeout)
+    parts = (part for delivery in deliveries for part in _parts(delivery, pending[delivery.name].clients))
+    for client, reply, fault in parts:
         if reply is not None and not settings.sites and (refusal := _refusal(reply)).get("ends") is True:
             raise FederationError(
                 f"round {number}, client {client}: {records.clean(refusal.get('reason'), LONGEST_TEXT)}"
@@ -174,7 +181,9 @@ def run_round(
         if client not in behind and reply is not None and _is_behind(reply):
             behind.add(client)
             result.message_up += records.message_bytes(reply)
-            pending.update(_send(grid, nodes, contract, opening, [(client,)], True, lifetime, result, settings))
+            pending.update(
+                _send(grid, nodes, contract, opening, _each([client], nodes), True, lifetime, result, settings)
+            )
             continue
         if client in result.metrics or client in result.rejected:
             result.warnings.append(
@@ -207,7 +216,7 @@ def run_round(
         if len(method.up(number)) == 2:
             kept[client] = (weight, checked.matrices)
         tell(len(result.metrics) + len(result.rejected), len(result.asked))
-    result.unanswered = {name: clients for name, clients in pending.items() if name not in answered}
+    result.unanswered = {name: asked for name, asked in pending.items() if name not in answered}
     for client in result.asked:
         if client not in result.metrics and client not in result.rejected:
             result.rejected[client] = (
@@ -232,23 +241,33 @@ def run_round(
     return result
 
 
-def _groups(asked: Sequence[int], contract: Contract, settings: Settings, number: int) -> list[Clients]:
-    """Return which clients are asked in one message, in their order.
+def _each(clients: Sequence[int], nodes: Mapping[int, int]) -> list[Asked]:
+    """Return one message a client, to its own node."""
+    return [Asked(nodes[client], (client,)) for client in clients]
 
-    Who is trained in one pass is asked in one. Else as many as leave some messages for every worker, of which few are
+
+def _groups(
+    clients: Sequence[int], nodes: Mapping[int, int], contract: Contract, settings: Settings, number: int
+) -> list[Asked]:
+    """Return which clients are asked in one message, in their order, the nodes taking turns.
+
+    Who is trained in one pass is asked in one. Else as many as leave enough messages for every worker, of which few are
     left to do when the others are done, and as their values leave of a moderate size.
     """
     size = settings.cohort
     if size == 1:
-        values_of_one = 4 * values(select(contract.schema, METHODS[contract.method].up(number)))
-        size = min(math.ceil(len(asked) / _MESSAGES), _TOGETHER, max(1, _MOST_BYTES // max(values_of_one, 1)))
-    return [tuple(asked[start : start + size]) for start in range(0, len(asked), size)]
+        bytes_of_one = 4 * values(select(contract.schema, METHODS[contract.method].up(number)))
+        size = max(1, min(len(clients) // _MESSAGES, _TOGETHER, _MOST_BYTES // max(bytes_of_one, 1)))
+    if size == 1:
+        return _each(clients, nodes)
+    turns = itertools.cycle(dict.fromkeys(nodes[client] for client in clients))
+    return [Asked(next(turns), tuple(clients[start : start + size])) for start in range(0, len(clients), size)]
 
 
-def _parts(delivery: Delivery, clients: Clients) -> Iterator[tuple[int, Message | None, str]]:
-    """Yield for each client of a message its reply, or why there is none."""
+def _parts(delivery: Delivery, clients: Sequence[int]) -> Iterator[tuple[int, Message | None, str]]:
+    """Yield for each client of a message its reply, or why there is none; who refuses the message refuses for all."""
     reply, fault, parts = delivery.reply, delivery.fault, dict.fromkeys(clients, delivery.reply)
-    if reply is not None and not reply.has_error() and len(clients) > 1:
+    if reply is not None and not reply.has_error() and len(clients) > 1 and "refusal" not in reply.content:
         try:
             parts |= records.parted(reply, clients)
         except ValueError as error:
@@ -272,13 +291,13 @@ def _send(
     nodes: Mapping[int, int],
     contract: Contract,
     opening: Opening,
-    groups: Sequence[Clients],
+    groups: Sequence[Asked],
     whole: bool,
     lifetime: float,
     result: Round,
     settings: Settings,
-) -> dict[str, Clients]:
-    """Push one message per group of clients, with all a party holds if ``whole``; return the clients by message id.
+) -> dict[str, Asked]:
+    """Push one message per group of clients, with all a party holds if ``whole``; return whom by message id.
 
     Bytes are counted as one message per client, whatever the groups: a federation has a client at every node.
 
@@ -302,35 +321,35 @@ def _send(
         content = RecordDict({"matrices": packed, "about": ConfigRecord({**common, **whom, "weights": weights})})
         return Message(content, node, MessageType.TRAIN, ttl=lifetime, group_id=str(result.number))
 
-    for clients in groups:
-        for client in clients:
+    for asked in groups:
+        for client in asked.clients:
             alone = nodes[client].bit_length(), client.bit_length()  # by which lengths of numbers differ on the wire
             if alone not in lengths:
                 lengths[alone] = records.message_bytes(message_to(nodes[client], client=client), sizes)
             result.message_down += lengths[alone]
             result.payload_down += payload
-        one = {"client": clients[0]} if len(clients) == 1 else {"clients": [*clients]}
-        messages.append(message_to(nodes[clients[0]], **one))
+        first, *others = asked.clients
+        whom: dict[str, Any] = {"clients": [*asked.clients]} if others else {"client": first}
+        messages.append(message_to(asked.node, **whom))
     return dict(zip(grid.push_messages(messages), groups, strict=True))
 
 
 def _deliveries(
     inbox: Inbox,
-    nodes: Mapping[int, int],
-    pending: dict[str, Clients],
+    pending: dict[str, Asked],
     answered: set[str],
     bound: Bound,
     timeout: float,
 ) -> Iterator[Delivery]:
     """Yield what comes in answer to messages as it arrives, until each is answered or the time is up.
 
-    ``pending`` (clients by message id) may grow meanwhile; ``answered`` grows by the ids of what is yielded.
+    ``pending`` (who was asked, by message id) may grow meanwhile; ``answered`` grows by the ids of what is yielded.
     """
     since = time.monotonic()
     deadline = since + timeout
     while len(answered) < len(pending) and time.monotonic() < deadline:
         before = len(answered)
-        asked = {name: nodes[clients[0]] for name, clients in pending.items() if name not in answered}
+        asked = {name: asked.node for name, asked in pending.items() if name not in answered}
         for delivery in inbox.pull(asked, bound):
             answered.add(delivery.name)
             yield delivery

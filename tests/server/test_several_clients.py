@@ -11,6 +11,8 @@ from flwr.clientapp import ClientApp
 from world import no_report, simulate, tiny_settings, what_is_left
 
 from clients.app import app as honest
+from clients.errors import refused
+from fedasym.ops.processes import held_alone, is_held
 from fedasym.runs.record import read_rounds
 from fedasym.settings import Settings
 from fedasym.wire import records
@@ -71,6 +73,38 @@ def test_few_clients_are_asked_one_by_one(tmp_path: Path, asked: list[list[int]]
     assert asked == [[client] for client in range(4)]
 
 
+def test_bytes_are_counted_as_those_of_one_message_for_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+    push = InProcessGrid.push_messages
+
+    def pushed(grid: InProcessGrid, messages: list[Message]) -> list[str]:
+        counted.extend(records.message_bytes(m) for m in messages if "client" in records.about(m.content))
+        return push(grid, messages)
+
+    monkeypatch.setattr(InProcessGrid, "push_messages", pushed)
+    monkeypatch.setattr(run, "_MESSAGES", 70)
+    alone = read_rounds(simulate(settings_of(tmp_path, "alone", num_clients=70, split="iid", num_rounds=1)))
+    assert alone[0]["message_down"] == sum(counted) and len({*counted}) > 1  # larger numbers take more bytes
+    monkeypatch.setattr(run, "_MESSAGES", 4)
+    several = read_rounds(simulate(settings_of(tmp_path, "several", num_clients=70, split="iid", num_rounds=1)))
+    assert several[0]["message_down"] == sum(counted) and len(counted) == 70
+
+
+def test_nodes_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[int] = []
+    push = InProcessGrid.push_messages
+
+    def pushed(grid: InProcessGrid, messages: list[Message]) -> list[str]:
+        found.extend(m.metadata.dst_node_id for m in messages if "clients" in records.about(m.content))
+        return push(grid, messages)
+
+    monkeypatch.setattr(InProcessGrid, "push_messages", pushed)
+    config = settings_of(tmp_path, "run", num_rounds=1).run_config()
+    with InProcessGrid(honest, config, nodes=2) as grid, no_report():
+        server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(config)))
+    assert found == [100, 101, 100, 101]
+
+
 def test_a_message_names_no_more_than_leave_it_of_a_moderate_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[list[int]]
 ) -> None:
@@ -79,7 +113,7 @@ def test_a_message_names_no_more_than_leave_it_of_a_moderate_size(
     assert set(map(len, asked)) == {1}
 
 
-@pytest.mark.parametrize("more", [{}, {"method": "fedsa"}, {"method": "fedex"}, {"local_steps": 0, "local_epochs": 2}])
+@pytest.mark.parametrize("more", [{}, {"method": "fedsa"}, {"method": "lora"}, {"local_steps": 0, "local_epochs": 2}])
 def test_a_cohort_has_the_same_bits_with_one_worker_and_two_and_those_of_each_alone_to_rounding(
     tmp_path: Path, asked: list[list[int]], more: dict[str, object]
 ) -> None:
@@ -155,6 +189,11 @@ def unnamed(content: RecordDict) -> None:
     content["about"] = content["5/about"]
 
 
+def whole(content: RecordDict) -> None:
+    content.clear()
+    content["refusal"] = refused("out of memory while loading", passing=True)["refusal"]
+
+
 @pytest.mark.parametrize("cohort", [1, 2])
 @pytest.mark.parametrize(
     ("spoil", "whose", "why"),
@@ -164,14 +203,14 @@ def unnamed(content: RecordDict) -> None:
         (gone, ["5"], "contract=None, expected"),
         (raised, ["4", "5"], "its process failed: .*the node is ill"),
         (stranger, ["4", "5"], "the reply holds '6/about', which is of no client that was asked"),
+        (whole, ["4", "5"], "it refused: out of memory while loading"),
         (unnamed, ["4", "5"], "the reply holds 'about', which is of no client that was asked"),
     ],
 )
 def test_what_is_wrong_with_one_does_not_touch_the_others(
     tmp_path: Path, spoil: Callable[[RecordDict], None], whose: list[str], why: str, cohort: int
 ) -> None:
-    settings = settings_of(tmp_path, "run", num_rounds=1, cohort=cohort)
-    rejections = federated(spoiled(spoil, 5), settings)
+    rejections = federated(spoiled(spoil, 5), settings_of(tmp_path, "run", num_rounds=1, cohort=cohort))
     assert [*rejections] == whose
     assert all(re.search(why, reason) for reason in rejections.values()), rejections
 
@@ -191,12 +230,21 @@ def test_a_node_that_keeps_what_is_one_clients_own_is_asked_for_one(tmp_path: Pa
     state = {"state-dir": str(tmp_path / "state"), "log-file": str(tmp_path / "log")}
     assert federated(honest, settings_of(tmp_path, "run", num_rounds=1), **state) == {}
     assert asked == [[client] for client in range(CLIENTS)]
-    with pytest.raises(FederationError, match=r"cohort=2: a node of this federation keeps what is one client's own"):
+    with pytest.raises(FederationError, match=r"cohort=2: a node of this federation does not see"):
         federated(honest, settings_of(tmp_path, "cohort", cohort=2), **state)
+
+
+def test_a_run_folder_that_nobody_holds_shows_that_it_is_not_the_servers(tmp_path: Path) -> None:
+    assert not is_held(tmp_path / "nowhere") and not is_held(tmp_path)
+    with held_alone(tmp_path, ""):
+        assert is_held(tmp_path)
+    assert (tmp_path / ".lock").exists() and not is_held(tmp_path)
 
 
 def test_a_cohort_where_there_is_one_for_all_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"cohort=2: method='full' trains W itself"):
         settings_of(tmp_path, "run", cohort=2, method="full")
+    with pytest.raises(ValueError, match=r"cohort=2: a client of method='fedex' that is behind is asked again, alone"):
+        settings_of(tmp_path, "run", cohort=2, method="fedex")
     with pytest.raises(ValueError, match=r"cohort=2 does nothing with sites"):
         Settings(sites="a,b", labels="0,1", data="none", client_holdout=0.2, model="minilm", cohort=2)

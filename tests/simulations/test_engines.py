@@ -178,10 +178,13 @@ def test_flowers_engine_gives_the_same_bits_where_clients_fold_what_they_are_sen
 
 
 @pytest.mark.slow
-@pytest.mark.ci
-@pytest.mark.parametrize("cohort", [1, 4])
-def test_flowers_engine_gives_the_same_bits_where_a_message_names_several_clients(tmp_path: Path, cohort: int) -> None:
-    more = {"num_clients": 34, "min_examples": 1, "split": "iid", "num_rounds": 2, "cohort": cohort}
+@pytest.mark.parametrize(
+    ("clients", "cohort"), [pytest.param(12, 4, marks=pytest.mark.ci), (130, 1)], ids=["in one pass", "two a message"]
+)
+def test_flowers_engine_gives_the_same_bits_where_a_message_names_several_clients(
+    tmp_path: Path, clients: int, cohort: int
+) -> None:
+    more = {"num_clients": clients, "min_examples": 1, "split": "iid", "num_rounds": 2, "cohort": cohort}
     here = simulate(tiny_settings(tmp_path, out=str(tmp_path / "here"), **more))
     there = run_flower(tiny_settings(tmp_path, out=str(tmp_path / "there"), **more), workers=2)
     assert what_is_left(here, "message") == what_is_left(there, "message")

@@ -19,10 +19,12 @@ class _Timed(FedAvg):
     def __init__(self) -> None:
         super().__init__(fraction_evaluate=0.0, min_available_nodes=2)
         self.ends: list[float] = []
+        self.replies: list[int] = []
 
     def aggregate_train(self, server_round: int, replies: Any) -> Any:
         replies = list(replies)
         self.ends.append(time.time())
+        self.replies.append(sum(reply.has_content() for reply in replies))
         return super().aggregate_train(server_round, replies)
 
 
@@ -35,4 +37,4 @@ def main(grid: Grid, context: Context) -> None:
     strategy.start(grid=grid, initial_arrays=arrays, num_rounds=config["rounds"])
     starts = [began, *strategy.ends]
     seconds = [end - start for start, end in zip(starts, strategy.ends, strict=False)]
-    Path(config["times"]).write_text(json.dumps(seconds))
+    Path(config["times"]).write_text(json.dumps({"seconds": seconds, "replies": strategy.replies}))
