@@ -60,13 +60,15 @@ def test_the_throughput_of_the_exact_mean_is_that_of_the_raw_line() -> None:
 
 def test_what_many_light_clients_cost_is_that_of_the_raw_lines() -> None:
     lines = read_lines(ROOT / "benchmarks/results/scale.jsonl")
-    found = {line["clients"]: line for line in lines if line.get("cohort", 1) == 1}
-    memory = [f"{found[n]['resident_mb_after_each_round'][-1]:.0f}" for n in (10, 100, 1000)]
-    beside = [f"{found[n]['beside_the_step_ms']:.0f}" for n in (10, 100, 1000)]
+    found = {(line["clients"], line.get("cohort", 1)): line for line in lines}
+    counts = (10, 100, 1000, 3000)
+    memory = [f"{found[n, 1]['resident_mb_after_each_round'][-1]:.0f}" for n in counts]
+    alone, together = ([f"{found[n, cohort]['beside_the_step_ms']:.0f}" for n in counts] for cohort in (1, 16))
     said = (ROOT / "docs/limits.md").read_text()
-    assert "none lost, the process holds {}, {} and {} MB;".format(*memory) in said
-    assert "a client costs {}, {} and {} ms of a round".format(*beside) in said
-    assert all(line["valid"] == [n] * 3 and not any(line["rejected"]) for n, line in found.items())
+    assert "none lost, the process holds {}, {}, {} and {} MB;".format(*memory) in said
+    assert "a client costs {}, {}, {} and {} ms of a round".format(*alone) in said
+    assert "trained 16 in one pass {}, {}, {} and {} (".format(*together) in said
+    assert all(line["valid"] == [n] * 3 and not any(line["rejected"]) for (n, _), line in found.items())
 
 
 @pytest.fixture(scope="module")
