@@ -58,6 +58,15 @@ def test_the_throughput_of_the_exact_mean_is_that_of_the_raw_line() -> None:
     ]  # fmt: skip
 
 
+def test_the_seconds_of_a_whole_job_are_those_of_the_raw_lines() -> None:
+    found = {line["job"]: line for line in read_lines(ROOT / "benchmarks/results/whole_job.jsonl")}
+    ours, yardstick = (
+        found[job]["whole_seconds"] for job in ("fedasym, evaluated after every round", "PEFT and FedAvg")
+    )
+    said = f"takes {ours:.0f} s, evaluated after every round, where PEFT and FedAvg alone take {yardstick:.0f} s"
+    assert said in (ROOT / "docs/limits.md").read_text()
+
+
 def test_what_many_light_clients_cost_is_that_of_the_raw_lines() -> None:
     lines = read_lines(ROOT / "benchmarks/results/scale.jsonl")
     found = {(line["clients"], line.get("cohort", 1)): line for line in lines}
