@@ -1,6 +1,8 @@
 """Many clients: none is lost, and what the server holds does not grow with the rounds."""
 
 import copy
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,14 @@ from simulations.engines.grid import SERVER_NODE
 
 CLIENTS, ROUNDS = 500, 6
 GROWTH_MB = 1.0  # a round: as long a line of the record would be read twice; a reply kept of each client is 2 MB
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """Let nobody log: pytest keeps every line, of which Flower says thousands a round."""
+    logging.disable(logging.ERROR)
+    yield
+    logging.disable(logging.NOTSET)
 
 
 @pytest.mark.slow
