@@ -76,7 +76,7 @@ benchmarks: $(STAMP)  ## measure speed; raw lines go to benchmarks/results/ (an 
 
 bench-quick: $(STAMP)  ## the main ratios again, in a few minutes: the mean, several clients in one pass, many light clients
 	@$(BIN)/python -m benchmarks.average
-	@$(BIN)/python -m benchmarks.cohort --repeats 3
+	@$(BIN)/python -m benchmarks.cohort --clients 4 --repeats 3
 	@$(BIN)/python -m benchmarks.scale --clients 100
 
 check-gpu: $(STAMP)  ## the demo on this machine's GPU: bits, accuracy, memory, speed; to benchmarks/results/gpu.jsonl
