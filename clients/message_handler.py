@@ -105,7 +105,8 @@ def _query(content: RecordDict, settings: Settings, run_id: int, place: NodeCont
     about = handshake(session, content, place)
     holding = holding_of(session, place)  # data that cannot be used are found before the first round
     # Whoever sees the server's run folder sees what every client keeps: a simulation's node can do any one's work.
-    about["any-client"] = not (place.private or place.state) and is_held(run_folder(settings, run_id))
+    if not (place.private or place.state) and is_held(run_folder(settings, run_id)):
+        about["any-client"] = True
     if place.share >= 0:
         about |= {"partition-id": place.share, "num-partitions": place.shares}
     if place.site:
