@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedasym.files import append_line
+from fedasym.models.device import choose_device, name_of
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
@@ -19,11 +20,12 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def machine(*packages: str) -> dict[str, Any]:
-    """Return what a speed depends on: Python, some packages' versions, the platform, its cores and their load."""
+    """Return what a speed depends on: Python, some packages' versions, the platform, its processor and its load."""
     return {
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
         "platform": platform.platform(),
+        "processor": name_of(choose_device("cpu")),
         "cpu_count": os.cpu_count(),
         "load_average": round(os.getloadavg()[0], 2),
     }

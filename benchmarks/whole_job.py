@@ -19,7 +19,6 @@ from typing import Any
 
 from benchmarks.result_line import machine, make_parser, say
 from fedasym.data.sources import demo_of, packaged_reviews
-from fedasym.models import device
 from fedasym.models.model_files import source_of
 from fedasym.ops.processes import bearers, end_all, flower_environment, free_port, marked
 from fedasym.runs.record import read_rounds
@@ -110,7 +109,6 @@ def main() -> None:
     yardstick = found["PEFT and FedAvg"]
     for name, runs in found.items():
         line = {"benchmark": "whole job", **machine("torch", "flwr", "peft", "ray"), "job": name, "runs": runs}
-        line["processor"] = device.name_of(device.choose_device("cpu"))
         for key in ("whole", "warm_round"):
             mine, other = (
                 statistics.median(

@@ -153,6 +153,8 @@ def _train_several(
     for start in range(0, len(clients), settings.cohort):
         group = clients[start : start + settings.cohort]
         for client, end in _outcomes(content, group, settings, place, keep, run).items():
+            if isinstance(end, WriteError):  # of the run's own disk, for there is no other here: nobody trains on
+                raise end
             if isinstance(end, Exception):
                 if (no := _said(end, place)) is None:  # alone, Flower would say it in its log
                     note("".join(traceback.format_exception(end)), place)

@@ -2,11 +2,12 @@
 
 import dataclasses
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from world import no_report, simulate, tiny_settings, what_is_left
 
@@ -39,86 +40,76 @@ def _four_messages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """The clients of every message that is sent from now on."""
-    found: list[list[int]] = []
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[Message]:
+    """Every message to train that is sent from now on."""
+    found: list[Message] = []
     push = InProcessGrid.push_messages
 
     def pushed(grid: InProcessGrid, messages: list[Message]) -> list[str]:
-        for message in messages:
-            about = records.about(message.content)
-            found.extend([about["clients"]] if "clients" in about else [[about["client"]]] if "client" in about else [])
+        found.extend(message for message in messages if message.metadata.message_type == MessageType.TRAIN)
         return push(grid, messages)
 
     monkeypatch.setattr(InProcessGrid, "push_messages", pushed)
     return found
 
 
+def asked_in(sent: list[Message]) -> list[list[int]]:
+    """Return the clients of each message."""
+    found = [records.about(message.content) for message in sent]
+    return [about["clients"] if "clients" in about else [about["client"]] for about in found]
+
+
 @pytest.mark.parametrize("method", NAMES)
 def test_the_bits_and_the_record_are_those_of_a_message_for_each(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[list[int]], method: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: list[Message], method: str
 ) -> None:
     several = simulate(settings_of(tmp_path, "several", method=method), workers=2)
-    first, *_ = asked
-    assert first == [0, 1] and max(map(len, asked)) == 2
-    asked.clear()
+    assert asked_in(sent)[0] == [0, 1] and max(map(len, asked_in(sent))) == 2
+    sent.clear()
     monkeypatch.setattr(run, "_MESSAGES", CLIENTS)
     one = simulate(settings_of(tmp_path, "one", method=method))
-    assert set(map(len, asked)) == {1}
+    assert set(map(len, asked_in(sent))) == {1}
     assert what_is_left(several) == what_is_left(one)
 
 
-def test_few_clients_are_asked_one_by_one(tmp_path: Path, asked: list[list[int]]) -> None:
+def test_few_clients_are_asked_one_by_one(tmp_path: Path, sent: list[Message]) -> None:
     simulate(settings_of(tmp_path, "few", num_clients=4, num_rounds=1))
-    assert asked == [[client] for client in range(4)]
+    assert asked_in(sent) == [[client] for client in range(4)]
 
 
-def test_bytes_are_counted_as_those_of_one_message_for_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    counted: list[int] = []
-    push = InProcessGrid.push_messages
-
-    def pushed(grid: InProcessGrid, messages: list[Message]) -> list[str]:
-        counted.extend(records.message_bytes(m) for m in messages if "client" in records.about(m.content))
-        return push(grid, messages)
-
-    monkeypatch.setattr(InProcessGrid, "push_messages", pushed)
+def test_bytes_are_counted_as_those_of_one_message_for_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: list[Message]
+) -> None:
     monkeypatch.setattr(run, "_MESSAGES", 70)
     alone = read_rounds(simulate(settings_of(tmp_path, "alone", num_clients=70, split="iid", num_rounds=1)))
+    counted = [records.message_bytes(message) for message in sent]
     assert alone[0]["message_down"] == sum(counted) and len({*counted}) > 1  # larger numbers take more bytes
     monkeypatch.setattr(run, "_MESSAGES", 4)
     several = read_rounds(simulate(settings_of(tmp_path, "several", num_clients=70, split="iid", num_rounds=1)))
-    assert several[0]["message_down"] == sum(counted) and len(counted) == 70
+    assert several[0]["message_down"] == sum(counted) and len(sent) < 2 * len(counted)
 
 
-def test_nodes_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found: list[int] = []
-    push = InProcessGrid.push_messages
-
-    def pushed(grid: InProcessGrid, messages: list[Message]) -> list[str]:
-        found.extend(m.metadata.dst_node_id for m in messages if "clients" in records.about(m.content))
-        return push(grid, messages)
-
-    monkeypatch.setattr(InProcessGrid, "push_messages", pushed)
+def test_nodes_take_turns(tmp_path: Path, sent: list[Message]) -> None:
     config = settings_of(tmp_path, "run", num_rounds=1).run_config()
     with InProcessGrid(honest, config, nodes=2) as grid, no_report():
         server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(config)))
-    assert found == [100, 101, 100, 101]
+    assert [message.metadata.dst_node_id for message in sent] == [100, 101, 100, 101]
 
 
 def test_a_message_names_no_more_than_leave_it_of_a_moderate_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[list[int]]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: list[Message]
 ) -> None:
     monkeypatch.setattr(run, "_MOST_BYTES", 2 * 3848 - 1)  # a client sends 962 values
     simulate(settings_of(tmp_path, "large", num_rounds=1))
-    assert set(map(len, asked)) == {1}
+    assert set(map(len, asked_in(sent))) == {1}
 
 
 @pytest.mark.parametrize("more", [{}, {"method": "fedsa"}, {"method": "lora"}, {"local_steps": 0, "local_epochs": 2}])
 def test_a_cohort_has_the_same_bits_with_one_worker_and_two_and_those_of_each_alone_to_rounding(
-    tmp_path: Path, asked: list[list[int]], more: dict[str, object]
+    tmp_path: Path, sent: list[Message], more: dict[str, object]
 ) -> None:
     one = simulate(settings_of(tmp_path, "one", cohort=4, **more))
-    assert asked[0] == [*range(4)] and set(map(len, asked)) == {4}
+    assert asked_in(sent)[0] == [*range(4)] and set(map(len, asked_in(sent))) == {4}
     two = simulate(settings_of(tmp_path, "two", cohort=4, **more), workers=2)
     assert what_is_left(two) == what_is_left(one)
     alone = simulate(settings_of(tmp_path, "alone", **more))
@@ -226,10 +217,22 @@ def test_a_client_that_cannot_train_says_so_and_the_others_of_its_message_train(
     assert reason[0] == "5" and "is damaged" in reason[1]
 
 
-def test_a_node_that_keeps_what_is_one_clients_own_is_asked_for_one(tmp_path: Path, asked: list[list[int]]) -> None:
+@pytest.mark.parametrize("cohort", [1, 2])
+def test_a_run_whose_disk_refuses_one_clients_file_ends_by_its_name(tmp_path: Path, cohort: int) -> None:
+    settings = settings_of(tmp_path, "run", num_rounds=2, method="fedsa", cohort=cohort)
+    simulate(dataclasses.replace(settings, num_rounds=1))
+    (kept,) = (tmp_path / "run/clients").glob("*/client-4")
+    shutil.rmtree(kept)
+    kept.write_text("a file in the folder's place")
+    with pytest.raises(FederationError, match=r"round 2, client 4: .*client-4"):
+        simulate(settings)
+    assert len(read_rounds(tmp_path / "run")) == 1
+
+
+def test_a_node_that_keeps_what_is_one_clients_own_is_asked_for_one(tmp_path: Path, sent: list[Message]) -> None:
     state = {"state-dir": str(tmp_path / "state"), "log-file": str(tmp_path / "log")}
     assert federated(honest, settings_of(tmp_path, "run", num_rounds=1), **state) == {}
-    assert asked == [[client] for client in range(CLIENTS)]
+    assert asked_in(sent) == [[client] for client in range(CLIENTS)]
     with pytest.raises(FederationError, match=r"cohort=2: a node of this federation does not see"):
         federated(honest, settings_of(tmp_path, "cohort", cohort=2), **state)
 

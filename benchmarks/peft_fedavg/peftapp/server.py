@@ -2,6 +2,7 @@
 
 import json
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,5 @@ def main(grid: Grid, context: Context) -> None:
     strategy = _Timed()
     arrays = ArrayRecord(get_peft_model_state_dict(workload.make_model(config)))
     strategy.start(grid=grid, initial_arrays=arrays, num_rounds=config["rounds"])
-    starts = [began, *strategy.ends]
-    seconds = [end - start for start, end in zip(starts, strategy.ends, strict=False)]
+    seconds = [end - start for start, end in pairwise([began, *strategy.ends])]
     Path(config["times"]).write_text(json.dumps({"seconds": seconds, "replies": strategy.replies}))
