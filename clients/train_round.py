@@ -262,10 +262,9 @@ def _finish(
     after, before = {name: ends[name] for name, _ in schema}, pick(work.held, schema)
     if reason := idle(before, after):
         raise Refusal(f"round {number}, client {work.client}: its {reason}")
-    change = Change(before, after, len(work.train_set))
-    after = transformed(
-        transforms_of(settings.transforms), change, generator(settings.seed, "transforms", number, work.client)
-    )
+    if transforms := transforms_of(settings.transforms):
+        change = Change(before, after, len(work.train_set))
+        after = transformed(transforms, change, generator(settings.seed, "transforms", number, work.client))
     if method.remembers:  # only now: of a message that was refused nothing is left
         write_held(work.own, number, work.held, settings.keep_checkpoints)
     if session.private:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.supercore.inflatable.inflatable_object import no_object_id_recompute
 from numpy.typing import NDArray
 
 from fedasym.aggregation.input_checks import not_finite
@@ -69,10 +70,11 @@ def unpack(content: RecordDict, schema: Schema, codec: Codec = IDENTITY) -> dict
         ValueError: a missing or extra array, another dtype, another number of values, or a value that is not
             finite; the error names it.
     """
-    if "matrices" not in content.array_records:
+    records = content.array_records  # which Flower gathers at each access
+    if "matrices" not in records:
         raise ValueError(f"the message carries no matrices; {_ALIKE}")
-    arrays, layout = content.array_records["matrices"], codec.layout(schema)
-    extra = sorted((set(arrays) - layout.keys()) | (set(content.array_records) - {"matrices"}))
+    arrays, layout = records["matrices"], codec.layout(schema)
+    extra = sorted((set(arrays) - layout.keys()) | (set(records) - {"matrices"}))
     if extra or layout.keys() - set(arrays):
         raise ValueError(
             f"the message carries the arrays {extra or 'none'}; it must carry {', '.join(map(repr, layout))} and no "
@@ -163,7 +165,8 @@ def parted(reply: Message, clients: Sequence[int]) -> dict[int, Message]:
 
 def about(content: RecordDict) -> dict[str, Any]:
     """Return the particulars of a message, empty if it carries none."""
-    return dict(content.config_records["about"]) if "about" in content.config_records else {}
+    record = content.get("about")
+    return dict(record) if isinstance(record, ConfigRecord) else {}
 
 
 def clean(text: object, most: int) -> str:
@@ -196,40 +199,20 @@ def payload_bytes(content: RecordDict) -> int:
     return sum(np.dtype(array.dtype).itemsize * math.prod(array.shape) for array in arrays)
 
 
-def message_bytes(message: Message, sizes: dict[int, dict[bytes, int]] | None = None) -> int:
+def message_bytes(message: Message) -> int:
     """Bytes of the serialised message: every object that Flower's transport sends for it, each once.
 
     The sum over the message, its records and its array chunks of their serialised length; HTTP framing is not in it.
 
     Args:
         message: as it is sent or was received.
-        sizes: what was found of array records, by their identity, for messages that hold the very same.
     """
-    sizes = {} if sizes is None else sizes
-    if message.has_error():
-        return sum(_objects(message).values())
-    # An object names those below it by ids of one length: a small record stands for arrays, which are serialised once.
-    light, content = copy.copy(message), RecordDict()
-    found: dict[bytes, int] = {}
-    for name, record in message.content.items():
-        if isinstance(record, ArrayRecord):
-            if id(record) not in sizes:
-                sizes[id(record)] = _objects(record)
-            found |= sizes[id(record)]
-            record = ConfigRecord({"for": next(iter(sizes[id(record)]))})
-            found[hashlib.sha256(record.deflate()).digest()] = 0
-        content[name] = record
-    light.content = content
-    return sum((_objects(light) | found).values())
-
-
-def _objects(root: Any) -> dict[bytes, int]:
-    """Return the serialised length of an object and all below it, by their SHA-256; the object itself comes first."""
-    seen: dict[bytes, int] = {}
-    pending = [root]
-    while pending:
-        node = pending.pop()
-        raw = node.deflate()
-        seen[hashlib.sha256(raw).digest()] = len(raw)
-        pending.extend((node.children or {}).values())
-    return seen
+    sizes: dict[str, int] = {}
+    pending: list[Any] = [message]
+    with no_object_id_recompute():  # else Flower serialises an object once more for each object above it
+        while pending:
+            node = pending.pop()
+            if (name := node.object_id) not in sizes:
+                sizes[name] = len(node.deflate())
+                pending.extend((node.children or {}).values())
+    return sum(sizes.values())

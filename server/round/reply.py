@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from flwr.app import Message
+from flwr.app import ConfigRecord, Message, MetricRecord
 
 from fedasym.methods import METHODS
 from fedasym.methods.base import Matrices, pick, select
@@ -61,8 +61,9 @@ def check_reply(
         failed = records.clean(reply.error.reason, LONGEST_TEXT)
         raise Rejection(f"its process failed: {failed}; look at the client's log")
     content = reply.content
-    if "refusal" in content.config_records:
-        said = content.config_records["refusal"].get("reason", "no reason given; look at the client's log")
+    refusal = content.get("refusal")
+    if isinstance(refusal, ConfigRecord):
+        said = refusal.get("reason", "no reason given; look at the client's log")
         raise Rejection(f"it refused: {records.clean(said, LONGEST_TEXT)}")
     about, method = records.about(content), METHODS[contract.method]
     schema = select(contract.schema, method.up(number))
@@ -92,7 +93,8 @@ def check_reply(
                 f"its {name} holds a value of magnitude {largest:.3g}, max-value={max_value:g}; lower lr or head-lr, "
                 "or raise max-value if the model needs it"
             )
-    metrics = dict(content.metric_records.get("metrics", {}))
+    reported = content.get("metrics")
+    metrics = dict(reported) if isinstance(reported, MetricRecord) else {}
     for name, value in metrics.items():
         if not isinstance(value, (int, float)) or not abs(value) <= _LARGEST_METRIC:
             raise Rejection(

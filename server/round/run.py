@@ -283,7 +283,8 @@ def _is_behind(reply: Message) -> bool:
 
 def _refusal(reply: Message) -> dict[str, Any]:
     """Return what a reply that says no says; empty of one that does not."""
-    return {} if reply.has_error() else dict(reply.content.config_records.get("refusal", {}))
+    record = None if reply.has_error() else reply.content.get("refusal")
+    return dict(record) if isinstance(record, ConfigRecord) else {}
 
 
 def _send(
@@ -315,7 +316,6 @@ def _send(
     payload = records.payload_bytes(RecordDict({"matrices": packed}))
     messages: list[Message] = []
     lengths: dict[tuple[int, int], int] = {}
-    sizes: dict[int, dict[bytes, int]] = {}
 
     def message_to(node: int, **whom: Any) -> Message:
         content = RecordDict({"matrices": packed, "about": ConfigRecord({**common, **whom, "weights": weights})})
@@ -325,7 +325,7 @@ def _send(
         for client in asked.clients:
             alone = nodes[client].bit_length(), client.bit_length()  # by which lengths of numbers differ on the wire
             if alone not in lengths:
-                lengths[alone] = records.message_bytes(message_to(nodes[client], client=client), sizes)
+                lengths[alone] = records.message_bytes(message_to(nodes[client], client=client))
             result.message_down += lengths[alone]
             result.payload_down += payload
         first, *others = asked.clients

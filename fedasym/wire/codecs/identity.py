@@ -3,6 +3,7 @@
 Packing matters: Flower moves each array as an object of its own, with about 500 bytes of metadata.
 """
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -19,7 +20,7 @@ class Identity:
 
     def layout(self, schema: Schema) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Return the one array: as many values as the schema holds."""
-        return {PACKED: ("float32", (sum(int(np.prod(shape)) for _, shape in schema),))}
+        return {PACKED: ("float32", (sum(math.prod(shape) for _, shape in schema),))}
 
     def encode(
         self, matrices: Mapping[str, Float32], schema: Schema, rest: Mapping[str, Float32]
@@ -30,9 +31,12 @@ class Identity:
 
     def decode(self, arrays: Mapping[str, NDArray[np.generic]], schema: Schema) -> Matrices:
         """Return the values in the shapes of the schema."""
-        sizes = [int(np.prod(shape)) for _, shape in schema]
-        parts = np.split(arrays[PACKED].astype(np.float32), np.cumsum(sizes)[:-1]) if schema else []
-        return {name: piece.reshape(shape) for (name, shape), piece in zip(schema, parts, strict=True)}
+        packed, matrices, start = arrays[PACKED].astype(np.float32, copy=False), Matrices(), 0
+        for name, shape in schema:
+            end = start + math.prod(shape)
+            matrices[name] = packed[start:end].reshape(shape)
+            start = end
+        return matrices
 
 
 def codec(parameter: str) -> Codec:
