@@ -45,9 +45,8 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 OVERRIDDEN = [line for line in commands(README) if line.startswith("flwr run . --stream -c")]
 
 
-@pytest.mark.parametrize(
-    "command", [*(pytest.param(each, marks=pytest.mark.slow) for each in OVERRIDDEN[:-1]), OVERRIDDEN[-1]]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [*OVERRIDDEN[:-1], pytest.param(OVERRIDDEN[-1], marks=pytest.mark.ci)])
 def test_a_flwr_run_command_of_the_readme_completes_with_the_bits_of_one_process(
     command: str, places: dict[str, str], shell: dict[str, str], tmp_path: Path
 ) -> None:

@@ -181,6 +181,8 @@ def test_a_child_that_hangs_is_killed_at_the_deadline_and_the_next_message_is_an
     assert ("whoever asked is gone" if round_timeout < deadline else told) in log_of(running.root)
 
 
+@pytest.mark.slow
+@pytest.mark.deployed
 def test_a_child_that_is_killed_in_training_is_named_and_the_next_message_is_answered(running: Running) -> None:
     settings = site_settings(running.root, local_steps=ENDLESS)
     content = order(settings)
@@ -300,14 +302,14 @@ def test_another_contract_than_the_pinned_one_is_refused_before_any_data_are_rea
         os.kill(child, 0)
 
 
-def test_a_child_over_its_memory_is_named_and_started_again(tmp_path: Path) -> None:
-    settings = site_settings(tmp_path)
-    with worker(make_private(tmp_path / "state"), place_in(tmp_path), Limits(gigabytes=0.01)) as warm:
-        site = Running(tmp_path, warm)
-        child = site.child()
-        told = reason(site.ask(QUERY, settings, query(settings)))
-        assert re.fullmatch(r"the worker of site north holds \S+ GB of memory, more than 0.01 GB, and was .*", told)
-        assert site.child() != child
+def test_a_child_over_its_memory_is_named_and_started_again(running: Running, monkeypatch) -> None:
+    settings = site_settings(running.root)
+    child = running.child()
+    with monkeypatch.context() as patch:
+        patch.setattr(running.worker, "_limits", Limits(gigabytes=0.01))
+        told = reason(running.ask(QUERY, settings, query(settings)))
+    assert re.fullmatch(r"the worker of site north holds \S+ GB of memory, more than 0.01 GB, and was .*", told)
+    assert running.child() != child
 
 
 def test_the_memory_of_a_process_is_that_of_its_pages() -> None:
