@@ -74,8 +74,9 @@ check-deployment: $(STAMP) nginx  ## of the slow tests those of a deployment: TL
 benchmarks: $(STAMP)  ## measure speed; raw lines go to benchmarks/results/ (an hour of rounds: python -m benchmarks.endurance)
 	@for script in $(filter-out benchmarks/gpu.py benchmarks/endurance.py benchmarks/result_line.py,$(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python $$script --out benchmarks/results/$$(basename $$script .py).jsonl || exit 1; done
 
-bench-quick: $(STAMP)  ## the main ratios again, in a few minutes: the mean, several clients in one pass, many light clients
+bench-quick: $(STAMP)  ## the main ratios again, in a few minutes: the mean, a step, several clients in one pass, many light clients
 	@$(BIN)/python -m benchmarks.average
+	@$(BIN)/python -m benchmarks.step --batches 16x32 --ranks 8 --repeats 5
 	@$(BIN)/python -m benchmarks.cohort --clients 4 --repeats 3
 	@$(BIN)/python -m benchmarks.scale --clients 100
 

@@ -6,46 +6,36 @@ In one process, like `python -m simulations run`:
 * A has the golden bits, and those it was drawn with after it was moved to the device and back;
 * two runs of the demo end with the same digest, one of them killed after its first round and started again;
 * the demo's accuracy is at least 0.76;
-* local steps per second of B only on the device, on the CPU, and of PEFT's LoRA on the device, and the peak of memory;
+* a step of B only on the device and on the CPU beside PEFT's LoRA (`benchmarks/step.py`), and the peak of memory;
 * a step of 16 clients in one pass beside one client after another (`benchmarks/cohort.py`).
 """
 
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model
-from torch import nn
-from torch.nn import functional as F
-from transformers import AutoModel
 
 from benchmarks.cohort import compare
 from benchmarks.result_line import make_parser, say
-from fedasym.adapters import trainable_state
+from benchmarks.step import SYSTEMS, YARDSTICK, measure
 from fedasym.adapters.projection import fingerprint, frozen_A
-from fedasym.data.examples import load_examples
 from fedasym.models import device
-from fedasym.models.build import build
-from fedasym.models.model_files import source_of
-from fedasym.models.pooling import pooled
 from fedasym.runs.record import read_json, read_rounds, versions
 from fedasym.settings import Settings
-from fedasym.tasks import task_of
 from simulations.run import read_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 # Of tests/adapters/test_projection.py, orthonormal.
 GOLDEN = "6decda52d6efccbe54a2cac2874df5d9e2f7d7145d41235b03c74dc2e1a2b38a"
 LEAST_ACCURACY = 0.76  # tests/simulations/test_demo.py
-LENGTH = 32  # tokens of a timed batch of 16
+BATCH = 16, 32  # examples and tokens of a timed step
 
 
 def check_A(where: torch.device) -> bool:
@@ -71,58 +61,24 @@ def federate(out: Path, overrides: list[str], kill_after: int = 0) -> None:
     subprocess.run(command, cwd=ROOT, check=True)
 
 
-def steps_per_second(model: nn.Module, parameters: Mapping[str, nn.Parameter], batch: Any, repeats: int) -> float:
-    """Return local steps (forward, backward, SGD) a second: the median of some runs, after one that is not counted."""
-    inputs, labels = batch
-    optimizer = torch.optim.SGD(parameters.values(), lr=0.1)
-    steps, taken = 5, []
-    for _ in range(repeats + 1):
-        began = time.perf_counter()
-        for _ in range(steps):
-            optimizer.zero_grad(set_to_none=True)
-            loss = F.cross_entropy(model(**inputs).logits.float(), labels)
-            loss.backward()
-            optimizer.step()
-        loss.item()  # waits until the device has done it
-        taken.append((time.perf_counter() - began) / steps)
-    return 1 / statistics.median(taken[1:])
-
-
-def ours(settings: Settings) -> tuple[nn.Module, dict[str, nn.Parameter], Any]:
-    """Return B only on the setting's device, what trains of it, and a batch there."""
-    examples, _ = load_examples(settings)
-    inputs = task_of(settings).inputs
-    built = build(settings, len(examples.class_names), inputs)
-    encoded = inputs.encode(built.processor, examples, LENGTH)
-    batch, labels = inputs.collate(built.processor, encoded, np.argsort(-encoded.lengths)[:16].tolist())
-    where = device.device_of(built.model)
-    placed = device.place({**batch, "labels": labels}, where)
-    labels = placed.pop("labels")
-    return built.model, trainable_state.trainable(built.model), (placed, labels)
-
-
-def pefts(settings: Settings, where: torch.device) -> tuple[nn.Module, dict[str, nn.Parameter]]:
-    """Return the same model under PEFT's LoRA, of the same rank on the same layers."""
-    dtype = getattr(torch, device.choose_dtype(settings.dtype, where))
-    model = pooled(AutoModel.from_pretrained(source_of(settings.model), dtype=dtype), "mean", 2).to(where, dtype)
-    names = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and name != "output"]
-    config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=names, modules_to_save=["output"])
-    adapted = get_peft_model(model, config).eval()
-    return adapted, {name: p for name, p in adapted.named_parameters() if p.requires_grad}
-
-
 def speeds(settings: Settings, where: torch.device, repeats: int) -> dict[str, Any]:
-    """Return steps per second of B only on the device and the CPU and of PEFT's LoRA, and the peak of memory."""
+    """Return a step's milliseconds on the device and the CPU, beside PEFT's LoRA and in a cohort; the peak of memory.
+
+    Args:
+        settings: of the demo, not resolved.
+        where: the device.
+        repeats: steps, and turns of a cohort.
+    """
+    found: dict[str, Any] = {}
     if where.type == "cuda":
         torch.cuda.reset_peak_memory_stats(where)
-    model, parameters, batch = ours(settings)
-    found: dict[str, Any] = {"steps_per_second": steps_per_second(model, parameters, batch, repeats)}
-    if where.type == "cuda":
+        measure(settings, where, *BATCH, repeats, ("B only",))
         found["peak_memory_bytes"] = torch.cuda.max_memory_allocated(where)
-    found["steps_per_second_peft_lora"] = steps_per_second(*pefts(settings, where), batch, repeats)
-    found["cohort"] = compare(device.resolved(settings, where), 16 if repeats > 1 else 2, max(2, repeats))
-    cpu = read_settings(None, ["device=cpu"], Path(settings.out)).resolved()
-    found["steps_per_second_cpu"] = steps_per_second(*ours(cpu), repeats)
+        device.free()
+    found["step"] = measure(settings, where, *BATCH, repeats, (*SYSTEMS,))
+    found["cohort"] = compare(device.resolved(settings.resolved(), where), 16 if repeats > 2 else 2, repeats)
+    cpu = replace(settings, device="cpu")
+    found["step_on_cpu"] = measure(cpu, torch.device("cpu"), *BATCH, repeats, ("B only", YARDSTICK))
     return found
 
 
@@ -140,7 +96,7 @@ def main() -> None:
         overrides += ["num-clients=3", "num-rounds=2", "local-steps=1", "test-cap=50"]
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as work:
-        settings = read_settings(None, overrides, Path(work) / "timed").resolved()
+        settings = read_settings(None, overrides, Path(work) / "timed")
         where = device.choose_device(options.device)
         print(f"on {device.describe(where, device.choose_dtype('auto', where))}", flush=True)
         one, two = Path(work) / "one", Path(work) / "two"
@@ -156,7 +112,7 @@ def main() -> None:
             "digest": summaries[0]["digest"],
             "accuracy": summaries[0]["final"],
             "seconds_by_round": [row["seconds"] for row in read_rounds(one)],
-            **speeds(settings, where, 1 if options.small else 7),
+            **speeds(settings, where, 2 if options.small else 7),
             "seconds": round(time.perf_counter() - began, 1),
             "versions": versions(),
         }

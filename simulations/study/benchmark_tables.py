@@ -45,6 +45,24 @@ def cohort_markdown(lines: Lines) -> str:
     return _table(head, rows)
 
 
+def step_markdown(lines: Lines) -> str:
+    """Return one row a case: how often each system's step goes into that of PEFT's LoRA."""
+    systems = ("B only", "LoRA", "PEFT LoRA, A frozen", "full", "bare")
+    rows = []
+    for line in latest(lines, "device", "dtype", "examples", "tokens", "rank"):
+        peft = line["PEFT LoRA"]
+        low, high = peft["quartiles_ms"]
+        rows.append(
+            (
+                f"{line['examples']} × {line['tokens']}",
+                str(line["rank"]),
+                f"{peft['median_ms']:.0f} ms ({low:.0f}–{high:.0f})",
+                *(f"{line[system]['times_as_fast_as_peft_lora']:.2f}" for system in systems),
+            )
+        )
+    return _table(("examples × tokens", "rank", "PEFT's LoRA", *systems), rows)
+
+
 def light_clients_markdown(lines: Lines) -> str:
     """Return one row a number of clients and cohort: what a client costs in a round, and what the process holds."""
     rows = []
@@ -85,6 +103,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 MADE_OF: dict[str, Callable[[Lines], str]] = {
     "whole_job.jsonl": whole_job_markdown,
+    "step.jsonl": step_markdown,
     "cohort.jsonl": cohort_markdown,
     "scale.jsonl": light_clients_markdown,
 }
