@@ -147,11 +147,13 @@ def train(
     if aggregator_of(settings.aggregation).single_replies:
         size = settings.asked_of(settings.num_clients) * 4 * values(session.contract.schema)
         log.info("aggregation=%r holds all replies of a round: up to %d MB", settings.aggregation, size // 10**6)
-    rows = record.read_rounds(folder)
-    if _goes_on(session, rows):
-        roster = Roster(grid, session.contract, session.built.logits, settings, rows, warmed)
-        while _goes_on(session, rows):
-            state = _next_round(grid, roster, session, state, folder, reporter, rows)
+    past = record.read_rounds(folder)
+    scores: list[float | None] = [row["metrics"][session.task.metric] for row in past]
+    if _goes_on(session, scores):
+        roster = Roster(grid, session.contract, session.built.logits, settings, past, warmed)
+        del past  # of a long run the record is large, and grows
+        while _goes_on(session, scores):
+            state = _next_round(grid, roster, session, state, folder, reporter, scores)
     else:
         log.info("all %d rounds are done already", state.round)
     untouched = folder / record.UNTOUCHED
@@ -172,14 +174,14 @@ def _judge_untouched(session: Session, matrices: Matrices, folder: Path, reporte
     log.info("untouched  %s %.4f", session.task.metric, metrics[session.task.metric])
 
 
-def _goes_on(session: Session, rows: Sequence[dict[str, Any]]) -> bool:
-    """Say whether there is a round after those of the record; ``patience`` may end a run before ``num-rounds``."""
-    patience, rounds = session.settings.patience, session.settings.num_rounds
-    since = record.rounds_since_best(rows, session.task.metric)
-    if patience and since >= patience and len(rows) < rounds:
-        log.info("ended after round %d: no better %s in %d rounds", len(rows), session.task.metric, since)
+def _goes_on(session: Session, scores: Sequence[float | None]) -> bool:
+    """Say whether there is a round after those of these scores; ``patience`` may end a run before ``num-rounds``."""
+    patience, rounds, done = session.settings.patience, session.settings.num_rounds, len(scores)
+    since = record.rounds_since_best(scores)
+    if patience and since >= patience and done < rounds:
+        log.info("ended after round %d: no better %s in %d rounds", done, session.task.metric, since)
         return False
-    return len(rows) < rounds
+    return done < rounds
 
 
 def _next_round(
@@ -189,9 +191,13 @@ def _next_round(
     state: checkpoint.State,
     folder: Path,
     reporter: Reporter,
-    rows: list[dict[str, Any]],
+    scores: list[float | None],
 ) -> checkpoint.State:
-    """Do the next round, append its line to those of the record, and return what the one after it starts from."""
+    """Do the next round, append its line to the record and its metric to those of the rounds before.
+
+    Returns:
+        What the one after it starts from.
+    """
     settings = session.settings
     news: list[str] = []
     lost = Round(state.round + 1, [])
@@ -219,15 +225,14 @@ def _next_round(
     state = replace(outcome.state, round=result.number)
     row = _row(result, session, state.matrices, outcome.mismatch, reporter)
     row["seconds"] = round(time.perf_counter() - started, 3)
-    rows.append(row)
-    evaluated = row["metrics"][session.task.metric] is not None
-    if settings.keep_best and evaluated and record.rounds_since_best(rows, session.task.metric) == 0:
+    metric = row["metrics"][session.task.metric]
+    scores.append(metric)
+    if settings.keep_best and metric is not None and record.rounds_since_best(scores) == 0:
         load_common(session.built.model, state.matrices)
         write_adapter(folder / "best", session.built, settings, session.contract.labels)
     length, chain = record.append_round(folder, row, state.record_chain)
     checkpoint.save(folder, replace(state, record_bytes=length, record_chain=chain), settings.keep_checkpoints)
     state = replace(state, record_bytes=length, record_chain=chain, older=False)
-    metric = row["metrics"][session.task.metric]
     log.info(
         "round %d/%d  %s %s  loss %.4f  clients %d/%d  up %d B  down %d B  %.1f s",
         result.number, settings.num_rounds, session.task.metric, "–" if metric is None else f"{metric:.4f}",

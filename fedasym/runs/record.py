@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -122,15 +122,17 @@ def read_rounds(folder: Path) -> list[dict[str, Any]]:
     return read_lines(folder / "rounds.jsonl")
 
 
-def rounds_since_best(rows: Sequence[Mapping[str, Any]], metric: str) -> int:
+def rounds_since_best(scores: Sequence[float | None]) -> int:
     """Return in how many evaluated rounds in a row a metric has not been above all before; 0: the last one was.
 
-    >>> rows = [{"metrics": {"f1": value}} for value in (2.0, None, 2.0, 1.0)]
-    >>> [rounds_since_best(rows[:count], "f1") for count in (0, 1, 2, 3, 4)]
+    Args:
+        scores: the metric of each round, None of those that were not evaluated.
+
+    >>> [rounds_since_best([2.0, None, 2.0, 1.0][:count]) for count in (0, 1, 2, 3, 4)]
     [0, 0, 0, 1, 2]
     """
     best, since = float("-inf"), 0
-    for value in (row["metrics"][metric] for row in rows):
+    for value in scores:
         if value is not None:
             best, since = (value, 0) if value > best else (best, since + 1)
     return since
