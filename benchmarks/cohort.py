@@ -31,8 +31,8 @@ STEPS = 2  # of each client
 
 def wait(where: torch.device) -> None:
     """Wait until a device has done what it was given."""
-    if where.type == "cuda":
-        torch.cuda.synchronize(where)
+    if where.type != "cpu":
+        torch.accelerator.synchronize(where)
 
 
 def compare(settings: Settings, clients: int, repeats: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The demo on this machine's GPU: same bits, accuracy, kill and resume, memory, and steps per second; see --out.
+"""The demo on this machine's GPU: same bits, accuracy, kill and resume, memory, and a step's time; see --out.
 
 `make check-gpu` runs it, at most 4 minutes on a GPU. ``--device cpu --small`` tries all of it on a machine without one.
 In one process, like `python -m simulations run`:

@@ -1,13 +1,15 @@
-"""A local step of B only beside what one would use else: one JSON line a case; see --out.
+"""A local step of B only beside what one would otherwise use: one JSON line a case; see --out.
 
-MiniLM, every linear layer adapted, AdamW, a batch of random tokens without padding, one thread on a CPU. Systems, each
-of which does one step in turn, some times: B only and LoRA of fedasym, PEFT's LoRA, the same with A frozen, full
-fine-tuning; and ``bare``: the frozen model's own forward and backward pass, in which nothing is adapted and nothing
-steps, so that no adapter's step can take less. Cases: so many examples of so many tokens, each at each rank, in float32
-and in bfloat16 where that is native. A line has the median and the quartiles of the milliseconds of a step, and the
-median of how often it goes into PEFT's LoRA's of the same turn.
+MiniLM, every linear layer adapted and the output layer trained, AdamW, a batch of random tokens without padding, one
+thread on a CPU. Systems, each of which does its steps in turn, some times, in an order drawn anew: B only and LoRA of
+fedasym, PEFT's LoRA, the same with A frozen, full fine-tuning; and ``bare``: the frozen model's own forward and
+backward pass, in which nothing is adapted and nothing steps, about the least that an adapter's step can take. Cases:
+so many examples of so many tokens, each at each rank, in float32 and in bfloat16 where that is native. A line has the
+median and the quartiles of the milliseconds of a step, and the median of how often it goes into PEFT's LoRA's of the
+same turn.
 """
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -50,8 +52,10 @@ def ours(method: str) -> Callable[[Settings, torch.device], System]:
 
 def plain(settings: Settings, where: torch.device) -> MeanPooledClassifier:
     """Return the model as transformers makes it, under the same pooling and output layer."""
-    dtype = getattr(torch, device.choose_dtype(settings.dtype, where))
-    return pooled(AutoModel.from_pretrained(source_of(settings.model), dtype=dtype), "mean", CLASSES).to(where, dtype)
+    dtype = getattr(torch, settings.dtype)
+    attention = device.choose_attention(settings.attention, where, settings.dtype)
+    encoder = AutoModel.from_pretrained(source_of(settings.model), dtype=dtype, attn_implementation=attention)
+    return pooled(encoder, "mean", CLASSES).to(where, dtype)
 
 
 def pefts(frozen_A: bool) -> Callable[[Settings, torch.device], System]:
@@ -60,11 +64,13 @@ def pefts(frozen_A: bool) -> Callable[[Settings, torch.device], System]:
     def make(settings: Settings, where: torch.device) -> System:
         model = plain(settings, where)
         names = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and name != "output"]
-        config = LoraConfig(
-            r=settings.rank, lora_alpha=settings.alpha, target_modules=names, modules_to_save=["output"]
-        )
+        config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=names)
         adapted = get_peft_model(model, config).eval()
+        # Not by modules_to_save: it goes by the end of a name, and would train every "….output" of the encoder too.
+        model.output.requires_grad_(True)
         trained = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
+        if len(trained) != 2 * len(names) + 2:
+            raise RuntimeError(f"PEFT trains {len(trained)} matrices, expected {2 * len(names) + 2}")
         return adapted, {name: p for name, p in trained.items() if not (frozen_A and ".lora_A." in name)}
 
     return make
@@ -87,8 +93,10 @@ SYSTEMS: dict[str, Callable[[Settings, torch.device], System]] = {
 }
 
 
-def stepper(system: System, inputs: Mapping[str, Tensor], labels: Tensor, autocast: Any) -> Callable[[], float]:
-    """Return what does one step and returns the milliseconds that it took."""
+def stepper(
+    system: System, inputs: Mapping[str, Tensor], labels: Tensor, autocast: Any, steps: int
+) -> Callable[[], float]:
+    """Return what does some steps and returns the milliseconds that one took."""
     model, parameters = system
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in parameters)
@@ -98,15 +106,16 @@ def stepper(system: System, inputs: Mapping[str, Tensor], labels: Tensor, autoca
     def step() -> float:
         wait(where)
         began = time.perf_counter()
-        if optimizer:
-            optimizer.zero_grad(set_to_none=True)
-        with autocast:
-            logits = model(**inputs).logits
-        F.cross_entropy(logits.float(), labels).backward()
-        if optimizer:
-            optimizer.step()
+        for _ in range(steps):
+            if optimizer:
+                optimizer.zero_grad(set_to_none=True)
+            with autocast:
+                logits = model(**inputs).logits
+            F.cross_entropy(logits.float(), labels).backward()
+            if optimizer:
+                optimizer.step()
         wait(where)
-        return 1e3 * (time.perf_counter() - began)
+        return 1e3 * (time.perf_counter() - began) / steps
 
     return step
 
@@ -114,20 +123,22 @@ def stepper(system: System, inputs: Mapping[str, Tensor], labels: Tensor, autoca
 def measure(
     settings: Settings, where: torch.device, examples: int, tokens: int, repeats: int, systems: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Let systems do a step in turn, some times; the first of each does not count.
+    """Let systems do steps in turn, some times, on one thread of a CPU; the first turn does not count.
 
     Args:
-        settings: model, rank and dtype, of whatever method.
+        settings: model, rank, dtype and device, of whatever method.
         where: the device.
         examples: of a batch.
         tokens: of each example.
-        repeats: steps of each system that count.
+        repeats: turns that count, two at least.
         systems: names of them.
 
     Returns:
         By system the median and quartiles of a step's milliseconds, and how often it goes into the yardstick's, if
         that is among them.
     """
+    settings = device.resolved(settings, where)
+    device.prepare(where, 1, settings.deterministic)
     made = {name: SYSTEMS[name](settings, where) for name in systems}
     rng = torch.Generator().manual_seed(0)
     ids = torch.randint(1000, 20_000, (examples, tokens), generator=rng)
@@ -136,8 +147,11 @@ def measure(
     placed = device.place(batch, where)
     labels = placed.pop("labels")
     autocasts = {name: device.autocast(where, settings.dtype if name == "full" else "float32") for name in systems}
-    steps = {name: stepper(system, placed, labels, autocasts[name]) for name, system in made.items()}
-    taken = [{name: step() for name, step in steps.items()} for _ in range(repeats + 1)][1:]
+    many = 1 if where.type == "cpu" else 5  # a GPU's steps are short
+    steps = {name: stepper(system, placed, labels, autocasts[name], many) for name, system in made.items()}
+    order = random.Random(0)
+    turns = [order.sample(systems, len(systems)) for _ in range(repeats + 1)]  # the first does not count
+    taken = [{name: steps[name]() for name in turn} for turn in turns][1:]
     found: dict[str, Any] = {"examples": examples, "tokens": tokens, "rank": settings.rank, "dtype": settings.dtype}
     for name in systems:
         low, middle, high = statistics.quantiles([turn[name] for turn in taken], n=4)
@@ -159,13 +173,14 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 64])
     parser.add_argument("--repeats", type=int, default=9, help="(default: %(default)s)")
     told = parser.parse_args()
+    if told.repeats < 2:
+        parser.error(f"--repeats {told.repeats}: quartiles need 2 at least")
     where = device.choose_device(told.device)
     for dtype in dict.fromkeys(("float32", device.choose_dtype("auto", where))):
         for rank in told.ranks:
             for batch in told.batches:
                 words = [f"rank={rank}", f"alpha={2 * rank}", f"dtype={dtype}", f"device={told.device}"]
                 settings = read_settings(None, words, Path("runs/unused"))
-                device.prepare(where, 1, settings.deterministic)
                 examples, tokens = map(int, batch.split("x"))
                 line = {"benchmark": "step", **machine("torch", "transformers", "peft")}
                 line |= {"device": device.name_of(where), "model": "MiniLM"}

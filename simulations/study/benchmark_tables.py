@@ -46,7 +46,7 @@ def cohort_markdown(lines: Lines) -> str:
 
 
 def step_markdown(lines: Lines) -> str:
-    """Return one row a case: how often each system's step goes into that of PEFT's LoRA."""
+    """Return one row a case: how many times as fast as PEFT's LoRA each system's step is."""
     systems = ("B only", "LoRA", "PEFT LoRA, A frozen", "full", "bare")
     rows = []
     for line in latest(lines, "device", "dtype", "examples", "tokens", "rank"):
@@ -54,13 +54,16 @@ def step_markdown(lines: Lines) -> str:
         low, high = peft["quartiles_ms"]
         rows.append(
             (
+                line["device"].partition(" ")[0],
+                line["dtype"],
                 f"{line['examples']} × {line['tokens']}",
                 str(line["rank"]),
                 f"{peft['median_ms']:.0f} ms ({low:.0f}–{high:.0f})",
                 *(f"{line[system]['times_as_fast_as_peft_lora']:.2f}" for system in systems),
             )
         )
-    return _table(("examples × tokens", "rank", "PEFT's LoRA", *systems), rows)
+    head = ("device", "dtype", "examples × tokens", "rank", "a step of PEFT's LoRA", *systems)
+    return _table(head, rows)
 
 
 def light_clients_markdown(lines: Lines) -> str:
