@@ -13,7 +13,7 @@ from scipy.stats import ttest_rel
 from fedasym.files import read_lines
 
 ROOT = Path(__file__).parents[1]
-PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("[!.]*/README.md")]
 NON_IID = ("dirichlet:0.5", "severe")
 
 
