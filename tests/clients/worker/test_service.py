@@ -182,7 +182,7 @@ def test_a_child_that_hangs_is_killed_at_the_deadline_and_the_next_message_is_an
 
 
 @pytest.mark.slow
-@pytest.mark.deployed
+@pytest.mark.ci
 def test_a_child_that_is_killed_in_training_is_named_and_the_next_message_is_answered(running: Running) -> None:
     settings = site_settings(running.root, local_steps=ENDLESS)
     content = order(settings)
