@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+MERGE_FROM = 2  # times the rows d_in d_out / (d_in + 2 d_out), where making W + s B A costs as much as it spares
 
 
 def product(x: Tensor, M: Tensor) -> Tensor:
@@ -23,6 +26,37 @@ def product(x: Tensor, M: Tensor) -> Tensor:
     return torch.bmm(x.reshape(len(M), -1, x.shape[-1]), M.mT).reshape(*x.shape[:-1], M.shape[1])
 
 
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
+class _Merged(torch.autograd.Function):
+    """``M u + bias`` by one product each way, M being W + s B A, with the gradients of A and of B.
+
+    With the output's gradient G ``(n, d_out)`` and the inputs U ``(n, d_in)``, that of B is ``s G^T (U A^T)`` and that
+    of A is ``s (G B)^T U``: neither takes the gradient of M.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, A: Tensor, B: Tensor, M: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+        """Map ``(..., d_in)`` to ``(..., d_out)``."""
+        _, trains_A, trains_B, *_ = ctx.needs_input_grad
+        ctx.scale = scale
+        ctx.save_for_backward(M, F.linear(x, A) if trains_B else None, *((x, B) if trains_A else (None, None)))
+        return F.linear(x, M, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of x, A and B."""
+        M, Ax, x, B = ctx.saved_tensors
+        G = _rows(gradient)
+        of_x = gradient @ M if ctx.needs_input_grad[0] else None
+        of_A = None if x is None else (G @ B).T @ _rows(x) * ctx.scale
+        of_B = None if Ax is None else G.T @ _rows(Ax) * ctx.scale
+        return of_x, of_A, of_B, None, None, None
+
+
 class AdaptedLinear(nn.Module):
     """A linear layer and its low-rank update, by composition: the base module stays itself.
 
@@ -32,12 +66,17 @@ class AdaptedLinear(nn.Module):
 
     For backward it keeps ``A u`` (r wide), never u, while A is frozen: nothing else is needed for B's gradient.
 
+    A plain linear layer in float32 that is given rows enough is computed by one product, with ``W + s B A``, which is
+    made anew in each call (the base is not called then) and kept for backward. In bfloat16 the sum would round the
+    update away.
+
     Args:
         base: the frozen layer with d_in inputs and d_out outputs.
         A: float32 ``(r, d_in)``.
         B: float32 ``(d_out, r)``.
         scale: s, usually alpha / r.
         factors: which of A and B are parameters; the other is a non-persistent buffer.
+        merge: whether it may be computed by one product.
 
     Attributes:
         shift: None, or a float32 buffer ``(d_out, d_in)`` that is added to W: updates that a federation folded in.
@@ -48,10 +87,11 @@ class AdaptedLinear(nn.Module):
     shift: Tensor | None
     base: Any  # nn.Linear, or what has its attributes
 
-    def __init__(self, base: nn.Module, A: Tensor, B: Tensor, scale: float, factors: str) -> None:
+    def __init__(self, base: nn.Module, A: Tensor, B: Tensor, scale: float, factors: str, merge: bool) -> None:
         super().__init__()
         self.base = base
         self.scale = scale
+        self.merge = merge
         for letter, matrix in (("A", A), ("B", B)):
             if letter in factors:
                 self.register_parameter(letter, nn.Parameter(matrix))
@@ -94,12 +134,31 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what the base gives, and the update, in the dtype that the base computes in."""
+        if self.merge and self._worth_merging(x):
+            return self._merged(x)
         dtype = x.dtype if x.is_floating_point() else self.weight.dtype
         Ax = self.read(x, self.A.to(dtype)) * self.scale
         update = self.mix(Ax, self.B.to(dtype))
         out: Tensor = self.base(x) + update
         # A product of its own: added to W in bfloat16, a small shift would round away.
         return out if self.shift is None else out + self.read(x, self.shift.to(dtype))
+
+    def _worth_merging(self, x: Tensor) -> bool:
+        """Say whether one product takes less time and loses nothing; shapes, dtypes and what trains decide it alone."""
+        plain = type(self.base) is nn.Linear and self.A.dim() == self.B.dim() == 2 and not self.weight.requires_grad
+        if not plain or not x.dtype == self.weight.dtype == torch.float32:
+            return False
+        d_out, d_in = self.weight.shape
+        return x.shape[:-1].numel() * (d_in + 2 * d_out) >= MERGE_FROM * d_in * d_out
+
+    def _merged(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            W = self.weight if self.shift is None else self.weight + self.shift
+            M = torch.addmm(W, self.B, self.A, alpha=self.scale)
+        if not torch.is_grad_enabled():
+            return F.linear(x, M, self.bias)
+        out: Tensor = _Merged.apply(x, self.A, self.B, M, self.bias, self.scale)  # type: ignore[no-untyped-call]
+        return out
 
 
 class AdaptedConv(AdaptedLinear):
@@ -153,12 +212,12 @@ def can_be_adapted(module: nn.Module) -> bool:
     return is_linear(module) or type(module) in (nn.Conv1d, nn.Conv2d, nn.Embedding)
 
 
-def adapted(base: nn.Module, A: Tensor, B: Tensor, scale: float, factors: str) -> AdaptedLinear:
+def adapted(base: nn.Module, A: Tensor, B: Tensor, scale: float, factors: str, merge: bool) -> AdaptedLinear:
     """Return a layer of a kind that can be adapted with its update; arguments as of `AdaptedLinear`."""
     if isinstance(base, nn.Conv1d | nn.Conv2d):
-        return AdaptedConv(base, A, B, scale, factors)
+        return AdaptedConv(base, A, B, scale, factors, merge)
     kind = AdaptedEmbedding if isinstance(base, nn.Embedding) else AdaptedLinear
-    return kind(base, A, B, scale, factors)
+    return kind(base, A, B, scale, factors, merge)
 
 
 def sizes(module: Any) -> tuple[int, int]:

@@ -40,6 +40,7 @@ def adapt(
     scaling: str = "alpha/r",
     factors: str = "B",
     exclude: Iterable[str] = (),
+    merge: bool = True,
 ) -> list[str]:
     """Freeze a model and wrap layers with adapters, in place.
 
@@ -58,6 +59,8 @@ def adapt(
         scaling: ``"alpha/r"`` (Hu et al. 2021) or ``"alpha/sqrt(r)"`` (rsLoRA, arXiv 2312.03732).
         factors: what trains: ``"B"``; ``"AB"`` for standard LoRA; ``"A"``, with B drawn as A is otherwise and frozen.
         exclude: paths of layers to leave alone.
+        merge: compute plain linear layers in float32 by one product with ``W + s · B A`` where that is the faster; such
+            a call keeps that matrix for backward, and has no second derivative.
 
     Returns:
         The adapted layers' paths, sorted.
@@ -96,7 +99,7 @@ def adapt(
     for name in chosen:
         base = layers[name]
         A, B = (matrix.to(base.weight.device) for matrix in drawn[name])
-        place(model, name, adapted(base, A, B, scale, factors))
+        place(model, name, adapted(base, A, B, scale, factors, merge))
     return chosen
 
 

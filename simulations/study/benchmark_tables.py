@@ -66,6 +66,21 @@ def step_markdown(lines: Lines) -> str:
     return _table(head, rows)
 
 
+def merge_markdown(lines: Lines) -> str:
+    """Return one row a layer: how many times as fast one merged product is, by the rows that it is given."""
+    found = latest(lines, "device", "d_in", "d_out", "rank")
+    heads = tuple(f"{multiple:g} × break-even" for multiple in found[0]["multiples"])
+    rows = [
+        (
+            f"{line['d_in']:,} → {line['d_out']:,}",
+            str(line["rank"]),
+            *(f"{times:.2f} ({count:,})" for times, count in zip(line["times_as_fast"], line["rows"], strict=True)),
+        )
+        for line in found
+    ]
+    return _table(("layer", "rank", *heads), rows)
+
+
 def light_clients_markdown(lines: Lines) -> str:
     """Return one row a number of clients and cohort: what a client costs in a round, and what the process holds."""
     rows = []
@@ -107,6 +122,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 MADE_OF: dict[str, Callable[[Lines], str]] = {
     "whole_job.jsonl": whole_job_markdown,
     "step.jsonl": step_markdown,
+    "merge.jsonl": merge_markdown,
     "cohort.jsonl": cohort_markdown,
     "scale.jsonl": light_clients_markdown,
 }

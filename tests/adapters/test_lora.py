@@ -53,18 +53,25 @@ def test_with_B_zero_the_model_is_the_original_and_then_W_x_plus_s_B_A_x(net, sc
     torch.testing.assert_close(net(x), dense(x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("merge", [False, True])
 @pytest.mark.parametrize("factors", lora.FACTORS)
-def test_with_A_frozen_backward_keeps_what_is_r_wide_and_never_x(factors) -> None:
+def test_with_A_frozen_backward_keeps_what_is_r_wide_and_never_x(factors, merge) -> None:
     layer = nn.Sequential(nn.Linear(32, 24))
-    lora.adapt(layer, rank=3, factors=factors)
+    lora.adapt(layer, rank=3, factors=factors, merge=merge)
     x = torch.randn(5, 7, 32, requires_grad=True)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         layer(x)
     known = {t.untyped_storage().data_ptr(): "W" for t in [*layer.parameters(), *layer.buffers()]}
     known[x.untyped_storage().data_ptr()] = "x"
-    activations = {known.get(t.untyped_storage().data_ptr(), t.shape[-1]) for t in kept} - {"W"}
-    assert activations == {"B": {3}, "AB": {"x", 3}, "A": {"x"}}[factors]
+    activations = {known.get(t.untyped_storage().data_ptr(), t.shape) for t in kept} - {"W"}
+    merged = {(24, 32)} if merge else set()  # W + s B A
+    assert merged <= activations
+    assert {each if each == "x" else each[-1] for each in activations - merged} == {
+        "B": {3},
+        "AB": {"x", 3},
+        "A": {"x"},
+    }[factors]
 
 
 @pytest.mark.parametrize("factors", lora.FACTORS)
