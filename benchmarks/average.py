@@ -1,7 +1,7 @@
 """Throughput of the exact mean beside Flower's own aggregation of the same replies. One JSON line; see --out.
 
-Both run in this process, in turn, on the same Flower replies; the time of the exact mean includes
-reading the arrays out of the records, as Flower's does. GB are 1e9 bytes of incoming float32.
+Both run in this process, in turn, on the same Flower replies; the time of the exact mean includes reading and checking
+the arrays in the records as the server does, Flower's reading them its own way. GB are 1e9 bytes of incoming float32.
 
 The worst that replies can do to the exact mean is to lay it beside a tie everywhere, with values that cancel, or to go
 up and down between magnitudes; both are timed against as many usual replies.
@@ -18,6 +18,7 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
 from benchmarks.result_line import machine, make_parser, say
 from fedasym.aggregation.exact import ExactMean
+from fedasym.wire import records
 
 
 def make_replies(count: int, size: int) -> list[RecordDict]:
@@ -50,21 +51,22 @@ def jumping_replies(size: int) -> list[RecordDict]:
 
 
 def _reply(weight: int, B: np.ndarray) -> RecordDict:
-    return RecordDict({"arrays": ArrayRecord({"B": Array(B)}), "metrics": MetricRecord({"num-examples": weight})})
+    return RecordDict(
+        {"matrices": ArrayRecord({"packed": Array(B)}), "metrics": MetricRecord({"num-examples": weight})}
+    )
 
 
 def exact_mean(replies: list[RecordDict]) -> np.ndarray:
     """Average with `ExactMean`."""
-    total = ExactMean()
+    total, schema = ExactMean(), (("B", replies[0]["matrices"]["packed"].shape),)
     for reply in replies:
-        matrices = {name: array.numpy() for name, array in reply["arrays"].items()}
-        total.add(reply["metrics"]["num-examples"], matrices)
+        total.add(reply["metrics"]["num-examples"], records.unpack(reply, schema))
     return total.mean()["B"]
 
 
 def flower_mean(replies: list[RecordDict]) -> np.ndarray:
     """Average with Flower's FedAvg aggregation."""
-    return aggregate_arrayrecords(replies, "num-examples")["B"].numpy()
+    return aggregate_arrayrecords(replies, "num-examples")["packed"].numpy()
 
 
 def seconds_to_run(mean: Callable[[list[RecordDict]], np.ndarray], replies: list[RecordDict]) -> float:
@@ -79,7 +81,7 @@ def memory(count: int, size: int) -> tuple[float, float]:
     total, replies = ExactMean(), make_replies(count, size)
     tracemalloc.start()
     for reply in replies:
-        total.add(reply["metrics"]["num-examples"], {"B": reply["arrays"]["B"].numpy()})
+        total.add(reply["metrics"]["num-examples"], {"B": reply["matrices"]["packed"].numpy()})
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.reset_peak()
     total.result()
@@ -103,7 +105,7 @@ def main() -> None:
     rounds = [{kind: seconds_to_run(exact_mean, five) for kind, five in fives.items()} for _ in range(3)]
     fastest = {kind: min(each[kind] for each in rounds) for kind in fives}
     incoming = count * size * 4 / 1e9
-    held, most = memory(20 * count, size // 4)
+    held, most = memory(2 * count, size)
     result = {
         "benchmark": "average",
         "unit": "GB/s of incoming float32",

@@ -88,4 +88,5 @@ def load(parameters: Mapping[str, Tensor], matrices: Mapping[str, Float32]) -> N
             raise ValueError(f"{name}: holds values that are not finite; it was not loaded")
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(torch.from_numpy(np.ascontiguousarray(matrices[name])))
+            # PyTorch warns of an array that it could not write to, as those of a message are.
+            parameter.copy_(torch.from_numpy(np.require(matrices[name], requirements=("C", "W"))))

@@ -12,6 +12,7 @@ where that rounding could be wrong, which an error bound tells, the quotient is 
 in such bins, so no value costs more than a few vector passes, whoever chose it.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -26,7 +27,7 @@ Float64 = NDArray[np.float64]
 _LOWEST = -149  # every float32 is a multiple of 2^-149
 _WIDTH = 32  # bits per bin
 _WEIGHT_BITS = 29  # 29-bit weight x 24-bit mantissa fits float64's 53 bits
-_BLOCK = 1 << 16  # elements handled at once: their float64 temporaries stay in the cache
+_BLOCK = 1 << 17  # elements handled at once: their float64 temporaries stay in the cache
 _ROOM_BITS = 7  # a grid leaves room for sums of 2^7 products as large as the first reply's largest
 _ALONE = 4  # blocks that are not worth a second thread
 _FEW = 8  # of a block's values at most one in 8 is picked out one by one; more are split as a whole
@@ -149,35 +150,39 @@ class ExactSum:
         self._make_room(2)  # a block's products, and its sum on the grid
 
         def work(blocks: Sequence[slice]) -> None:
-            products, codes = np.empty(_BLOCK), np.empty(_BLOCK, np.uint32)
+            products, magnitudes = np.empty(_BLOCK), np.empty(_BLOCK, np.float32)
+            left: list[tuple[NDArray[np.intp], Float64]] = []
             for block in blocks:
                 size = block.stop - block.start
-                self._add_block(factor, values[block], block, products[:size], codes[:size])
+                left += self._add_block(factor, values[block], block, products[:size], magnitudes[:size])
+            if any(len(places) for places, _ in left):  # those of all blocks at once, for each alone are few
+                places, rest = map(np.concatenate, zip(*left, strict=True))
+                self._rest.spread(rest, places)
 
         _over_blocks(self.size, work)
 
     def _add_block(
-        self, factor: float, values: Float32, block: slice, products: Float64, codes: NDArray[np.uint32]
-    ) -> None:
-        """Add ``factor · values`` to a block; the last two arguments are space to work in."""
-        # The bits of |b|, less one: in the order of the magnitudes, and zero is the largest, or by sign the lowest.
-        np.bitwise_and(values.view(np.uint32), np.uint32(0x7FFFFFFF), out=codes)
-        codes -= np.uint32(1)
-        largest = int(codes.view(np.int32).max()) + 1
-        if largest == 0:
-            return
+        self, factor: float, values: Float32, block: slice, products: Float64, magnitudes: Float32
+    ) -> list[tuple[NDArray[np.intp], Float64]]:
+        """Add ``factor · values`` to a block, less what it returns: a few places, and the products that belong there.
+
+        The last two arguments are space to work in.
+        """
+        largest = float(np.abs(values, out=magnitudes).max())
+        if largest == 0.0:
+            return []
         np.multiply(values, factor, out=products, dtype=np.float64)
-        grid = self._fit_grid(block, factor * float(np.uint32(largest).view(np.float32)))
-        # From 2^(g + 23) on, a float32 is a multiple of 2^g.
-        least = np.uint32((grid + 23 + 127 << 23) - 1 if grid > _LOWEST else 0)
-        if codes.min() < least:
-            below = np.flatnonzero(codes < least)
-            if len(below) * _FEW > len(values):
+        grid = self._fit_grid(block, factor * largest)
+        small = np.flatnonzero(magnitudes < _multiples_from(grid))
+        if len(small) * _FEW > len(values):
+            small = small[values[small] != 0.0]
+            if len(small) * _FEW > len(values):
                 self._rest.spread(products, block)
-                return
-            self._rest.spread(products[below], below + block.start)
-            products[below] = 0.0
+                return []
+        found = products[small]
+        products[small] = 0.0
         self._main[block] += products
+        return [(small + block.start, found)]
 
     def _fit_grid(self, block: slice, largest: float) -> int:
         """Return a grid on which a block's sum has room for products of at most this magnitude."""
@@ -211,6 +216,13 @@ def _over_blocks(size: int, work: Callable[[Sequence[slice]], None]) -> None:
         return
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(work, (blocks[turn::threads] for turn in range(threads))))
+
+
+def _multiples_from(grid: int) -> float:
+    """Return a magnitude from which on every float32 is a multiple of 2^grid; infinity where there is none."""
+    if grid <= _LOWEST:
+        return 0.0
+    return 2.0 ** (grid + 23) if grid + 23 < 128 else math.inf
 
 
 def _round_to_multiple(x: Float64, exponent: int, out: Float64) -> None:

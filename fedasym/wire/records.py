@@ -64,7 +64,7 @@ def pack_with_rest(
 
 
 def unpack(content: RecordDict, schema: Schema, codec: Codec = IDENTITY) -> dict[str, Float32]:
-    """Take the matrices out of a record and check them against the schema.
+    """Take the matrices out of a record and check them against the schema; they stay in its memory, read-only.
 
     Raises:
         ValueError: a missing or extra array, another dtype, another number of values, or a value that is not
@@ -93,7 +93,7 @@ def heard(matrices: Mapping[str, Float32], schema: Schema, codec: Codec) -> dict
 
 
 def _read(name: str, array: Array, wanted: np.dtype[Any], size: tuple[int, ...]) -> NDArray[np.generic]:
-    """Read an array, trusting neither its declared shape nor its bytes; allocate only after the checks.
+    """Return an array's values, read-only and where they lie, trusting neither its declared shape nor its bytes.
 
     numpy's own reader evaluates the header as Python, which two threads of Python 3.11 cannot do at a time.
     """
@@ -115,7 +115,7 @@ def _read(name: str, array: Array, wanted: np.dtype[Any], size: tuple[int, ...])
             f"the array {name!r} is {clean(array.stype, 40)!r} with {body} bytes of values, expected {expected}; "
             f"{_ALIKE}"
         )
-    return np.frombuffer(array.data, little, offset=header.end()).astype(wanted).reshape(size)
+    return np.frombuffer(array.data, little, offset=header.end()).astype(wanted, copy=False).reshape(size)
 
 
 def check(matrices: Mapping[str, Float32], schema: Schema) -> None:
