@@ -31,7 +31,7 @@ def _rows(x: Tensor) -> Tensor:
 
 
 class _Merged(torch.autograd.Function):
-    """``M u + bias`` by one product each way, M being W + s B A, with the gradients of A and of B.
+    """``M u + bias`` by one product each way, M being W + s B A, with the gradients of A, B and bias.
 
     With the output's gradient G ``(n, d_out)`` and the inputs U ``(n, d_in)``, that of B is ``s G^T (U A^T)`` and that
     of A is ``s (G B)^T U``: neither takes the gradient of M.
@@ -48,13 +48,13 @@ class _Merged(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of x, A and B."""
+        """Return the gradients of x, A, B and the bias."""
         M, Ax, x, B = ctx.saved_tensors
         G = _rows(gradient)
         of_x = gradient @ M if ctx.needs_input_grad[0] else None
         of_A = None if x is None else (G @ B).T @ _rows(x) * ctx.scale
         of_B = None if Ax is None else G.T @ _rows(Ax) * ctx.scale
-        return of_x, of_A, of_B, None, None, None
+        return of_x, of_A, of_B, None, G.sum(0) if ctx.needs_input_grad[4] else None, None
 
 
 class AdaptedLinear(nn.Module):

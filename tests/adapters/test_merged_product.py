@@ -110,6 +110,14 @@ def test_it_is_left_alone_where_it_would_lose_something() -> None:
     assert base_calls(several, rows) == 1
 
 
+def test_a_bias_that_a_user_lets_train_has_its_gradient() -> None:
+    adapted, x = layer(nn.Linear(8, 6)), torch.randn(4, 16, 8)
+    adapted.bias.requires_grad_(True)
+    gradient = torch.randn(4, 16, 6)
+    adapted(x).backward(gradient)
+    torch.testing.assert_close(adapted.bias.grad, gradient.sum((0, 1)), **CLOSE)
+
+
 def test_the_matrix_is_that_of_the_present_B_whoever_wrote_it() -> None:
     adapted, x = layer(nn.Linear(8, 8)), torch.randn(64, 8)
     for write in (
