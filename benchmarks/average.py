@@ -105,7 +105,7 @@ def main() -> None:
     rounds = [{kind: seconds_to_run(exact_mean, five) for kind, five in fives.items()} for _ in range(3)]
     fastest = {kind: min(each[kind] for each in rounds) for kind in fives}
     incoming = count * size * 4 / 1e9
-    held, most = memory(2 * count, size)
+    held, most = memory(20 * count, size // 4)
     result = {
         "benchmark": "average",
         "unit": "GB/s of incoming float32",

@@ -2,11 +2,11 @@
 
 MiniLM, every linear layer adapted and the output layer trained, AdamW, a batch of random tokens without padding, one
 thread on a CPU. Systems, each of which does its steps in turn, some times, in an order drawn anew: B only and LoRA of
-fedasym, PEFT's LoRA, the same with A frozen, full fine-tuning; and ``bare``: the frozen model's own forward and
-backward pass, in which nothing is adapted and nothing steps, about the least that an adapter's step can take. Cases:
-so many examples of so many tokens, each at each rank, in float32 and in bfloat16 where that is native. A line has the
-median and the quartiles of the milliseconds of a step, and the median of how often it goes into PEFT's LoRA's of the
-same turn.
+fedasym, each also with two products where one would do (``one-product=false``), PEFT's LoRA, the same with A frozen,
+full fine-tuning; and ``bare``: the frozen model's own forward and backward pass, in which nothing is adapted and
+nothing steps, about the least that an adapter's step can take. Cases: so many examples of so many tokens, each at each
+rank, in float32 and in bfloat16 where that is native. A line has the median and the quartiles of the milliseconds of a
+step, and the median of how often it goes into PEFT's LoRA's of the same turn.
 """
 
 import random
@@ -39,11 +39,11 @@ YARDSTICK = "PEFT LoRA"
 System = tuple[nn.Module, Mapping[str, nn.Parameter]]
 
 
-def ours(method: str) -> Callable[[Settings, torch.device], System]:
+def ours(method: str, one_product: bool = True) -> Callable[[Settings, torch.device], System]:
     """Return what builds the model of a method here, and what trains of it."""
 
     def make(settings: Settings, where: torch.device) -> System:
-        resolved = device.resolved(replace(settings, method=method).resolved(), where)
+        resolved = device.resolved(replace(settings, method=method, one_product=one_product).resolved(), where)
         model = build(resolved, CLASSES, task_of(resolved).inputs).model
         return model, trainable_state.trainable(model)
 
@@ -85,7 +85,9 @@ def bare(settings: Settings, where: torch.device) -> System:
 
 SYSTEMS: dict[str, Callable[[Settings, torch.device], System]] = {
     "B only": ours("asymmetric"),
+    "B only, two products": ours("asymmetric", one_product=False),
     "LoRA": ours("lora"),
+    "LoRA, two products": ours("lora", one_product=False),
     YARDSTICK: pefts(frozen_A=False),
     "PEFT LoRA, A frozen": pefts(frozen_A=True),
     "full": ours("full"),

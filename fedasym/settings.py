@@ -218,6 +218,15 @@ def judged_at_clients(method: str, head: str, data: str) -> bool:
     return head == "local" or data == "none" or METHODS[method].personal
 
 
+def of_any_version(config: Mapping[str, Value]) -> dict[str, Value]:
+    """Return a whole flat run config, of one that an earlier version of fedasym may have written.
+
+    A setting that it does not have did not exist then: it is the default, or where that changed bits what was done.
+    """
+    before: dict[str, Value] = {} if config.get("dtype") == "bfloat16" else {"one-product": False}
+    return {**Settings().run_config(), **before, **config}
+
+
 def from_run_config(config: Mapping[str, Any]) -> Settings:
     """Read settings from Flower's flat run config (or a parsed TOML file of the same keys).
 

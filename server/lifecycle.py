@@ -27,7 +27,7 @@ from fedasym.runs import checkpoint, record
 from fedasym.runs.peft_folder import write_adapter
 from fedasym.runs.shown_examples import answers_now, write_examples
 from fedasym.runs.trained_model import load_common, private_parts
-from fedasym.settings import Settings, judged_at_clients
+from fedasym.settings import Settings, judged_at_clients, of_any_version
 from fedasym.tasks.base import Answer
 from fedasym.training.loop import evaluate
 from fedasym.wire import records
@@ -362,7 +362,7 @@ def _resume(folder: Path, session: Session) -> checkpoint.State:
             log.info("%s holds a first round that was not finished; it is done again", folder)
         return initial_state(session)
     free = {*_FREE} if session.settings.schedule == "constant" else {*_FREE} - {"num-rounds"}
-    kept = {key: value for key, value in state.settings.items() if key not in free}
+    kept = {key: value for key, value in of_any_version(state.settings).items() if key not in free}
     here = {key: value for key, value in settings.items() if key not in free}
     reasons = [other] if (other := session.contract.other_stream(state.contract)) else difference(kept, here)
     if not reasons and (difference_ := session.contract.refusal(state.contract, "checkpoint there, run here")):

@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-MERGE_FROM = 2  # times the rows d_in d_out / (d_in + 2 d_out), where making W + s B A costs as much as it spares
+ONE_PRODUCT_FROM = 2  # times the rows d_in d_out / (d_in + 2 d_out), where making W + s B A costs as much as it spares
 
 
 def product(x: Tensor, M: Tensor) -> Tensor:
@@ -30,11 +29,11 @@ def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
-class _Merged(torch.autograd.Function):
+class _OneProduct(torch.autograd.Function):
     """``M u + bias`` by one product each way, M being W + s B A, with the gradients of A, B and bias.
 
     With the output's gradient G ``(n, d_out)`` and the inputs U ``(n, d_in)``, that of B is ``s G^T (U A^T)`` and that
-    of A is ``s (G B)^T U``: neither takes the gradient of M.
+    of A is ``s (G B)^T U``: neither takes the gradient of M. There is no second derivative.
     """
 
     @staticmethod
@@ -46,9 +45,14 @@ class _Merged(torch.autograd.Function):
         return F.linear(x, M, bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of x, A, B and the bias."""
+        """Return the gradients of x, A, B and the bias.
+
+        Raises:
+            RuntimeError: they are to be differentiated again (``create_graph=True``).
+        """
+        if torch.is_grad_enabled():
+            raise RuntimeError("one product with W + s B A has no second derivative; use one_product=False")
         M, Ax, x, B = ctx.saved_tensors
         G = _rows(gradient)
         of_x = gradient @ M if ctx.needs_input_grad[0] else None
@@ -66,7 +70,7 @@ class AdaptedLinear(nn.Module):
 
     For backward it keeps ``A u`` (r wide), never u, while A is frozen: nothing else is needed for B's gradient.
 
-    A plain linear layer in float32 that is given rows enough is computed by one product, with ``W + s B A``, which is
+    A plain linear layer in float32 that is given enough rows is computed by one product, with ``W + s B A``, which is
     made anew in each call (the base is not called then) and kept for backward. In bfloat16 the sum would round the
     update away.
 
@@ -76,7 +80,7 @@ class AdaptedLinear(nn.Module):
         B: float32 ``(d_out, r)``.
         scale: s, usually alpha / r.
         factors: which of A and B are parameters; the other is a non-persistent buffer.
-        merge: whether it may be computed by one product.
+        one_product: whether it may be computed by one product.
 
     Attributes:
         shift: None, or a float32 buffer ``(d_out, d_in)`` that is added to W: updates that a federation folded in.
@@ -87,11 +91,11 @@ class AdaptedLinear(nn.Module):
     shift: Tensor | None
     base: Any  # nn.Linear, or what has its attributes
 
-    def __init__(self, base: nn.Module, A: Tensor, B: Tensor, scale: float, factors: str, merge: bool) -> None:
+    def __init__(self, base: nn.Module, A: Tensor, B: Tensor, scale: float, factors: str, one_product: bool) -> None:
         super().__init__()
         self.base = base
         self.scale = scale
-        self.merge = merge
+        self.one_product = one_product
         for letter, matrix in (("A", A), ("B", B)):
             if letter in factors:
                 self.register_parameter(letter, nn.Parameter(matrix))
@@ -134,8 +138,8 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what the base gives, and the update, in the dtype that the base computes in."""
-        if self.merge and self._worth_merging(x):
-            return self._merged(x)
+        if self.one_product and self._takes_one_product(x):
+            return self._in_one_product(x)
         dtype = x.dtype if x.is_floating_point() else self.weight.dtype
         Ax = self.read(x, self.A.to(dtype)) * self.scale
         update = self.mix(Ax, self.B.to(dtype))
@@ -143,21 +147,25 @@ class AdaptedLinear(nn.Module):
         # A product of its own: added to W in bfloat16, a small shift would round away.
         return out if self.shift is None else out + self.read(x, self.shift.to(dtype))
 
-    def _worth_merging(self, x: Tensor) -> bool:
+    def _takes_one_product(self, x: Tensor) -> bool:
         """Say whether one product takes less time and loses nothing; shapes, dtypes and what trains decide it alone."""
         plain = type(self.base) is nn.Linear and self.A.dim() == self.B.dim() == 2 and not self.weight.requires_grad
         if not plain or not x.dtype == self.weight.dtype == torch.float32:
             return False
+        # What is hooked to the base, as accelerate does to hold W elsewhere, wants its call; autocast would round M.
+        hooked = "forward" in vars(self.base) or self.base._forward_hooks or self.base._forward_pre_hooks
+        if hooked or torch.is_autocast_enabled(x.device.type):
+            return False
         d_out, d_in = self.weight.shape
-        return x.shape[:-1].numel() * (d_in + 2 * d_out) >= MERGE_FROM * d_in * d_out
+        return x.shape[:-1].numel() * (d_in + 2 * d_out) >= ONE_PRODUCT_FROM * d_in * d_out
 
-    def _merged(self, x: Tensor) -> Tensor:
+    def _in_one_product(self, x: Tensor) -> Tensor:
         with torch.no_grad():
             W = self.weight if self.shift is None else self.weight + self.shift
             M = torch.addmm(W, self.B, self.A, alpha=self.scale)
         if not torch.is_grad_enabled():
             return F.linear(x, M, self.bias)
-        out: Tensor = _Merged.apply(x, self.A, self.B, M, self.bias, self.scale)  # type: ignore[no-untyped-call]
+        out: Tensor = _OneProduct.apply(x, self.A, self.B, M, self.bias, self.scale)  # type: ignore[no-untyped-call]
         return out
 
 
@@ -212,12 +220,12 @@ def can_be_adapted(module: nn.Module) -> bool:
     return is_linear(module) or type(module) in (nn.Conv1d, nn.Conv2d, nn.Embedding)
 
 
-def adapted(base: nn.Module, A: Tensor, B: Tensor, scale: float, factors: str, merge: bool) -> AdaptedLinear:
+def adapted(base: nn.Module, A: Tensor, B: Tensor, scale: float, factors: str, one_product: bool) -> AdaptedLinear:
     """Return a layer of a kind that can be adapted with its update; arguments as of `AdaptedLinear`."""
     if isinstance(base, nn.Conv1d | nn.Conv2d):
-        return AdaptedConv(base, A, B, scale, factors, merge)
+        return AdaptedConv(base, A, B, scale, factors, one_product)
     kind = AdaptedEmbedding if isinstance(base, nn.Embedding) else AdaptedLinear
-    return kind(base, A, B, scale, factors, merge)
+    return kind(base, A, B, scale, factors, one_product)
 
 
 def sizes(module: Any) -> tuple[int, int]:

@@ -40,7 +40,7 @@ def adapt(
     scaling: str = "alpha/r",
     factors: str = "B",
     exclude: Iterable[str] = (),
-    merge: bool = True,
+    one_product: bool = True,
 ) -> list[str]:
     """Freeze a model and wrap layers with adapters, in place.
 
@@ -59,8 +59,9 @@ def adapt(
         scaling: ``"alpha/r"`` (Hu et al. 2021) or ``"alpha/sqrt(r)"`` (rsLoRA, arXiv 2312.03732).
         factors: what trains: ``"B"``; ``"AB"`` for standard LoRA; ``"A"``, with B drawn as A is otherwise and frozen.
         exclude: paths of layers to leave alone.
-        merge: compute plain linear layers in float32 by one product with ``W + s · B A`` where that is the faster; such
-            a call keeps that matrix for backward, and has no second derivative.
+        one_product: compute plain linear layers in float32 by one product with ``W + s · B A`` where there are enough
+            rows for that to be the faster; such a call keeps that matrix for backward, has no second derivative, and
+            is not for ``torch.func``.
 
     Returns:
         The adapted layers' paths, sorted.
@@ -99,7 +100,7 @@ def adapt(
     for name in chosen:
         base = layers[name]
         A, B = (matrix.to(base.weight.device) for matrix in drawn[name])
-        place(model, name, adapted(base, A, B, scale, factors, merge))
+        place(model, name, adapted(base, A, B, scale, factors, one_product))
     return chosen
 
 

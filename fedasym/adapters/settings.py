@@ -19,7 +19,9 @@ class AdapterSettings(SeedSettings):
         "all-linear", "'all-linear', endings of layer names joined by commas, or 'regex:' and an expression of paths"
     )
     exclude: str = setting("", "layers that are not adapted, named as in targets")
-    merge: bool = setting(True, "in float32: one product with W + s B A, made in every call, where that is faster")
+    one_product: bool = setting(
+        True, "in float32: one product with W + s B A, made in every call, where that is faster"
+    )
 
     def _check(self) -> None:
         super()._check()

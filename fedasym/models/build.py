@@ -168,7 +168,7 @@ def fit(model: nn.Module, settings: ModelSettings, num_labels: int, missing: Col
             settings.scaling,
             method.factors,
             exclude=excluded,
-            merge=settings.merge,
+            one_product=settings.one_product,
         )
         for name in whole:
             lora.place(model, name, TrainedLinear(head[name], travels=settings.head != "local"))

@@ -48,6 +48,11 @@ class ModelSettings(AdapterSettings, MethodSettings):
         "", "folder of a PEFT LoRA that the run begins with, read by every party; its A replaces the drawn one"
     )
 
+    @property
+    def may_take_one_product(self) -> bool:
+        """Whether a layer may be computed by one product with W + s B A, by the dtype that has been chosen."""
+        return self.one_product and self.dtype == "float32" and METHODS[self.method].factors != "W"
+
     def _check(self) -> None:
         super()._check()
         require_named(self, "model")

@@ -15,7 +15,7 @@ from fedasym.models import device
 from fedasym.models.build import Built, build
 from fedasym.ops.processes import cores
 from fedasym.runs import checkpoint
-from fedasym.settings import Settings, from_run_config
+from fedasym.settings import Settings, from_run_config, of_any_version
 from fedasym.tasks import task_of
 from fedasym.tasks.base import Task
 from fedasym.wire.contract import contract_of
@@ -58,7 +58,7 @@ def load_trained(folder: Path, where: str = "auto", dtype: str = "") -> TrainedM
     if state is None:
         raise FileNotFoundError(f"{folder} holds no {checkpoint.FILE}; give a run folder of which a round is finished")
     try:
-        settings = replace(from_run_config(state.settings), device=where)
+        settings = replace(from_run_config(of_any_version(state.settings)), device=where)
     except ValueError as error:
         raise ValueError(f"{folder} is of another version of fedasym, by which it can be used: {error}") from None
     device.prepare(device.choose_device(where), cores(), settings.deterministic)

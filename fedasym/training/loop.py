@@ -139,7 +139,7 @@ def less_memory(settings: TrainingSettings) -> str:
     size = settings.micro_batch or settings.batch_size
     steps = [f"micro-batch={max(size // 2, 1)} (now {size} examples at a time)"] if size > 1 else []
     steps += [] if settings.gradient_checkpointing else ["gradient-checkpointing=true"]
-    steps += ["merge=false"] if settings.merge and settings.dtype == "float32" else []
+    steps += ["one-product=false"] if settings.may_take_one_product and settings.cohort == 1 else []
     return f"set {', '.join([*steps, f'a smaller max-length (now {settings.max_length})'])}, or fewer clients at a time"
 
 

@@ -177,8 +177,8 @@ def contract_of(settings: AgreedSettings, built: Built, labels: tuple[str, ...],
     }  # fmt: skip
     if settings.quantize != "none":
         local["quantize"] = settings.quantize
-    if settings.merge and settings.dtype == "float32" and METHODS[settings.method].factors != "W":
-        local["merge"] = True
+    if settings.may_take_one_product:
+        local["one_product"] = True
     if settings.cohort > 1:
         local["cohort"] = settings.cohort
     if settings.schedule != "constant":

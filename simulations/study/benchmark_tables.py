@@ -47,7 +47,7 @@ def cohort_markdown(lines: Lines) -> str:
 
 def step_markdown(lines: Lines) -> str:
     """Return one row a case: how many times as fast as PEFT's LoRA each system's step is."""
-    systems = ("B only", "LoRA", "PEFT LoRA, A frozen", "full", "bare")
+    systems = ("B only", "B only, two products", "LoRA", "LoRA, two products", "PEFT LoRA, A frozen", "full", "bare")
     rows = []
     for line in latest(lines, "device", "dtype", "examples", "tokens", "rank"):
         peft = line["PEFT LoRA"]
@@ -66,8 +66,8 @@ def step_markdown(lines: Lines) -> str:
     return _table(head, rows)
 
 
-def merge_markdown(lines: Lines) -> str:
-    """Return one row a layer: how many times as fast one merged product is, by the rows that it is given."""
+def one_product_markdown(lines: Lines) -> str:
+    """Return one row a layer: how many times as fast one product is, by the rows that it is given."""
     found = latest(lines, "device", "d_in", "d_out", "rank")
     heads = tuple(f"{multiple:g} × break-even" for multiple in found[0]["multiples"])
     rows = [
@@ -122,7 +122,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 MADE_OF: dict[str, Callable[[Lines], str]] = {
     "whole_job.jsonl": whole_job_markdown,
     "step.jsonl": step_markdown,
-    "merge.jsonl": merge_markdown,
+    "one_product.jsonl": one_product_markdown,
     "cohort.jsonl": cohort_markdown,
     "scale.jsonl": light_clients_markdown,
 }

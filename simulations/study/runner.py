@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.queues import Queue
 from pathlib import Path
@@ -24,7 +24,7 @@ from fedasym.data.skewed_splits import SplitError
 from fedasym.fields import difference
 from fedasym.files import append_line, read_lines
 from fedasym.ops.processes import held_alone
-from fedasym.settings import Settings
+from fedasym.settings import of_any_version
 from server.failure import FederationError
 from simulations.cli.waiting import cells_shown
 from simulations.interrupts import interrupts_held
@@ -132,7 +132,7 @@ def changed_settings(cell: Cell, base: Mapping[str, Any], line: Mapping[str, Any
     if line is None or "settings" not in line:
         return []
     here = comparable(settings.run_config())
-    then = comparable({**asdict(Settings()), **comparable(line["settings"])})
+    then = comparable(of_any_version({key.replace("_", "-"): value for key, value in line["settings"].items()}))
     return difference(then, {**here, "split": then["split"]})
 
 

@@ -53,11 +53,11 @@ def test_with_B_zero_the_model_is_the_original_and_then_W_x_plus_s_B_A_x(net, sc
     torch.testing.assert_close(net(x), dense(x), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("merge", [False, True])
+@pytest.mark.parametrize("one_product", [False, True])
 @pytest.mark.parametrize("factors", lora.FACTORS)
-def test_with_A_frozen_backward_keeps_what_is_r_wide_and_never_x(factors, merge) -> None:
+def test_with_A_frozen_backward_keeps_what_is_r_wide_and_never_x(factors, one_product) -> None:
     layer = nn.Sequential(nn.Linear(32, 24))
-    lora.adapt(layer, rank=3, factors=factors, merge=merge)
+    lora.adapt(layer, rank=3, factors=factors, one_product=one_product)
     x = torch.randn(5, 7, 32, requires_grad=True)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
@@ -65,7 +65,7 @@ def test_with_A_frozen_backward_keeps_what_is_r_wide_and_never_x(factors, merge)
     known = {t.untyped_storage().data_ptr(): "W" for t in [*layer.parameters(), *layer.buffers()]}
     known[x.untyped_storage().data_ptr()] = "x"
     activations = {known.get(t.untyped_storage().data_ptr(), t.shape) for t in kept} - {"W"}
-    merged = {(24, 32)} if merge else set()  # W + s B A
+    merged = {(24, 32)} if one_product else set()  # W + s B A
     assert merged <= activations
     assert {each if each == "x" else each[-1] for each in activations - merged} == {
         "B": {3},

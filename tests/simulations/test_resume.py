@@ -1,5 +1,6 @@
 """Killed and resumed equals never killed: same digests, same record, same adapter."""
 
+import dataclasses
 import os
 import random
 import shutil
@@ -16,7 +17,9 @@ import warm
 from warm import kill_one_process_after_round, words
 from world import simulate, tiny_settings, tiny_values, what_is_left
 
+from fedasym.runs import checkpoint
 from fedasym.runs.record import read_rounds
+from fedasym.runs.trained_model import load_trained
 from server.failure import FederationError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -205,6 +208,32 @@ def test_a_folder_of_another_run_is_refused_and_the_difference_named(
     with pytest.raises(FederationError, match="holds another run") as raised:
         simulate(tiny_settings(world, out=out, num_rounds=1, **change))
     assert named in str(raised.value)
+
+
+def of_before(folder: Path) -> Path:
+    """Make a run folder one of a version of fedasym that had no setting ``one-product``."""
+    state = checkpoint.load(folder)
+    assert state is not None
+    told = {key: value for key, value in state.settings.items() if key != "one-product"}
+    checkpoint.save(folder, dataclasses.replace(state, settings=told))
+    return folder
+
+
+def test_a_run_of_before_one_product_goes_on_without_it_and_is_used_as_what_it_is(world: Path, tmp_path: Path) -> None:
+    whole = simulate(tiny_settings(world, out=str(tmp_path / "whole"), num_rounds=2, one_product=False))
+    out = str(tmp_path / "run")
+    run = of_before(simulate(tiny_settings(world, out=out, num_rounds=1, one_product=False)))
+    assert not load_trained(run).settings.one_product
+    with pytest.raises(FederationError, match="one-product: False there, True here"):
+        simulate(tiny_settings(world, out=out, num_rounds=2))
+    assert what_is_left(simulate(tiny_settings(world, out=out, num_rounds=2, one_product=False))) == what_is_left(whole)
+
+
+def test_a_run_of_before_one_product_in_bfloat16_goes_on_as_it_is(world: Path, tmp_path: Path) -> None:
+    more = {"dtype": "bfloat16", "out": str(tmp_path / "run")}
+    run = of_before(simulate(tiny_settings(world, num_rounds=1, **more)))
+    assert load_trained(run).rounds == 1
+    assert len(read_rounds(simulate(tiny_settings(world, num_rounds=2, **more)))) == 2
 
 
 def test_a_folder_whose_base_model_changed_is_refused(world: Path, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_what_does_not_change_the_training_does_not_change_the_contract(tiny, ba
         ({"lr": 0.25}, ["local: ", "lr=0.1 ", "lr=0.25 "]),
         ({"batch_size": 5}, ["local: ", "batch_size=4 ", "batch_size=5 "]),
         ({"max_length": 9}, ["local: ", "max_length=16 ", "max_length=9 "]),
-        ({"merge": False}, ["local: ", " merge=True'"]),
+        ({"one_product": False}, ["local: ", " one_product=True'"]),
         ({"threads": 2}, ["local: ", "threads=1", "threads=2"]),
         ({"client_holdout": 0.5}, ["local: ", "client_holdout=0.0 ", "client_holdout=0.5 "]),
     ],
@@ -66,10 +66,10 @@ def test_each_setting_that_differs_changes_the_hash_and_is_named(tiny, base, cha
 
 
 @pytest.mark.parametrize("more", [{"dtype": "bfloat16"}, {"method": "full", "head": "full"}])
-def test_merged_products_are_in_the_contract_only_where_there_are_some(tiny, base, more) -> None:
-    assert " merge=True" in base.local and "merge" not in contract(dataclasses.replace(tiny, **more)).local
-    without = contract(dataclasses.replace(tiny, merge=False)).local
-    assert without == base.local.replace(" merge=True", "")  # as a run stated it that knew no merging
+def test_one_product_is_in_the_contract_only_where_there_can_be_some(tiny, base, more) -> None:
+    assert " one_product=True" in base.local and "one_product" not in contract(dataclasses.replace(tiny, **more)).local
+    without = contract(dataclasses.replace(tiny, one_product=False)).local
+    assert without == base.local.replace(" one_product=True", "")  # as a run stated it that knew two alone
 
 
 def test_another_base_model_is_named(tiny, models, base) -> None:

@@ -21,7 +21,7 @@ class Change:
     """What a client is about to send.
 
     Attributes:
-        before: the matrices that it was sent, by name.
+        before: the matrices that it was sent, by name, read-only.
         after: what it made of them; float32, the same names and shapes.
         examples: n_k.
     """

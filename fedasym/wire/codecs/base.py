@@ -34,7 +34,7 @@ class Codec(Protocol):
         """
 
     def decode(self, arrays: Mapping[str, NDArray[np.generic]], schema: Schema) -> Matrices:
-        """Return the schema's matrices, float32, from arrays that are as `layout` says.
+        """Return the schema's matrices, float32, from arrays that are as `layout` says, and read-only.
 
         Raises:
             ValueError: values that no encoder makes.

@@ -1,6 +1,7 @@
 """In float32 one product with W + s B A stands for W x + s B (A x) where rows are enough; elsewhere it does not."""
 
 import copy
+from unittest import mock
 
 import hypothesis.strategies as st
 import numpy as np
@@ -18,10 +19,10 @@ from fedasym.adapters.layers import AdaptedLinear
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 
-def layer(base: nn.Module, rank=4, factors="B", merge=True, **more) -> AdaptedLinear:
+def layer(base: nn.Module, rank=4, factors="B", one_product=True, **more) -> AdaptedLinear:
     """Return a layer adapted, with a random B (and A where it starts at zero)."""
     net = nn.Sequential(base)
-    lora.adapt(net, rank=rank, alpha=3.0 * rank, kind="kaiming", factors=factors, merge=merge, **more)
+    lora.adapt(net, rank=rank, alpha=3.0 * rank, kind="kaiming", factors=factors, one_product=one_product, **more)
     rng = np.random.default_rng(rank)
     own = trainable_state.trainable(net)
     trainable_state.load(own, {n: rng.standard_normal(tuple(p.shape)).astype(np.float32) for n, p in own.items()})
@@ -30,11 +31,10 @@ def layer(base: nn.Module, rank=4, factors="B", merge=True, **more) -> AdaptedLi
 
 def base_calls(adapted: AdaptedLinear, x: torch.Tensor) -> int:
     """Return how often the base itself computes when the layer does."""
-    calls = []
-    handle = adapted.base.register_forward_hook(lambda *_: calls.append(1))
-    adapted(x)
-    handle.remove()
-    return len(calls)
+    compute = type(adapted.base).forward
+    with mock.patch.object(type(adapted.base), "forward", autospec=True, side_effect=compute) as calls:
+        adapted(x)
+    return calls.call_count
 
 
 def two_products(given: dict[str, torch.Tensor], scale: float) -> dict[str, torch.Tensor]:
@@ -97,7 +97,7 @@ def test_it_begins_where_making_the_matrix_costs_half_of_what_it_spares(d_in, d_
 def test_it_is_left_alone_where_it_would_lose_something() -> None:
     rows = torch.randn(64, 8)
     assert base_calls(layer(nn.Linear(8, 8)), rows) == 0  # and so merged, but:
-    assert base_calls(layer(nn.Linear(8, 8), merge=False), rows) == 1
+    assert base_calls(layer(nn.Linear(8, 8), one_product=False), rows) == 1
     assert base_calls(layer(nn.Linear(8, 8).bfloat16()), rows.bfloat16()) == 1  # would round the update away
     assert base_calls(layer(nn.Linear(8, 8).double()), rows.double()) == 1
     assert base_calls(layer(Conv1D(8, 8)), rows) == 1
@@ -105,6 +105,15 @@ def test_it_is_left_alone_where_it_would_lose_something() -> None:
     unfrozen = layer(nn.Linear(8, 8))
     unfrozen.weight.requires_grad_(True)  # by a user, in whose step W is to have its gradient
     assert base_calls(unfrozen, rows) == 1
+    hooked = layer(nn.Linear(8, 8))
+    hooked.base.register_forward_pre_hook(lambda *_: None)  # as accelerate's, which brings W from elsewhere
+    assert base_calls(hooked, rows) == 1
+    replaced, seen = layer(nn.Linear(8, 8)), []
+    replaced.base.forward = lambda x: seen.append(1) or F.linear(x, replaced.base.weight, replaced.base.bias)
+    replaced(rows)
+    assert seen == [1]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert base_calls(layer(nn.Linear(8, 8)), rows) == 1  # as in bfloat16
     several = layer(nn.Linear(8, 8))
     several.B = nn.Parameter(several.B.detach().expand(2, -1, -1).clone())  # of two clients in one pass
     assert base_calls(several, rows) == 1
@@ -128,12 +137,16 @@ def test_the_matrix_is_that_of_the_present_B_whoever_wrote_it() -> None:
         adapted(x).sum().backward()
         write(adapted.B)
         apart = copy.deepcopy(adapted)
-        apart.merge = False
+        apart.one_product = False
         torch.testing.assert_close(adapted(x), apart(x), **CLOSE)
 
 
 def test_a_second_derivative_is_refused_and_never_wrong() -> None:
     adapted, x = layer(nn.Linear(8, 8)), torch.randn(64, 8, requires_grad=True)
-    (first,) = torch.autograd.grad(adapted(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
+    for loss in (torch.sum, lambda out: out.square().sum()):  # of the first the gradient that comes in is constant
+        with pytest.raises(RuntimeError, match="no second derivative; use one_product=False"):
+            torch.autograd.grad(loss(adapted(x)), x, create_graph=True)
+    adapted.one_product = False
+    (first,) = torch.autograd.grad(adapted(x).sum(), x, create_graph=True)
+    first.square().sum().backward()
+    assert adapted.B.grad.abs().max() > 0

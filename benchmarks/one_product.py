@@ -3,7 +3,7 @@
 One thread, float32, B trained, the input wanting a gradient. A line has, for multiples of the rows at which making
 W + s B A costs as many multiplications as it spares (d_in d_out / (d_in + 2 d_out)), the rows and how many times as
 fast one product is: the median and the quartiles over pairs measured in alternation. What `fedasym.adapters.layers`
-goes by (`MERGE_FROM`) is read from these.
+goes by (`ONE_PRODUCT_FROM`) is read from these.
 """
 
 import statistics
@@ -30,24 +30,23 @@ def ratios(d_in: int, d_out: int, rank: int, rows: int, where: torch.device, sec
     )
     x.requires_grad_()
     made = {
-        merge: layers.adapted(base, A, torch.zeros(d_out, rank, device=where), 2.0, "B", merge)
-        for merge in (True, False)
+        one: layers.adapted(base, A, torch.zeros(d_out, rank, device=where), 2.0, "B", one) for one in (True, False)
     }
 
-    def step(merge: bool) -> float:
+    def step(one: bool) -> float:
         wait(where)
         began = time.perf_counter()
-        made[merge](x).backward(gradient)
+        made[one](x).backward(gradient)
         wait(where)
         taken = time.perf_counter() - began
-        made[merge].B.grad = x.grad = None
+        made[one].B.grad = x.grad = None
         return taken
 
     step(True), step(False)
     pairs, end = [], time.perf_counter() + seconds
     while len(pairs) < 9 or time.perf_counter() < end:
         pairs.append((step(True), step(False)) if len(pairs) % 2 else (step(False), step(True))[::-1])
-    return [apart / merged for merged, apart in pairs]
+    return [two / one for one, two in pairs]
 
 
 def main() -> None:
@@ -59,10 +58,10 @@ def main() -> None:
     told = parser.parse_args()
     where = device.choose_device(told.device)
     device.prepare(where, 1, deterministic=False)
-    begins, layers.MERGE_FROM = layers.MERGE_FROM, 0
+    begins, layers.ONE_PRODUCT_FROM = layers.ONE_PRODUCT_FROM, 0
     for rank in told.ranks:
         for d_in, d_out in SHAPES:
-            line = {"benchmark": "merge", **machine("torch"), "device": device.name_of(where), "dtype": "float32"}
+            line = {"benchmark": "one_product", **machine("torch"), "device": device.name_of(where), "dtype": "float32"}
             line |= {"d_in": d_in, "d_out": d_out, "rank": rank, "begins": begins, "multiples": list(MULTIPLES)}
             counts = [max(1, round(multiple * d_in * d_out / (d_in + 2 * d_out))) for multiple in MULTIPLES]
             found = [statistics.quantiles(ratios(d_in, d_out, rank, rows, where, told.seconds), n=4) for rows in counts]
