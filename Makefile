@@ -69,7 +69,7 @@ check-ci: $(STAMP)  ## of the slow tests those that CI runs after make test, whe
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 3 --dist loadfile -m ci
 
 check-deployment: $(STAMP) nginx  ## of the slow tests those of a deployment: TLS, keys, proxy, pinned bundle, what is killed
-	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m deployed
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m deployed
 
 benchmarks: $(STAMP)  ## measure speed; raw lines go to benchmarks/results/ (an hour of rounds: python -m benchmarks.endurance)
 	@for script in $(filter-out benchmarks/gpu.py benchmarks/endurance.py benchmarks/result_line.py,$(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python $$script --out benchmarks/results/$$(basename $$script .py).jsonl || exit 1; done
