@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from torch import nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
@@ -47,6 +47,7 @@ def two_products(given: dict[str, torch.Tensor], scale: float) -> dict[str, torc
 
 @pytest.mark.parametrize("shift", [False, True])
 @pytest.mark.parametrize("factors", lora.FACTORS)
+@settings(max_examples=30)  # for each of six, of shapes that are all small
 @given(
     sizes=st.tuples(st.integers(1, 24), st.integers(1, 24)),
     shape=st.lists(st.integers(1, 5), max_size=2),
