@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
+# Three processes on two cores: each waits much of its time for what it started. Long files begin first (tests/conftest.py).
+IN_THREE = HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 export FLWR_TELEMETRY_ENABLED = 0
@@ -44,7 +46,7 @@ test: $(STAMP)  ## lint, types and all tests but the slow ones, in three process
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@# mypy beside pytest: it has one process; the third of the tests fills what others wait.
 	@$(BIN)/mypy & types=$$!; \
-		HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow"; tests=$$?; \
+		$(IN_THREE) -m "not slow"; tests=$$?; \
 		wait $$types && exit $$tests
 
 OTHER_TORCH ?= 2.14.1
@@ -63,13 +65,16 @@ other-env: $(STAMP)  ## a second environment of another torch (gigabytes), for t
 	@echo "FEDASYM_OTHER_ENV=$(abspath $(OTHER_ENV)) $(BIN)/python -m pytest -m other_env"
 
 check-slow: $(STAMP) nginx  ## the slow tests: killed and resumed through Flower, deployments, a whole new demo
-	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+	@$(IN_THREE) -m slow
 
-check-ci: $(STAMP)  ## of the slow tests those that CI runs after make test, wherever it runs
-	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 3 --dist loadfile -m ci
+check-ci: $(STAMP) nginx  ## of the slow tests those that CI runs after make test: where nginx is there, those of a deployment too
+	@marks=ci; PATH="$$PATH:/usr/sbin"; if command -v nginx >/dev/null; then marks="ci or deployed"; fi; \
+	$(IN_THREE) -m "$$marks"; tests=$$?; \
+	test "$$marks" != ci || echo "WITHOUT nginx the tests of a deployment were NOT run: TLS, keys, proxy (make check-deployment)"; \
+	exit $$tests
 
-check-deployment: $(STAMP) nginx  ## of the slow tests those of a deployment: TLS, keys, proxy, pinned bundle, what is killed
-	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m deployed
+check-deployment: $(STAMP) nginx  ## of these, those of a deployment: TLS, keys, proxy, pinned bundle, what is killed
+	@$(IN_THREE) -m deployed
 
 benchmarks: $(STAMP)  ## measure speed; raw lines go to benchmarks/results/ (an hour of rounds: python -m benchmarks.endurance)
 	@for script in $(filter-out benchmarks/gpu.py benchmarks/endurance.py benchmarks/result_line.py,$(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python $$script --out benchmarks/results/$$(basename $$script .py).jsonl || exit 1; done

@@ -60,8 +60,16 @@ _SIDE = {"layers": 1, "attention_heads": 2, "ffn_dim": 24}
 
 # What a marked test needs, by the variable of the environment that names it.
 NEEDS = {"glue": glue.VARIABLE, "other_env": versions.VARIABLE}
-# The files that take longest, longest first: two processes then end at about the same time.
+# The files that take longest, longest first, those of slow tests before the others: the processes then end at about the
+# same time.
 LONG = (
+    "mutated_replies",
+    "deployment",
+    "up",
+    "random_kills",
+    "many_clients",
+    "hostile_site",
+    "demo",
     "service",
     "plugins",
     "readme",
