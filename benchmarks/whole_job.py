@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,17 @@ def words(config: dict[str, Any]) -> str:
     return " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
 
 
-def flower_run(app: Path, config: dict[str, Any], home: Path) -> float:
+def flower_run(app: Path, config: dict[str, Any], home: Path, seen: Callable[[], bool] | None = None) -> float:
     """Run an app as a user does, end what it leaves, and return the seconds of the command.
 
+    Args:
+        app: its folder.
+        config: the run config.
+        home: Flower's, and the working directory.
+        seen: the command is ended, and timed, as soon as this is true; None: at its own end.
+
     Raises:
-        RuntimeError: it failed; with the end of what it said.
+        RuntimeError: it failed, or ended before that was true; with the end of what it said.
     """
     mark = f"FEDASYM_BENCHMARK_{os.getpid()}"
     environment = marked(flower_environment(home), mark) | {
@@ -56,14 +63,19 @@ def flower_run(app: Path, config: dict[str, Any], home: Path) -> float:
         "PYTHONPATH": "",
     }
     command = ["flwr", "run", str(app), "--stream", "--federation-config", FEDERATION, "-c", words(config)]
+    log = home / "command.log"
     began = time.perf_counter()
+    with log.open("wb") as said:
+        run = subprocess.Popen(command, env=environment, stdout=said, stderr=said, cwd=home)
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=home)
+        while (code := run.poll()) is None and not (seen and seen()):
+            time.sleep(0.05)
         seconds = time.perf_counter() - began
     finally:
         end_all(lambda: bearers(mark), 10.0)
-    if done.returncode:
-        raise RuntimeError(f"{app} failed: {(done.stdout + done.stderr)[-2000:]}")
+        run.wait()
+    if code or (seen and code is not None):
+        raise RuntimeError(f"{app} failed: {log.read_text(errors='replace')[-2000:]}")
     return seconds
 
 
@@ -76,10 +88,15 @@ def ours(root: Path, more: dict[str, Any]) -> dict[str, Any]:
     return {"whole": whole, "rounds": [row["seconds"] for row in rows]}
 
 
-def theirs(root: Path) -> dict[str, Any]:
-    """Run the yardstick's job on the same reviews and return its seconds."""
+def config_of_theirs(root: Path) -> dict[str, Any]:
+    """Write the same reviews for the yardstick, and return its run config."""
     demo_of(packaged_reviews(), "train").to_json(root / "train.jsonl", orient="records", lines=True)
-    config = {"model": str(source_of(Settings().model)), "data": str(root), "times": str(root / "times.json")}
+    return {"model": str(source_of(Settings().model)), "data": str(root), "times": str(root / "times.json")}
+
+
+def theirs(root: Path) -> dict[str, Any]:
+    """Run the yardstick's job and return its seconds."""
+    config = config_of_theirs(root)
     whole = flower_run(ROOT / "benchmarks" / "peft_fedavg", config, root)
     found = json.loads((root / "times.json").read_text())
     if found["replies"] != [CLIENTS] * len(found["seconds"]):

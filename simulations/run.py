@@ -45,7 +45,7 @@ def read_toml(file: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"there is no settings file {file}")
     try:
         return tomllib.loads(file.read_text())
-    except ValueError as error:  # TOMLDecodeError, or bytes that are not UTF-8
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, a number of thousands of digits
         raise ValueError(f"the settings file {file} is not TOML: {error}; write lines like num-rounds = 3") from error
 
 
@@ -67,7 +67,7 @@ def parse_overrides(texts: list[str]) -> dict[str, Any]:
 def _value(raw: str) -> Any:
     try:
         return tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # as in `read_toml`
         return raw
 
 

@@ -49,7 +49,7 @@ def read_kit(folder: Path, *, secure: bool = True) -> Kit:
             raise FileNotFoundError(f"the kit has no {file}; {what}")
     try:
         told = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, a number of thousands of digits
         raise ValueError(f"{path} is no TOML ({error}); ask for the kit anew") from error
     for name, form, example in (("name", _NAME, "north"), ("server", _SERVER, "server.example:443")):
         value = told.get(name)

@@ -38,16 +38,19 @@ def read_table(file: Path) -> Any:
     """
     with extras.named():
         import pandas as pd  # noqa: F401 (a want of it is named here)
+        import pyarrow  # noqa: F401
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}")
     return placed(_READERS[file.suffix](file), str(file))
 
 
 def _parquet(file: Path) -> Any:
-    import pandas as pd
+    from pyarrow import parquet
 
     try:
-        frame = pd.read_parquet(file)
+        table = parquet.read_table(file)
+        table.validate(full=True)  # the bytes of texts are looked at nowhere else before they are used
+        frame = table.to_pandas()
     except Exception as error:  # of a damaged file the libraries raise whatever it makes of their code
         raise ValueError(f"{file}: cannot be read as parquet ({error}); mend it, or write it anew") from None
     _require_different(f"{file}", [str(name) for name in frame.columns])

@@ -221,6 +221,8 @@ def is_held(folder: Path) -> bool:
             return False
     except Timeout:
         return True
+    except OSError:  # it cannot be told, as on a full disk
+        return False
 
 
 def listens(host: str, port: int) -> bool:

@@ -123,7 +123,7 @@ def read_home(folder: Path) -> Home:
         raise HomeError(f"{folder} is not a server's home (no server.toml); make one with `python -m server init`")
     try:
         table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, a number of thousands of digits
         raise HomeError(f"{path}: {error}; mend the file") from None
     for key in (*table, *_KEYS):
         if key not in _KEYS:

@@ -29,6 +29,15 @@ def whole_job_markdown(lines: Lines) -> str:
     return _table(("job", "the whole command", "a warm round", "times as fast", "its rounds"), rows)
 
 
+def start_markdown(lines: Lines) -> str:
+    """Return one row a job: the seconds from the command to its first step."""
+    rows = [
+        (line["job"], f"{line['median']:.1f} s", ", ".join(f"{seconds:.1f}" for seconds in sorted(line["seconds"])))
+        for line in latest(lines, "job")
+    ]
+    return _table(("job", "the first step after", "each start, in s"), rows)
+
+
 def cohort_markdown(lines: Lines) -> str:
     """Return one row a case: a client's step one after another and in one pass."""
     rows = []
@@ -121,6 +130,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 MADE_OF: dict[str, Callable[[Lines], str]] = {
     "whole_job.jsonl": whole_job_markdown,
+    "start.jsonl": start_markdown,
     "step.jsonl": step_markdown,
     "one_product.jsonl": one_product_markdown,
     "cohort.jsonl": cohort_markdown,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from kits import lives, wait_for
 
-from fedasym.ops.processes import free_port, held_alone, listens, started, stopped_by_signals, tail
+from fedasym.ops.processes import free_port, held_alone, is_held, listens, started, stopped_by_signals, tail
 
 SECONDS = 60.0
 
@@ -92,6 +92,14 @@ def test_a_folder_is_held_by_one_and_free_afterwards(tmp_path: Path) -> None:
         pass
     with held_alone(tmp_path, "wait"):
         pass
+
+
+def test_of_a_folder_whose_lock_cannot_be_opened_nobody_is_said_to_hold_it(tmp_path: Path) -> None:
+    with held_alone(tmp_path, "wait"):
+        assert is_held(tmp_path)
+    (tmp_path / ".lock").unlink()
+    (tmp_path / ".lock").mkdir()
+    assert not is_held(tmp_path)
 
 
 def test_a_free_port_is_one_on_which_nobody_listens() -> None:

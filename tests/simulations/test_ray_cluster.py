@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import ray
@@ -17,7 +18,17 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """Two nodes of one core each on this machine; each can hold one client of one thread."""
+    """Two nodes of one core each on this machine; each can hold one client of one thread.
+
+    In a folder of its own, whose path is short enough for Ray's sockets: a run beside it that names no cluster would
+    take it for its own.
+    """
+    with TemporaryDirectory() as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        yield from _nodes(monkeypatch)
+
+
+def _nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     cluster.add_node(num_cpus=1)
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)

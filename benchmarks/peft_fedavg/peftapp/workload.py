@@ -1,5 +1,6 @@
 """The model under PEFT's LoRA, a node's share of the reviews, and its local steps."""
 
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -36,7 +37,7 @@ def share(config: dict[str, Any], node: int, nodes: int) -> tuple[Any, Any]:
 
 
 def train(model: Any, own: Any, collate: Any, config: dict[str, Any]) -> float:
-    """Do the local steps; return the last loss."""
+    """Do the local steps; return the last loss. After the first a file is made, if one is named."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=config["lr"])
     loader = DataLoader(own, batch_size=config["batch-size"], shuffle=True, collate_fn=collate)
     model.train()
@@ -48,6 +49,8 @@ def train(model: Any, own: Any, collate: Any, config: dict[str, Any]) -> float:
             optimizer.step()
             optimizer.zero_grad()
             done += 1
+            if config["first-step"]:
+                Path(config["first-step"]).touch()
             if done == config["steps"]:
                 break
     return float(loss)
