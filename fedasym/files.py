@@ -1,10 +1,11 @@
-"""Files, and lines of JSON in them, that are written whole or not at all."""
+"""Files, and lines of JSON in them, that are written whole or not at all; settings in TOML, or why there are none."""
 
 import errno
 import json
 import os
 import re
 import shutil
+import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -134,3 +135,18 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return []
     text = path.read_text()
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def read_toml(file: Path) -> dict[str, Any]:
+    """Read a TOML file of settings.
+
+    Raises:
+        ValueError: it is not TOML; names the file and the place.
+        FileNotFoundError: no such file.
+    """
+    if not file.exists():
+        raise FileNotFoundError(f"there is no settings file {file}")
+    try:
+        return tomllib.loads(file.read_text())
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, a number of thousands of digits
+        raise ValueError(f"the settings file {file} is not TOML: {error}; write lines like num-rounds = 3") from error

@@ -8,7 +8,6 @@ if __name__ == "__main__":
 import argparse
 import json
 import sys
-import tomllib
 from pathlib import Path
 
 from fedasym.ops.app_bundle import PROJECT
@@ -74,11 +73,12 @@ def _init(options: argparse.Namespace) -> int:
 
 def _pins(options: argparse.Namespace) -> int:
     """Print what the other side can compare before it takes part: the app's digest and the contract's hash."""
+    from fedasym.files import read_toml
     from fedasym.ops.app_bundle import bundle_digest
     from fedasym.settings import from_run_config
     from server.session import prepare  # torch and transformers, which no other command needs
 
-    table = {} if options.config is None else tomllib.loads(options.config.read_text())
+    table = {} if options.config is None else read_toml(options.config)
     settings = from_run_config(table).resolved()
     pins = {"app": bundle_digest(options.app.resolve()), "contract": prepare(settings).contract.hash}
     _say(json.dumps(pins) if options.json else "\n".join(f"{key:8} {value}" for key, value in pins.items()))

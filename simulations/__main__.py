@@ -231,12 +231,12 @@ def _devices(options: argparse.Namespace, console: "Console") -> None:
 
 
 def _compare(options: argparse.Namespace, console: "Console") -> None:
-    from fedasym.files import read_lines
+    from fedasym.files import read_lines, read_toml
     from fedasym.models.device import choose_device, choose_dtype
     from fedasym.reports.study.study_page import comparison_sheets, write_comparison
     from simulations.cli.display import show_sheets
     from simulations.cli.waiting import waiting
-    from simulations.run import parse_overrides, read_toml
+    from simulations.run import parse_overrides
     from simulations.study.compare import Comparison
     from simulations.study.runner import run_study
     from simulations.study.tuning import TUNED, best_rates, grid_of, grid_points, rates_study

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from fedasym.files import read_toml
 from fedasym.methods import METHODS
 from fedasym.ops.progress import EVERY_SECONDS
 from fedasym.settings import Settings, from_run_config
@@ -34,21 +35,6 @@ def read_settings(config: Path | None, overrides: list[str], out: Path | None) -
     return from_run_config(values)
 
 
-def read_toml(file: Path) -> dict[str, Any]:
-    """Read a TOML file of settings.
-
-    Raises:
-        ValueError: it is not TOML; names the file and the place.
-        FileNotFoundError: no such file.
-    """
-    if not file.exists():
-        raise FileNotFoundError(f"there is no settings file {file}")
-    try:
-        return tomllib.loads(file.read_text())
-    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, a number of thousands of digits
-        raise ValueError(f"the settings file {file} is not TOML: {error}; write lines like num-rounds = 3") from error
-
-
 def parse_overrides(texts: list[str]) -> dict[str, Any]:
     """Read ``key=value`` texts, values as in TOML or else as plain text.
 
@@ -67,7 +53,7 @@ def parse_overrides(texts: list[str]) -> dict[str, Any]:
 def _value(raw: str) -> Any:
     try:
         return tomllib.loads(f"value = {raw}")["value"]
-    except (ValueError, RecursionError):  # as in `read_toml`
+    except (ValueError, RecursionError):  # as in `files.read_toml`
         return raw
 
 
