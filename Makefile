@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
-# Three processes on two cores: each waits much of its time for what it started. Long files begin first (tests/conftest.py).
-IN_THREE = HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+# Three processes on two cores: each waits much of its time for what it started. Of the slow tests two, which leave
+# neither core idle: where a third starved them, Ray gave up its start. Long files begin first (tests/conftest.py).
+TESTS = HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 export FLWR_TELEMETRY_ENABLED = 0
@@ -46,7 +47,7 @@ test: $(STAMP)  ## lint, types and all tests but the slow ones, in three process
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@# mypy beside pytest: it has one process; the third of the tests fills what others wait.
 	@$(BIN)/mypy & types=$$!; \
-		$(IN_THREE) -m "not slow"; tests=$$?; \
+		$(TESTS) -n 3 -m "not slow"; tests=$$?; \
 		wait $$types && exit $$tests
 
 OTHER_TORCH ?= 2.14.1
@@ -65,16 +66,16 @@ other-env: $(STAMP)  ## a second environment of another torch (gigabytes), for t
 	@echo "FEDASYM_OTHER_ENV=$(abspath $(OTHER_ENV)) $(BIN)/python -m pytest -m other_env"
 
 check-slow: $(STAMP) nginx  ## the slow tests: killed and resumed through Flower, deployments, a whole new demo
-	@$(IN_THREE) -m slow
+	@$(TESTS) -n 2 -m slow
 
 check-ci: $(STAMP) nginx  ## of the slow tests those that CI runs after make test: where nginx is there, those of a deployment too
 	@marks=ci; PATH="$$PATH:/usr/sbin"; if command -v nginx >/dev/null; then marks="ci or deployed"; fi; \
-	$(IN_THREE) -m "$$marks"; tests=$$?; \
+	$(TESTS) -n 2 -m "$$marks"; tests=$$?; \
 	test "$$marks" != ci || echo "WITHOUT nginx the tests of a deployment were NOT run: TLS, keys, proxy (make check-deployment)"; \
 	exit $$tests
 
 check-deployment: $(STAMP) nginx  ## of these, those of a deployment: TLS, keys, proxy, pinned bundle, what is killed
-	@$(IN_THREE) -m deployed
+	@$(TESTS) -n 2 -m deployed
 
 benchmarks: $(STAMP)  ## measure speed; raw lines go to benchmarks/results/ (an hour of rounds: python -m benchmarks.endurance)
 	@for script in $(filter-out benchmarks/gpu.py benchmarks/endurance.py benchmarks/result_line.py,$(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python $$script --out benchmarks/results/$$(basename $$script .py).jsonl || exit 1; done

@@ -183,7 +183,6 @@ def test_each_of_them_changes_what_comes_out(in_process: list[Path]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_flowers_engine_runs_them_to_the_same_bits(app: Path, world: Path, in_process: list[Path]) -> None:
     (there,) = run(app, world, (CHOSEN, "flower", ["--engine", "flower", "--workers", "2"]))
     assert digest(there) == digest(in_process[0])

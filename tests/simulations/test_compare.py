@@ -121,7 +121,6 @@ def test_an_unknown_method_and_a_bad_setting_are_refused_before_anything_runs(wo
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_killed_at_any_point_and_started_again_a_comparison_ends_with_the_same_lines(whole, world) -> None:
     comparison, lines = whole
     out = world / "killed"

@@ -132,8 +132,11 @@ def test_a_superlink_that_is_killed_and_comes_back_loses_nothing(server, sites, 
     run = Running(server, world, "superlink", num_rounds=5, quorum=3, round_timeout=150.0, **LONG)
     run.until(lambda: len(run.rows) >= 1)
     run.until(at_work(child_of(sites["east"], "clients.worker.child")))
-    child_of(psutil.Process(server.process.pid), "flower-superlink").kill()
+    killed = child_of(psutil.Process(server.process.pid), "flower-superlink")
+    killed.kill()
     rows = run.end()
+    assert child_of(psutil.Process(server.process.pid), "flower-superlink") != killed
+    assert "superlink ready again" in server.log_file.read_text()
     simulated = simulate(
         site_settings(world, out=str(world / "superlink-simulated"), num_rounds=5, **LONG), 2, world / "sites"
     )

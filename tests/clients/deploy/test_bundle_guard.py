@@ -50,21 +50,21 @@ def test_the_guard_runs_nothing_if_flower_has_lost_the_place_of_the_check() -> N
 def test_a_federation_runs_through_a_site_with_the_pinned_bundle_and_no_other(site: Path) -> None:
     from simulations.engines.superlink import FlowerError, run_app, superlink
 
-    def settings(out: str):
+    def settings(out: str, seconds: float):
         own = {"sites": "north", "labels": "bad,good", "num_clients": 1, "split": "dirichlet:0.5", "num_rounds": 3}
-        return tiny_settings(site, out=str(site / out), round_timeout=120.0, **own)
+        return tiny_settings(site, out=str(site / out), round_timeout=seconds, **own)
 
     with superlink(site / "flower.log") as link:
         reach = ("--insecure", "--superlink", f"127.0.0.1:{link.port}")
         with running(site, *reach, "--pin-bundle", "0" * 64), pytest.raises(FlowerError) as raised:
-            run_app(link, settings("refused"))
+            run_app(link, settings("refused", 60.0))
         assert f"pinned to {'0' * 64}" in str(raised.value)
         came = str(raised.value).split("the app bundle has the SHA-256 ")[1][:64]
         state = site / "kit/state"
         assert not list((state / "flower").rglob("clients")), "nothing of the bundle was installed"
         assert all((state / "bin" / name).exists() for name in BARRED)
         with running(site, *reach, "--pin-bundle", came):
-            run_app(link, settings("run"))
+            run_app(link, settings("run", 120.0))
     rounds = read_rounds(site / "run")
     print("\nseconds a round:", *(round(row["seconds"], 1) for row in rounds))
     assert len(rounds) == 3, tail(site / "kit/state/supernode.log")

@@ -17,12 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from world import tiny_settings
 
-from fedasym.ops.app_bundle import PROJECT, bundle_digest, stage
-from fedasym.ops.flower_cli import flwr
+from fedasym.ops.app_bundle import PROJECT
 from fedasym.ops.processes import end, flower_environment, free_port, start, started, tool
-from fedasym.runs.record import read_rounds
 from server.deploy import keys
 from server.deploy.home import Home, create_home
 from server.deploy.nginx import find_nginx, nginx_command, write_configuration
@@ -206,33 +203,6 @@ def test_a_strange_key_a_strange_authority_plain_http_and_an_expired_certificate
     for what in ("an authority that is not ours", "an expired certificate"):
         assert "certificate verify failed" in said[what] or "SSL/TLS handshake error" in said[what], said[what]
     assert server.status_of("south") == "registered"
-
-
-def test_a_federation_goes_on_when_its_superlink_is_killed(server: Server, tmp_path: Path) -> None:
-    home, environment = server.home, flower_environment(server.home.flower)
-    settings = tiny_settings(tmp_path, num_clients=1, num_rounds=2, split="iid", local_steps=1)
-    config = tmp_path / "run.toml"
-    config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.run_config().items()))
-    run = flwr(["run", str(stage(tmp_path / "fedasym")), "federation", "-c", str(config)], environment)
-
-    until(lambda: rounds(home), "a round in the home's runs")
-    killed = server.children()["flower-superlink"]
-    os.kill(killed, signal.SIGKILL)
-    until(lambda: server.said("superlink ready again"), "the SuperLink is back")
-    assert server.children()["flower-superlink"] != killed
-    until(lambda: len(rounds(home)) == 2, "both rounds")
-    until(lambda: now(home)["run"]["status"].startswith("finished"), "the run is over", 1.0)
-
-    found = now(home)
-    assert found["run"]["status"] == "finished:completed" and found["run"]["run_id"] == str(run["run-id"])
-    assert found["run"]["fab_hash"] == bundle_digest()  # as `python -m server pins` says
-    assert (found["record"]["round"], found["record"]["rounds"]) == (2, 2)
-    assert found["record"]["value"] is not None
-    assert server.status_of("north") == "online"  # it had to be, to take part in the second round
-
-
-def rounds(home: Home) -> list[dict[str, Any]]:
-    return [row for path in home.runs.glob("*/rounds.jsonl") for row in read_rounds(path.parent)]
 
 
 def now(home: Home) -> dict[str, Any]:
