@@ -33,6 +33,7 @@ from fedasym.training.cohort import unfit
 from fedasym.wire.contract import SITES, Contract, contract_of
 
 _kept = threading.local()
+_KEPT = 1 << 30  # bytes of pixel values that a session keeps of all its clients
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,10 @@ class Session:
         """Return a client's examples as the model reads them; those of a node's other clients may never be wanted."""
         if client not in holding.encoded:
             own, settings = holding.examples.take(holding.indices[client]), self.settings
-            holding.encoded[client] = self.task.inputs.encode(
-                self.built.processor, own, settings.max_length, settings.pooling
-            )
+            encoded = self.task.inputs.encode(self.built.processor, own, settings.max_length, settings.pooling)
+            if sum(map(_pixel_bytes, (*holding.encoded.values(), encoded))) > _KEPT:
+                return encoded  # it is made anew in every round
+            holding.encoded[client] = encoded
         return holding.encoded[client]
 
     def shares(self, holding: Holding, client: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -93,6 +95,11 @@ class Session:
         kept = kept_out(size, self.settings.client_holdout)
         order = generator(self.settings.seed, "holdout", client).permutation(size)
         return np.sort(order[kept:]), np.sort(order[:kept])
+
+
+def _pixel_bytes(encoded: Encoded) -> int:
+    """Return what a client's images take, 0 where they stay as they are stored: all have one size."""
+    return len(encoded.items) * getattr(encoded.items[0], "nbytes", 0) if encoded.items else 0
 
 
 def session_of(settings: Settings) -> Session:

@@ -1,5 +1,6 @@
 """A client's work for one message: check, load, train, reply. Plain functions of a session and a record."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from fedasym.wire import records
 from fedasym.wire.checks import idle, thawed
 from fedasym.wire.codecs import codec_of
 from fedasym.wire.contract import frame_of
+
+log = logging.getLogger("fedasym")
 
 
 @dataclass
@@ -279,8 +282,9 @@ def _finish(
         **frozen,
     }
     codec = codec_of(settings.codec)
-    reply, rest = records.pack_with_rest(after, schema, particulars, codec, read_codec(work.own, number))
-    if rest:
+    before_that = read_codec(work.own, number)
+    reply, rest = records.pack_with_rest(after, schema, particulars, codec, before_that)
+    if rest or before_that:
         write_codec(work.own, number, rest, settings.keep_checkpoints)
     metrics = {**work.metrics, "loss": trained.loss, "steps": trained.steps, "examples-used": trained.examples}
     reply["metrics"] = MetricRecord({**metrics})
@@ -315,14 +319,16 @@ def _frozen(session: Session, number: int) -> dict[str, str]:
         Spoiled: one is not the contract's.
     """
     contract, model, settings = session.contract, session.built.model, session.settings
-    if number < settings.num_rounds and session.seal.holds():
+    sealed = session.seal.holds()
+    if sealed and number < settings.num_rounds:
         return {"base": contract.base, "A": contract.A} if contract.factors in ("A", "B") else {"base": contract.base}
     found = {"base": lora.fingerprint_base(model)}
     if contract.factors in ("A", "B"):
         found["A"] = lora.fingerprint_A(model, settings.kind)
     if reason := thawed(contract, found):
         raise Spoiled(reason)
-    session.seal = Seal(model)
+    if not sealed:
+        session.seal = Seal(model)
     return found
 
 
@@ -331,7 +337,7 @@ def _receive(session: Session, content: RecordDict, about: dict[str, Any], own: 
     method, number, schema = METHODS[session.settings.method], about["round"], session.contract.schema
     codec = codec_of(session.contract.codec)
     if about["whole"]:
-        held = records.unpack(content, method.held_schema(schema), codec)
+        held = records.unpack(content, method.held_schema(schema), codec_of("identity"))
     else:
         weights = about.get("weights", [])
         if bool(weights) != bool(method.fold and number > 1) or min(weights, default=1) < 1:
@@ -345,7 +351,8 @@ def _receive(session: Session, content: RecordDict, about: dict[str, Any], own: 
             try:
                 before = read_held(own, number - 1) or {}
             except ValueError as error:  # what was sent once can be sent again
-                raise Behind(f"round {number}: {error}") from error
+                log.warning("%s", error)  # with its path, which stays here
+                raise Behind(f"round {number}: what this client was sent in the round before is damaged") from error
             if not before:
                 raise Behind(f"round {number} builds on round {number - 1}, which this client was not sent")
         held = method.receive(before, sent, weights, number, frame_of(session.settings))

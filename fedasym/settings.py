@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from fedasym.aggregation.base import aggregator_of
 from fedasym.aggregation.settings import AggregationSettings
 from fedasym.data.settings import DataSettings
 from fedasym.fields import RoundSettings, Value, names_in, setting
@@ -95,6 +96,11 @@ class Settings(AggregationSettings, AgreedSettings, DataSettings, FederationSett
         least = self.asked_of(self.quorum or self.num_clients)
         if self.min_valid > least:
             raise ValueError(f"min-valid={self.min_valid} exceeds the clients asked each round, {least} at a quorum")
+        if (needed := aggregator_of(self.aggregation).least) > least:
+            raise ValueError(
+                f"aggregation={self.aggregation!r} needs {needed} replies or more, and a round may ask {least} "
+                "clients; ask more of them, or let it bear fewer bad ones"
+            )
 
     def _check_method(self) -> None:
         method = METHODS[self.method]
@@ -139,7 +145,7 @@ class Settings(AggregationSettings, AgreedSettings, DataSettings, FederationSett
         if not names:
             if self.data == "none":
                 raise ValueError("data='none' leaves nothing to learn from; it is for sites with data of their own")
-            for name in ("quorum", "max_weight", "sites_timeout", "retries"):
+            for name in ("quorum", "max_weight", "sites_timeout", "retries", "rest_after"):
                 if (value := getattr(self, name)) != default[name].default:
                     key = name.replace("_", "-")
                     raise ValueError(
@@ -162,6 +168,11 @@ class Settings(AggregationSettings, AgreedSettings, DataSettings, FederationSett
                     "meant"
                 )
         object.__setattr__(self, "num_clients", len(names))
+        if self.rest_after and self.quorum in (0, len(names)):
+            raise ValueError(
+                f"rest-after={self.rest_after} does nothing with quorum={self.quorum}: a round waits for all sites, so "
+                "none can rest; set quorum to fewer"
+            )
         for name in ("split", "validation_cut", "cohort"):
             value, usual = getattr(self, name), default[name].default
             if value != usual:

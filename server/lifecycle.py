@@ -46,8 +46,9 @@ NOBODY: Mapping[str, int] = MappingProxyType({})
 
 # Settings in which a continued run may differ from its checkpoint; in num-rounds not where the rates go by it.
 _FREE = (
-    "out", "eval-untouched", "num-rounds", "round-timeout", "sites-timeout", "retries", "min-valid", "device",
-    "eval-batch", "gradient-checkpointing", "keep-checkpoints", "keep-best", "patience",
+    "out", "eval-untouched", "num-rounds", "round-timeout", "sites-timeout", "retries", "quorum", "min-valid",
+    "max-weight", "max-value", "rest-after", "rest-rounds", "device", "eval-batch", "gradient-checkpointing",
+    "keep-checkpoints", "keep-best", "patience",
 )  # fmt: skip
 
 
@@ -369,6 +370,8 @@ def _resume(folder: Path, session: Session) -> checkpoint.State:
         reasons = [difference_]
     if session.settings.num_rounds < state.round:
         reasons.append(f"num-rounds: {state.round} are done there, {session.settings.num_rounds} wanted here")
+    elif session.settings.num_rounds == state.round and not reasons and not _judged_last(folder, state.round):
+        reasons.append(f"num-rounds: round {state.round} is not evaluated there; set {state.round + 1} or more")
     if reasons:
         raise FederationError(
             f"{folder} holds another run, round {state.round}: {'; '.join(reasons)}. Choose another out or remove it"
@@ -377,3 +380,9 @@ def _resume(folder: Path, session: Session) -> checkpoint.State:
     again = "; what came after it was not finished or is lost, and is done again" if cut else ""
     log.info("continuing %s after round %d%s", folder, state.round, again)
     return replace(state, settings=settings)
+
+
+def _judged_last(folder: Path, number: int) -> bool:
+    """Say whether the round after which a folder's run stands was evaluated."""
+    rows, metric = record.read_rounds(folder)[:number], record.read_json(folder / "config.json")["metric"]
+    return bool(rows) and rows[-1]["metrics"][metric] is not None

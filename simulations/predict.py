@@ -46,7 +46,8 @@ def read_questions(inputs: Inputs, file: Path) -> Any:
         frame = read_table(file)
     else:
         try:
-            lines = file.read_text(encoding="utf-8-sig").splitlines()
+            with file.open(encoding="utf-8-sig") as text:  # a line ends where a file's does, not at a form feed
+                lines = [line.removesuffix("\n") for line in text]
         except UnicodeDecodeError as error:
             raise ValueError(f"{file} is no text in UTF-8 ({error}); rewrite it, or give a table") from None
         if len(inputs.columns) != 1:

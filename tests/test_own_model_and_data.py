@@ -24,6 +24,7 @@ from simulations.run import read_settings
 PAGE = (ROOT / "docs" / "your-own-model-and-data.md").read_text()
 IN_PROCESS = [line for line in commands(PAGE) if line.startswith("python -m simulations run ")]
 AFTER = [line for line in commands(PAGE) if re.match("python -m simulations (predict|export) ", line)]
+COMPARED = [line for line in commands(PAGE) if line.startswith("python -m simulations compare ")]
 FLOWER = [line for line in commands(PAGE) if line.startswith("flwr run . --stream -c '")]
 QUICK = ("num-rounds=1", "local-steps=1", "test-cap=3")
 
@@ -82,7 +83,7 @@ def test_every_family_and_layout_has_its_commands() -> None:
         {"", "chat", "text"},
         {"", "classes", "domains"},
     ]
-    assert len(FLOWER) == 4 and len(IN_PROCESS) + len(AFTER) + len(FLOWER) == len(commands(PAGE))
+    assert len(FLOWER) == 4 and len(commands(PAGE)) == sum(map(len, (IN_PROCESS, AFTER, COMPARED, FLOWER)))
     runs = {shlex.split(line)[-1] for line in IN_PROCESS}
     assert {shlex.split(line)[4] for line in AFTER} <= runs
 
@@ -106,6 +107,14 @@ def test_an_in_process_command_of_the_page_completes(
             assert said.strip()
             if "--merged" in after:
                 assert json.loads((Path(after[-1]) / "config.json").read_text())["model_type"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMPARED, ids=["compared"])
+def test_a_comparison_of_the_page_is_tuned_and_ends_with_its_report(command: str, places: dict[str, str]) -> None:
+    words = shlex.split(filled(command, places))[3:]
+    assert main([*words, *(f"--set={pair}" for pair in QUICK), "--jobs", "1"]) == 0
+    assert (Path(words[-1]) / "report.html").exists() and "/path/to" not in " ".join(words)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +83,7 @@ import numpy as np
 from fedasym.plugins import without
 
 class Middle:
-    single_replies = True
+    single_replies, least = True, 1
 
     def __init__(self):
         self.replies = []
@@ -137,7 +138,7 @@ def run(app: Path, world: Path, *runs: tuple[dict[str, str], str, list[str]]) ->
     """Run federations of some settings into folders, with options, by one process with the copy's code for ours."""
     lines, folders = [], []
     for chosen, name, options in runs:
-        values = tiny_values(world, num_rounds=2, **chosen)
+        values = tiny_values(world, **{"num_rounds": 2, **chosen})
         folders.append(world / name)
         lines.append(["run", *(f"--set={k}={v}" for k, v in values.items()), "--out", str(folders[-1]), *options])
     # The copy comes first on the path; only simulations/ is the project's.
@@ -158,7 +159,8 @@ def run(app: Path, world: Path, *runs: tuple[dict[str, str], str, list[str]]) ->
 def in_process(app: Path, world: Path) -> list[Path]:
     """A run with all four, and for each of them one without it."""
     without = [({k: v for k, v in CHOSEN.items() if k != key}, f"without-{key}", []) for key in CHOSEN]
-    return run(app, world, (CHOSEN, "toys", []), *without)
+    behind = {"codec": "half", "method": "fedex", "clients_per_round": "2", "num_rounds": "5"}
+    return run(app, world, (CHOSEN, "toys", []), *without, (behind, "behind", []))
 
 
 def test_new_files_alone_make_a_task_a_codec_a_rule_and_a_transform_of_a_run(in_process: list[Path]) -> None:
@@ -173,12 +175,18 @@ def test_new_files_alone_make_a_task_a_codec_a_rule_and_a_transform_of_a_run(in_
     assert {entry["expected"] for entry in read_json(toys / "examples.json")} <= {"bad", "good"}
 
 
+def test_a_client_that_is_behind_is_sent_all_as_it_is_whatever_the_codec(in_process: list[Path]) -> None:
+    rows = read_rounds(in_process[-1])
+    assert any({*row["asked"]} - {*before["asked"]} for before, row in pairwise(rows)), "nobody was behind"
+    assert [(row["clients_valid"], row["rejections"]) for row in rows] == 5 * [(2, {})]
+
+
 def digest(folder: Path) -> str:
     return str(read_json(folder / "summary.json")["digest"])
 
 
 def test_each_of_them_changes_what_comes_out(in_process: list[Path]) -> None:
-    whole, *without = map(digest, in_process)
+    whole, *without = map(digest, in_process[:-1])
     assert len(without) == len(CHOSEN) and whole not in without
 
 

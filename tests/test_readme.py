@@ -1,5 +1,6 @@
 """The README is true: its table is the committed result, its commands and its library example run."""
 
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from page_commands import ROOT, blocks, commands, filled, flower_run, flower_she
 from transformers import LlamaConfig, LlamaForCausalLM
 from world import make_data, make_model, simulate
 
+from clients.__main__ import _parser
 from fedasym.runs.record import read_json
 from simulations.run import read_settings
 
@@ -76,6 +78,15 @@ def test_an_in_process_command_of_the_readme_completes(command: str, shell: dict
     )
     assert run.returncode == 0, run.stdout + run.stderr
     assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_the_commands_of_a_deployment_in_the_readme_are_taken(tmp_path: Path) -> None:
+    (run,) = re.findall(r"^    (flwr run \. federation .*)", README, re.MULTILINE)
+    settings = read_settings(None, overrides_of(run), tmp_path / "run")
+    (up,) = re.findall(r"^    python -m (clients up .*?)  +#", README, re.MULTILINE)
+    words = up.replace("KIT", str(tmp_path / "kit")).replace("FOLDER", str(tmp_path)).split()[1:]
+    told = _parser().parse_args(words)
+    assert told.labels == settings.labels == "0,1" and "FLWR_HOME=HOME/flwr" in README
 
 
 def test_the_library_example_runs_and_moves_only_B(places: dict[str, str]) -> None:

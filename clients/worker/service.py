@@ -106,17 +106,30 @@ class Worker:
         """Start a child, serve until it ends, start the next, with a growing pause when none comes up."""
         pause = 0.0
         while not self.closing.wait(pause):
-            ours, theirs = Pipe()
-            with ours, theirs, self._start(theirs) as process:
-                theirs.close()
-                self.pid = process.pid
-                try:
-                    came_up = self._serve(ours, process)
-                finally:
-                    code = self._end(process)
+            came_up = False
+            try:
+                came_up, ended = self._live()
+            except (
+                OSError,
+                RuntimeError,
+                MemoryError,
+            ) as error:  # no process, thread, memory or room on disk
+                ended = f"the worker's process cannot be run ({type(error).__name__}: {error})"
             if not self.closing.is_set():
                 pause = 0.0 if came_up else min(2 * pause + 1.0, _LONGEST_PAUSE)
-                note(f"the worker's process {self.pid} ended with {code}; the next starts in {pause:g} s", self._place)
+                note(f"{ended}; the next starts in {pause:g} s", self._place)
+
+    def _live(self) -> tuple[bool, str]:
+        """Start a child and serve until it ends; return whether it ever came up, and how it ended."""
+        ours, theirs = Pipe()
+        with ours, theirs, self._start(theirs) as process:
+            theirs.close()
+            self.pid = process.pid
+            try:
+                came_up = self._serve(ours, process)
+            finally:
+                code = self._end(process)
+        return came_up, f"the worker's process {self.pid} ended with {code}"
 
     def _start(self, pipe: Connection) -> "subprocess.Popen[bytes]":
         place, threads = json.dumps(asdict(self._place)), str(self._limits.threads)

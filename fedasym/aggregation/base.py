@@ -17,9 +17,11 @@ class Aggregator(Protocol):
 
     Attributes:
         single_replies: whether it must hold every reply until the end, so that its memory grows with the clients.
+        least: replies without which it has no result.
     """
 
     single_replies: bool
+    least: int
 
     def begin(self, held: Mapping[str, Float32]) -> None:
         """Hear what every client held at the start of the round, of the matrices that replies bring."""

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedasym.aggregation.krum import bad_of, closest, distances
-from fedasym.aggregation.robust_base import Float32, Float64, Gathered, by_value, middle, require_replies
+from fedasym.aggregation.robust_base import Float32, Float64, Gathered, by_value, middle
 
 
 class Bulyan(Gathered):
@@ -17,7 +17,7 @@ class Bulyan(Gathered):
     """
 
     def __init__(self, bad: int) -> None:
-        super().__init__()
+        super().__init__(4 * bad + 3)
         self._bad = bad
 
     def combine(
@@ -28,7 +28,6 @@ class Bulyan(Gathered):
         Raises:
             ValueError: fewer than 4 F + 3 replies.
         """
-        require_replies(len(replies), 4 * self._bad + 3, "Bulyan", self._bad)
         apart, left, chosen = distances(replies), list(range(len(replies))), []
         for _ in range(len(replies) - 2 * self._bad):
             among = [[apart[i][j] for j in left] for i in left]

@@ -34,6 +34,7 @@ class ExactMean:
     """
 
     single_replies = False
+    least = 1
 
     def __init__(self) -> None:
         self.total_weight = 0  # examples

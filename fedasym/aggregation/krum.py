@@ -1,14 +1,14 @@
 """Krum: the reply that is closest to its nearest neighbours (Blanchard et al. 2017, NeurIPS)."""
 
 from fedasym.aggregation.exact import ExactMean
-from fedasym.aggregation.robust_base import Float32, Float64, Gathered, distance, require_replies
+from fedasym.aggregation.robust_base import Float32, Float64, Gathered, distance
 
 
 class Krum(Gathered):
     """Takes the exact mean of the replies that lie closest to the others, by their numbers of examples.
 
     A reply's score is the sum of its squared distances to its K − F − 2 nearest of K replies. Cost: a distance for each
-    pair of replies.
+    pair of replies. It needs 2 F + 3 replies.
 
     Args:
         bad: F, the most replies that may be wrong.
@@ -16,18 +16,13 @@ class Krum(Gathered):
     """
 
     def __init__(self, bad: int, chosen: int) -> None:
-        super().__init__()
+        super().__init__(2 * bad + 3)
         self._bad, self._chosen = bad, chosen
 
     def combine(
         self, weights: list[int], replies: list[dict[str, Float32]]
     ) -> tuple[dict[str, Float32], dict[str, Float64]]:
-        """Return the exact mean of the chosen.
-
-        Raises:
-            ValueError: fewer than 2 F + 3 replies.
-        """
-        require_replies(len(replies), 2 * self._bad + 3, "Krum", self._bad)
+        """Return the exact mean of the chosen."""
         mean = ExactMean()
         for place in closest(distances(replies), self._bad)[: self._chosen or len(replies) - self._bad]:
             mean.add(weights[place], replies[place])

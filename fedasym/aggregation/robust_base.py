@@ -19,11 +19,15 @@ class Gathered(ABC):
     """Holds replies; a rule says in `combine` what becomes of them.
 
     Memory: all replies of a round, 4 bytes a value, and 8 more a value and reply while they are combined.
+
+    Args:
+        least: replies that the rule needs.
     """
 
     single_replies = True
 
-    def __init__(self) -> None:
+    def __init__(self, least: int = 1) -> None:
+        self.least = least
         self.held: dict[str, Float32] = {}
         self._replies: list[tuple[int, dict[str, Float32]]] = []
 
@@ -46,10 +50,10 @@ class Gathered(ABC):
         """Return what the rule makes of the replies, in float32 and before that rounding.
 
         Raises:
-            ValueError: nothing was added, or fewer replies than the rule needs.
+            ValueError: fewer replies than the rule needs.
         """
-        if not self._replies:
-            raise ValueError("no replies, of which nothing can be made; add at least one")
+        if len(self._replies) < self.least:
+            raise ValueError(f"{len(self._replies)} replies, and needs {self.least} or more")
         replies = sorted(self._replies, key=lambda reply: (reply[0], _digest(reply[1])))
         return self.combine([weight for weight, _ in replies], [matrices for _, matrices in replies])
 
@@ -61,10 +65,7 @@ class Gathered(ABC):
 
         Args:
             weights: n_k of each.
-            replies: matrices by name, of the same names and shapes.
-
-        Raises:
-            ValueError: fewer replies than the rule needs.
+            replies: matrices by name, of the same names and shapes; as many as the rule needs, or more.
         """
 
 
@@ -86,16 +87,6 @@ def middle(ordered: Float64) -> Float64:
     """Return the median of each column of sorted values; of an even number of them the mean of the middle two."""
     count = len(ordered)
     return np.asarray((ordered[(count - 1) // 2] + ordered[count // 2]) / 2.0)
-
-
-def require_replies(count: int, least: int, rule: str, bad: int) -> None:
-    """Require as many replies as a rule needs to bear some bad ones.
-
-    Raises:
-        ValueError: there are fewer.
-    """
-    if count < least:
-        raise ValueError(f"{count} replies; {rule} with {bad} bad ones needs {least} or more")
 
 
 def distance(one: Matrices, other: Matrices) -> float:

@@ -8,6 +8,7 @@ from torch import nn
 
 from fedasym.models.model_files import source_of
 from fedasym.models.settings import ModelSettings
+from fedasym.tasks.next_tokens import position_tables
 
 _KINDS = {  # what to do about a model that is not of the class that a task wants
     "AutoModelForSeq2SeqLM": "the task is for models with an encoder and a decoder, such as BART or T5: set model to "
@@ -18,7 +19,6 @@ _KINDS = {  # what to do about a model that is not of the class that a task want
     "model to one",
     "AutoModelForImageClassification": "the task is for models that classify images, such as ViT: set model to one",
 }
-_POSITIONS = ("position_embeddings", "embed_positions", "wpe")  # what transformers calls an absolute position table
 
 log = logging.getLogger("fedasym")
 
@@ -94,8 +94,8 @@ def require_positions(model: nn.Module, settings: ModelSettings, whole: int, dec
         decoder: those of its decoder, where it has one beside an encoder.
     """
     both = bool(getattr(model.config, "is_encoder_decoder", False))
-    for name, table in model.named_modules():
-        if isinstance(table, nn.Embedding) and name.rpartition(".")[2] in _POSITIONS:
+    for name, table in position_tables(model):
+        if isinstance(table, nn.Embedding):
             skipped = getattr(table, "offset", 0 if table.padding_idx is None else table.padding_idx + 1)
             usable = table.num_embeddings - skipped
             beside = both and "decoder" in name.split(".")
@@ -119,6 +119,8 @@ def agree_on_tokens(model: Any, tokenizer: Any, settings: ModelSettings) -> None
     A model that is told another padding id than its batches have takes padding for text, so that what else is in a
     batch changes its answers.
 
+    Padding before a text would move its absolute positions: such models get it behind, whatever the tokenizer says.
+
     Raises:
         ValueError: a tokenizer without a token to pad with, a token that the embedding lacks, or positions counted
             around another padding id.
@@ -137,14 +139,17 @@ def agree_on_tokens(model: Any, tokenizer: Any, settings: ModelSettings) -> None
             f"the tokenizer of model {settings.model!r} knows {token!r} as id {last}, and the model's embedding has "
             f"{rows} rows; add them (resize_token_embeddings) and save it, or take the tokenizer that belongs to it"
         )
-    for name, table in model.named_modules():
+    for name, table in position_tables(model):
         around = getattr(table, "padding_idx", None)
-        if name.rpartition(".")[2] in _POSITIONS and around not in (None, pad):
+        if around not in (None, pad):
             raise ValueError(
                 f"model {settings.model!r} counts positions around the padding id {around} ({name}), and its tokenizer "
                 f"pads with {tokenizer.pad_token!r}, id {pad}; set pad_token_id in its config.json to that, or take "
                 "the tokenizer that belongs to it"
             )
+    if tokenizer.padding_side == "left" and any(True for _ in position_tables(model)):
+        log.info("model %r counts positions from the left, so its texts are padded on the right", settings.model)
+        tokenizer.padding_side = "right"
     for config in (model.config, model.config.get_text_config()):
         if config.pad_token_id not in (None, pad):
             log.info(

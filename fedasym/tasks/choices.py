@@ -139,7 +139,8 @@ class Questions:
         """
         cells, rows = [json.loads(cell) for cell in examples.inputs[0]], examples.inputs[1]
         texts = [text for cell in cells for text in (cell["text"], *(cell["text"] + end for end in cell["endings"]))]
-        ids = iter(processor(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else [])
+        options = {"add_special_tokens": False, "verbose": False, "split_special_tokens": True}
+        ids = iter(processor(texts, **options)["input_ids"] if texts else [])
         first, items = opening(processor), []
         for cell, row in zip(cells, rows, strict=True):
             asked, wholes = next(ids), [next(ids) for _ in cell["endings"]]

@@ -1,7 +1,7 @@
 """The target of models that write: the next token of an answer, with the model's own head; and how they write one."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fedasym.tasks.base import Batch
 
 IGNORED = -100  # the label of a token that no loss is about, as PyTorch and transformers have it
+_POSITIONS = ("position_embeddings", "embed_positions", "wpe")  # what transformers calls an absolute position table
 _LENGTH = 64  # tokens of an answer at most, where nobody says
 # Of a model's own way to generate only its special tokens are kept; lengths, penalties and draws are the settings'.
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id")
@@ -134,12 +135,13 @@ def write(
         ids, mask = _prompts(ids, labels, processor.pad_token_id)
         start = ids.shape[1]
     most = getattr(model.config, "max_position_embeddings", None) or math.inf
-    if (start + length - 1 if start else length) > most:  # the last one is not read
-        before = f"{start} tokens before it and " if start else ""
-        raise ValueError(f"{before}length={length} exceed the {most} positions of the model; lower the length")
+    before = start if any(True for _ in position_tables(model)) else 0  # rotary positions go on, if less well
+    if before + length - bool(start) > most:  # a decoder alone does not read the last one
+        also = f"{before} tokens before it and " if before else ""
+        raise ValueError(f"{also}length={length} exceed the {most} positions of the model; lower the length")
     own = model.generation_config
     kept = {name: getattr(own, name, None) for name in _IDS}
-    kept["pad_token_id"] = processor.pad_token_id if kept["pad_token_id"] is None else kept["pad_token_id"]
+    kept["pad_token_id"] = processor.pad_token_id  # what it fills up with the tokenizer must leave out again
     if ends:
         there = kept["eos_token_id"] if isinstance(kept["eos_token_id"], list) else [kept["eos_token_id"]]
         kept["eos_token_id"] = sorted({*ends, *(token for token in there if token is not None)})
@@ -150,6 +152,13 @@ def write(
     finally:
         model.generation_config = own
     return [text.strip() for text in processor.batch_decode(found[:, start:].cpu(), skip_special_tokens=True)]
+
+
+def position_tables(model: "nn.Module") -> "Iterator[tuple[str, nn.Module]]":
+    """Yield a model's absolute position tables with their paths; none where positions are rotary or relative."""
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in _POSITIONS:
+            yield name, module
 
 
 def _prompts(ids: "Tensor", labels: "Tensor", pad: int) -> "tuple[Tensor, Tensor]":

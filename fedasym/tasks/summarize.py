@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 _PLACE = "{document}"
 _CUE = "\nTL;DR:"
+_PLAIN = {"add_special_tokens": False, "split_special_tokens": True}  # what stands in a text is text
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ class ContinuedDocuments(Documents):
         summaries = self._summaries(examples)
         joined = [f"{self.after} {text}" if text else self.after for text in summaries]
         answers = []
-        for text, row in zip(joined, processor(joined, add_special_tokens=False)["input_ids"], strict=True):
+        for text, row in zip(joined, processor(joined, **_PLAIN)["input_ids"], strict=True):
             if row[: len(tail)] != tail:
                 raise ValueError(
                     f"the end of the prompt {self.after!r} is not the same tokens before {text[len(self.after) :]!r}; "
@@ -203,11 +204,15 @@ class Summaries(NextTokens):
         """Begin an evaluation by ROUGE."""
         return SummaryEvaluation(self, metrics, processor)
 
+    def ends(self, processor: Any) -> tuple[int, ...]:
+        """Return the token that ends every summary that is trained on."""
+        return () if processor.eos_token_id is None else (processor.eos_token_id,)
+
     def answers(
         self, model: "nn.Module", processor: Any, batch: "Batch", classes: tuple[str, ...], length: int = 0
     ) -> list[Answer]:
         """Return summaries, as long as those that are judged where nobody says otherwise."""
-        return [*write(model, processor, *batch, length or self.answer_length, self.beams)]
+        return [*write(model, processor, *batch, length or self.answer_length, self.beams, self.ends(processor))]
 
 
 class SummaryEvaluation:
@@ -224,7 +229,10 @@ class SummaryEvaluation:
     def add(self, model: "nn.Module", inputs: Mapping[str, "Tensor"], labels: "Tensor", items: Sequence[Any]) -> None:
         """Judge the model on one batch."""
         self._tokens.add(model, inputs, labels, items)
-        texts = write(model, self._processor, inputs, labels, self._target.answer_length, self._target.beams)
+        texts = write(
+            model, self._processor, inputs, labels, self._target.answer_length, self._target.beams,
+            self._target.ends(self._processor),
+        )  # fmt: skip
         self._scores.append(rouge(self._metrics, texts, [item["reference"] for item in items]))
 
     def scores(self) -> dict[str, float]:
@@ -263,7 +271,7 @@ def _encoded(documents: list[list[int]], answers: list[list[int]], summaries: li
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
     """Return the ids of a text without any that the tokenizer adds."""
-    found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+    found: list[int] = tokenizer(text, **_PLAIN)["input_ids"] if text else []
     return found
 
 

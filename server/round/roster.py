@@ -214,8 +214,8 @@ class Roster:
             self._refusals.pop(node, None)
             self._retries.pop(node, None)
         waiting = set(self._waiting.values())
-        again = {node for node, retry in self._retries.items() if retry.at <= time.monotonic()} - waiting
-        new = sorted((online.keys() - self._asked) | again)
+        due = {node for node, retry in self._retries.items() if retry.at <= time.monotonic()}
+        new = sorted((online.keys() - self._asked) | (due & online.keys()) - waiting)
         if new:
             messages = [Message(self._query, node, MessageType.QUERY, group_id="handshake") for node in new]
             self._waiting |= dict(zip(self._grid.push_messages(messages), new, strict=True))
@@ -223,7 +223,8 @@ class Roster:
         for delivery in self.inbox.pull(self._waiting, bound_of((), codec_of(self._contract.codec))):
             self._hear(self._waiting.pop(delivery.name), delivery)
         if self._settings.sites:
-            return {client: node for client, node in self._agreed.items() if node in online}
+            asked = {*self._waiting.values()}  # who is back has not agreed again yet
+            return {client: node for client, node in self._agreed.items() if node in online and node not in asked}
         if self._refusals and not self._waiting:
             raise FederationError("the handshake failed. " + self._said())
         if not self._waiting and len(self._agreed) >= self._expected:
@@ -261,6 +262,7 @@ class Roster:
         self._refusals[node] = reason
         if not self._settings.sites:
             return
+        self._agreed = {client: there for client, there in self._agreed.items() if there != node}
         pause_ = min(2.0 * retry.pause, _LONGEST_RETRY) if retry else _FIRST_RETRY
         if passing:
             self._retries[node] = _Retry(time.monotonic() + pause_, pause_, retry.refusals + 1 if retry else 1)
@@ -292,7 +294,9 @@ class Roster:
         return "", False
 
     def _admit_site(self, node: int, claimed: str, about: dict[str, Any]) -> tuple[str, bool]:
-        registered, names = self._names.get(node, ""), self._settings.site_names
+        if node not in self._names:  # only of who is there is it known by which name it is registered
+            return "it went offline while it answered", True
+        registered, names = self._names[node], self._settings.site_names
         name = registered or claimed
         if claimed != name:
             return f"it is registered as {registered!r} and calls itself site {claimed!r}; give it its own kit", False

@@ -153,7 +153,8 @@ def run_round(
         any_client: whether every node can do every client's work, so that a message may name several.
 
     Raises:
-        TooFewReplies: fewer than ``min-valid`` valid replies; names every rejected client with its reason.
+        TooFewReplies: fewer valid replies than ``min-valid`` or than the rule of averaging needs; names every rejected
+            client with its reason.
         FederationError: the rule of averaging has no result, or, where the clients are shares of a split, one cannot
             write to the run's own disk.
     """
@@ -223,13 +224,14 @@ def run_round(
                 f"no reply within round-timeout={settings.round_timeout} s; raise it, or look at the client's log"
             )
     valid, asked = len(result.metrics), len(result.asked)
-    if valid < settings.min_valid:
+    if valid < max(settings.min_valid, total.least):
         reasons = "; ".join(
             f"{name_of(client, settings)}: {reason}" for client, reason in sorted(result.rejected.items())
         )
-        raise TooFewReplies(
-            f"round {number}: {valid} of {asked} replies are valid, min-valid={settings.min_valid}. {reasons}", result
-        )
+        wanted = f"min-valid={settings.min_valid}"
+        if valid >= settings.min_valid:
+            wanted = f"aggregation={settings.aggregation!r} needs {total.least}"
+        raise TooFewReplies(f"round {number}: {valid} of {asked} replies are valid, {wanted}. {reasons}", result)
     if method.up(number) or any(not letter_of(name) for name, _ in contract.schema):
         try:
             result.mean, result.mean64 = total.result()
@@ -310,7 +312,8 @@ def _send(
     else:
         schema, weights = method.sent_schema(contract.schema, opening.number, len(opening.weights)), [*opening.weights]
     opens = pick({**opening.held, **opening.stack}, schema)
-    packed: ArrayRecord = records.pack(opens, schema, {}, codec_of(settings.codec)).array_records["matrices"]
+    codec = codec_of("identity" if whole else settings.codec)  # not all that a party holds was heard through the run's
+    packed: ArrayRecord = records.pack(opens, schema, {}, codec).array_records["matrices"]
     common: records.About = {"contract": contract.hash, "round": opening.number, "run": opening.run, "whole": whole}
     common["dtype"] = settings.dtype
     payload = records.payload_bytes(RecordDict({"matrices": packed}))

@@ -7,8 +7,10 @@ cannot be made, and the type that describes a node.
 
 import copy
 import itertools
+import threading
 from collections.abc import Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -44,6 +46,8 @@ class InProcessGrid(Grid):
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="client")
         self._ids = itertools.count(1)
         self._replies: dict[str, Future[Message]] = {}
+        self._arrived: dict[str, None] = {}  # names of replies that are there, in the order in which they came
+        self._arrival = threading.Condition()
         if isinstance(nodes, int):
             nodes = [{"partition-id": k, "num-partitions": nodes} for k in range(nodes)]
         self._contexts = {
@@ -99,20 +103,39 @@ class InProcessGrid(Grid):
         for message in messages:
             name = f"{next(self._ids):064x}"  # as long as Flower's, which are SHA-256
             message.metadata.__dict__["_message_id"] = name
-            self._replies[name] = self._pool.submit(self._answer, message)
+            self._replies[name] = reply = self._pool.submit(self._answer, message)
+            reply.add_done_callback(partial(self._arrive, name))
             ids.append(name)
         return ids
 
+    def _arrive(self, name: str, _: Future[Message]) -> None:
+        with self._arrival:
+            self._arrived[name] = None
+            self._arrival.notify()
+
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that are there; wait a moment for the first if none is."""
-        waiting = {name: self._replies[name] for name in message_ids if name in self._replies}
-        done, _ = wait(waiting.values(), timeout=0.2, return_when=FIRST_COMPLETED)
-        return [self._replies.pop(name).result() for name, reply in waiting.items() if reply in done]
+        wanted = {*message_ids}
+        with self._arrival:  # a pull costs what has come, not what is still waited for
+            self._arrival.wait_for(lambda: not wanted.isdisjoint(self._arrived), 0.2)
+            there = [name for name in self._arrived if name in wanted]
+            for name in there:
+                del self._arrived[name]
+        return [self._replies.pop(name).result() for name in there]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send messages and return all replies, in the order they were sent."""
-        waiting = [self._replies.pop(name) for name in self.push_messages(messages)]
-        return [reply.result(timeout) for reply in waiting]
+        """Send messages and return all replies, in the order they were sent.
+
+        Raises:
+            TimeoutError: not all came in time.
+        """
+        names = list(self.push_messages(messages))
+        with self._arrival:
+            if not self._arrival.wait_for(lambda: self._arrived.keys() >= {*names}, timeout):
+                raise TimeoutError(f"{len({*names} - self._arrived.keys())} of {len(names)} replies did not come")
+            for name in names:
+                del self._arrived[name]
+        return [self._replies.pop(name).result() for name in names]
 
     def _answer(self, message: Message) -> Message:
         received = copy.copy(message)

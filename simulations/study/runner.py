@@ -133,7 +133,7 @@ def changed_settings(cell: Cell, base: Mapping[str, Any], line: Mapping[str, Any
         return []
     here = comparable(settings.run_config())
     then = comparable(of_any_version({key.replace("_", "-"): value for key, value in line["settings"].items()}))
-    return difference(then, {**here, "split": then["split"]})
+    return difference(then, here)
 
 
 def is_impossible(line: Mapping[str, Any] | None) -> bool:

@@ -146,7 +146,7 @@ def test_one_client_of_ten_cannot_carry_a_robust_rule_away(rule: str) -> None:
 def test_what_is_no_reply_is_refused_and_nothing_of_it_is_kept(rule: str) -> None:
     total = aggregator_of(rule)
     total.begin({})
-    with pytest.raises(ValueError, match="no replies"):
+    with pytest.raises(ValueError, match=r"0 replies, and needs \d+ or more"):
         total.result()
     with pytest.raises(ValueError, match="not positive"):
         total.add(0, {"a": np.ones((1, 1), np.float32)})
@@ -159,7 +159,7 @@ def test_what_is_no_reply_is_refused_and_nothing_of_it_is_kept(rule: str) -> Non
 
 @pytest.mark.parametrize(
     ("rule", "few", "named"),
-    [("krum:2", 6, "6 replies; Krum with 2 bad ones needs 7"), ("bulyan:1", 6, "Bulyan with 1 bad ones needs 7")],
+    [("krum:2", 6, "6 replies, and needs 7"), ("multi_krum:1", 4, "and needs 5"), ("bulyan:1", 6, "and needs 7")],
 )
 def test_too_few_replies_for_a_rule_are_refused_by_number(rule: str, few: int, named: str) -> None:
     with pytest.raises(ValueError, match=named):
@@ -187,3 +187,14 @@ def test_every_rule_is_tested_here() -> None:
 def test_a_method_that_goes_by_single_replies_takes_the_exact_mean_alone(method: str) -> None:
     with pytest.raises(ValueError, match="goes by the single ones; use aggregation='exact'"):
         Settings(method=method, aggregation="median")
+
+
+@pytest.mark.parametrize(
+    ("rule", "more"),
+    [("krum:1", {"num_clients": 4}), ("bulyan:1", {"num_clients": 7, "clients_per_round": 6}),
+     ("multi_krum:2", {"sites": ",".join("abcdefg"), "quorum": 6, "data": "none", "client_holdout": 0.2,
+                       "labels": "0,1", "model": "minilm"})],
+)  # fmt: skip
+def test_a_rule_that_may_get_fewer_replies_than_it_needs_is_refused_before_anything_trains(rule, more) -> None:
+    with pytest.raises(ValueError, match=rf"aggregation='{rule}' needs \d replies or more, and a round may ask [46]"):
+        Settings(aggregation=rule, **more)

@@ -110,3 +110,22 @@ def test_texts_that_hold_a_special_token_are_text(tmp_path: Path) -> None:
     unknown = [known["[UNK]"]] * 3  # "[", "SEP" and "]" are no words of this tokenizer's
     assert item["input_ids"] == [known["[CLS]"], known["film"], *unknown, known["the"], known["[SEP]"]]
     assert tokenizer("[SEP]", add_special_tokens=False)["input_ids"] == [known["[SEP]"]]  # of itself it is one
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_model_of_absolute_positions_answers_alike_whatever_is_beside_a_text_and_whatever_side_is_padded(
+    tmp_path: Path, side: str
+) -> None:
+    model = make_model(tmp_path / "m")
+    path = model / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"padding_side": side}))
+    assert transformers.AutoTokenizer.from_pretrained(model).padding_side == side
+    found = built(tmp_path, model)
+    assert found.processor.padding_side == "right"
+    texts = ["the fine film", "a very dull story and the film the plot and the music"]
+    examples = Examples((texts,), np.zeros(2, np.int64), ())
+    encoded = TEXTS.encode(found.processor, examples, 20)
+    with torch.no_grad():
+        alone, beside = (found.model(**TEXTS.collate(found.processor, encoded, places)[0]).logits[0]
+                         for places in ([0], [0, 1]))  # fmt: skip
+    assert torch.allclose(alone, beside, atol=1e-5)

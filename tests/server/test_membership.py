@@ -69,6 +69,65 @@ def test_a_site_that_comes_late_is_asked_from_then_on_and_one_that_leaves_is_not
     assert [set(row["weights"]) for row in rows] == [{str(k) for k in row["asked"]} for row in rows]
 
 
+def test_a_site_that_comes_back_and_refuses_is_asked_no_more(tmp_path: Path) -> None:
+    agreed = []
+    app = ClientApp()
+    app.query("warm")(honest)
+    app.train()(honest)
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        reply, name = honest(message, context), context.node_config["site"]
+        if name == "south" and name in agreed:
+            reply.content["about"]["contract"] = "another"
+        agreed.append(name)
+        return reply
+
+    there = {1: {"north", "east"}}
+    rows = run(tmp_path, lambda done: there.get(done, ALL), app, quorum=2, num_rounds=4)
+    assert [1 in row for row in asked(rows)] == [True, False, False, False]
+    assert all(row["rejections"] == {} for row in rows)
+
+
+def test_who_is_offline_as_its_answer_is_heard_has_no_name(tmp_path: Path, caplog) -> None:
+    make_sites(tmp_path)
+    settings = site_settings(tmp_path, out=str(tmp_path / "run"), quorum=1)
+    gone, looks, heard = threading.Event(), [], RuntimeError("it was heard")
+    app = ClientApp()
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        if context.node_config["site"] == "south":
+            assert gone.wait(60)
+        reply = honest(message, context)
+        reply.content["about"]["site"] = "north"  # what each of them says of itself
+        return reply
+
+    class Blinking(Coming):
+        """Its site south is there at the first look, and never again."""
+
+        def get_nodes(self):
+            looks.append(len(looks))
+            if "node 101 refused or was refused: it went offline while it answered" in caplog.text:
+                raise heard
+            if len(looks) > 1:
+                gone.set()
+            return [node for node in super().get_nodes() if len(looks) == 1 or node.name != "south"]
+
+    with (
+        Blinking(app, settings, tmp_path / "sites", lambda done: {"south"}) as grid,
+        pytest.raises(RuntimeError, match="it was heard"),
+    ):
+        server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), settings.run_config()))
+
+
+def test_a_run_that_lacked_its_quorum_goes_on_with_a_lower_one(tmp_path: Path) -> None:
+    with pytest.raises(FederationError, match="lower quorum"):
+        run(tmp_path, lambda done: ALL if done == 0 else ALL - {"east"}, quorum=3, num_rounds=3, round_timeout=3.0)
+    rows = run(tmp_path, lambda done: ALL - {"east"}, quorum=2, num_rounds=3, max_weight=9, max_value=99.0)
+    assert asked(rows) == [[0, 1, 2], [0, 1], [0, 1]]
+
+
 def test_a_round_waits_for_the_quorum_and_says_who_is_missing(tmp_path: Path) -> None:
     with pytest.raises(FederationError, match=r"1 of the sites were there within.*quorum=2; missing: south, east"):
         run(tmp_path, lambda done: {"north"}, quorum=2, round_timeout=2.0)
@@ -181,8 +240,9 @@ def test_a_client_rests_exactly_after_its_failures_in_a_row(outcomes, after, rou
 
 
 def test_a_rest_is_cut_short_where_the_quorum_needs_it() -> None:
-    membership = Membership(settings_of_sites(2, quorum=2, rest_after=1))
+    membership = Membership(settings_of_sites(3, quorum=2, rest_after=1))
     membership.note(1, [0, 1], {1})
+    assert membership.choose(2, {0, 1, 2}) == [0, 2]
     assert membership.choose(2, {0, 1}) == [0, 1]
     assert membership.choose(2, {0}) == []
 

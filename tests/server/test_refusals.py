@@ -286,6 +286,13 @@ def test_a_round_with_too_few_valid_replies_fails_and_names_every_client(tmp_pat
     assert read_rounds(tmp_path / "run") == []
 
 
+def test_a_round_with_fewer_replies_than_the_rule_needs_fails_and_names_every_client(tmp_path: Path) -> None:
+    more = {"num_clients": 5, "aggregation": "krum:1", "min_valid": 1}
+    with pytest.raises(FederationError, match=r"4 of 5 replies are valid, aggregation='krum:1' needs 5. client 2: .*n"):
+        federate(tmp_path, tampered(nan_reply), **more)
+    assert read_rounds(tmp_path / "run") == []
+
+
 def test_a_diverging_client_is_rejected_with_the_rate_to_lower(tmp_path: Path) -> None:
     with pytest.raises(FederationError, match=r"the training loss is (nan|inf) at local step .*lower lr="):
         federate(tmp_path, honest, lr=1e30, head_lr=1e30, clip=0.0, local_steps=6)

@@ -195,6 +195,8 @@ def test_tuning_gives_every_method_the_same_grid_on_a_cut_of_the_training_data_a
     other = dataclasses.replace(compared, base={**shared, "rank": 2})
     with pytest.raises(ValueError, match="rank: 4 there, 2 here"):
         run_study(rates_study(other, ["classification"], "iid", grid, own), file, world / "tuning", 1, QUIET)
+    with pytest.raises(ValueError, match=r"split: 'iid' there, 'dirichlet:0\.5' here"):
+        run_study(rates_study(compared, ["classification"], "dirichlet:0.5", grid, own), file, world / "t", 1, QUIET)
     assert {line["settings"]["validation_cut"] for line in lines} == {40}
     assert {line["settings"]["seed"] for line in lines} == {SEED}
     assert all(line["score"] == sum(line["metric_by_round"][-2:]) / 2 for line in lines)

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 import warm
 from warm import kill_one_process_after_round, words
-from world import simulate, tiny_settings, tiny_values, what_is_left
+from world import crash_in_round, simulate, tiny_settings, tiny_values, what_is_left
 
 from fedasym.runs import checkpoint
-from fedasym.runs.record import read_rounds
+from fedasym.runs.record import read_json, read_rounds
 from fedasym.runs.trained_model import load_trained
 from server.failure import FederationError
 
@@ -197,6 +197,14 @@ def test_a_longer_run_continues_a_shorter_one_to_the_same_bits(world: Path, tmp_
     simulate(tiny_settings(world, out=str(tmp_path / "short"), num_rounds=2))
     longer = simulate(tiny_settings(world, out=str(tmp_path / "short"), num_rounds=4))
     assert what_is_left(longer) == what_is_left(whole)
+
+
+def test_a_run_is_not_ended_at_a_round_that_was_not_evaluated(world: Path, tmp_path: Path) -> None:
+    settings = tiny_settings(world, out=str(tmp_path / "run"), num_rounds=4, eval_every=3)
+    crash_in_round(settings, 3)
+    with pytest.raises(FederationError, match=r"num-rounds: round 2 is not evaluated there; set 3 or more"):
+        simulate(dataclasses.replace(settings, num_rounds=2))
+    assert read_json(simulate(dataclasses.replace(settings, num_rounds=3)) / "summary.json")["rounds"] == 3
 
 
 @pytest.mark.parametrize(("change", "named"), [({"seed": 1}, "seed: 0 there, 1 here"), ({"lr": 0.1}, "lr: ")])

@@ -18,6 +18,8 @@ from pictures import CLASSES, drawing, image_settings, image_values, make_domain
 from PIL import Image
 from world import assert_moved, crash_in_round, simulate, what_is_left
 
+from clients.node import NodeContext
+from clients.session import holding_of, session_of
 from fedasym.adapters import trainable_state
 from fedasym.adapters.projection import seeded_normal
 from fedasym.data.examples import load_examples
@@ -307,3 +309,16 @@ def test_pixels_as_they_are_go_through_the_processor_too() -> None:
     processor = transformers.ViTImageProcessorPil(size={"height": 8, "width": 8})
     pixels = drawing("bar", "bright", 2)
     assert np.array_equal(pixel_values(processor, pixels), pixel_values(processor, Picture("x", png(pixels))))
+
+
+def test_a_session_keeps_pixels_up_to_a_budget_of_all_its_clients_and_makes_the_others_anew(world, monkeypatch) -> None:
+    session = session_of(image_settings(world).resolved())
+    holding = holding_of(session, NodeContext())
+    one, two = (session.encoded(holding, client) for client in (0, 1))
+    size = one.items[0].nbytes * len(one.items)
+    holding.encoded.clear()
+    monkeypatch.setattr("clients.session._KEPT", size)
+    assert session.encoded(holding, 0) is session.encoded(holding, 0)
+    again = session.encoded(holding, 1)
+    assert again is not session.encoded(holding, 1) and [*holding.encoded] == [0]
+    assert all(np.array_equal(a, b) for a, b in zip(again.items, two.items, strict=True))

@@ -25,6 +25,7 @@ from fedasym.runs.communication import communication_cost, config_of
 from fedasym.runs.peft_folder import write_adapter
 from fedasym.settings import Settings, from_run_config
 from fedasym.tasks import task_of
+from fedasym.tasks.next_tokens import write
 from fedasym.training.loop import draw_batches, evaluate, train_steps
 from fedasym.wire.contract import contract_of
 
@@ -311,3 +312,59 @@ def test_a_causal_model_has_positions_for_document_cue_and_summary_together(mode
     settings = settings_of("llama", models, root, max_length=12, answer_length=9, **more)
     with pytest.raises(ValueError, match=r"12 and what .* 21 tokens, exceed the 20 positions .*wpe.*max-length by 1"):
         built_of(settings)
+
+
+def writing(built, says: list[list[int]]) -> list[int]:
+    """Make a model say these tokens, row by row; return a list to which each pass adds its number of rows."""
+    passes: list[int] = []
+
+    def hook(module, inputs, logits):
+        step = len(passes)
+        passes.append(len(logits))
+        said = torch.full_like(logits, -1e4)
+        for row, tokens in enumerate(says):
+            said[row, :, tokens[min(step, len(tokens) - 1)]] = 0.0
+        return said
+
+    built.model.get_output_embeddings().register_forward_hook(hook)
+    return passes
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_summary_ends_with_the_tokenizers_end_and_what_fills_a_batch_is_no_word_of_it(of, kind) -> None:
+    settings = of(kind)
+    built, task = built_of(settings), task_of(settings)
+    examples, _ = load_examples(settings)
+    encoded = task.inputs.encode(built.processor, examples, settings.max_length)
+    word, other, end = *built.processor("word1 word2", add_special_tokens=False)["input_ids"][:2], 3
+    assert built.processor.eos_token_id == end
+    own = built.model.generation_config
+    own.eos_token_id, own.pad_token_id = 30, other  # of another tokenizer
+    passes = writing(built, [[word, end], [word, word, word, end]])
+    inputs, labels = task.inputs.collate(built.processor, encoded, [0, 1])
+    assert task.target.answers(built.model, built.processor, (inputs, labels), ()) == ["word1", "word1 word1 word1"]
+    assert passes == [2] * 4 and settings.answer_length > 4
+
+
+def test_rotary_positions_end_no_evaluation_and_a_length_beyond_them_all_is_refused(of) -> None:
+    settings = of("llama", max_length=14, answer_length=4)
+    built, task = built_of(settings), task_of(settings)
+    built.model.config.max_position_embeddings = 8
+    examples, _ = load_examples(settings)
+    encoded = task.inputs.encode(built.processor, examples, 14)
+    assert encoded.lengths.max() > 8
+    assert np.isfinite(evaluate(built.model, built.processor, encoded.take(np.arange(4)), task)["loss"])
+    batch = task.inputs.collate(built.processor, encoded, [0])
+    with pytest.raises(ValueError, match="exceed the 8 positions of the model; lower the length"):
+        write(built.model, built.processor, *batch, 12, 1)
+
+
+def test_a_special_token_in_a_summary_is_text(of) -> None:
+    settings = of("llama")
+    built, task = built_of(settings), task_of(settings)
+    examples, _ = load_examples(settings)
+    end = built.processor.eos_token
+    examples = dataclasses.replace(examples, inputs=(["word1"], [f"word2 {end} word3"])).take(np.arange(1))
+    (item,) = task.inputs.encode(built.processor, examples, settings.max_length).items
+    assert item["answer"][-1] == built.processor.eos_token_id
+    assert built.processor.eos_token_id not in item["answer"][:-1]

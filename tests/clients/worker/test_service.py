@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Client, Listener
+from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 
 import numpy as np
@@ -335,6 +335,24 @@ def test_a_socket_that_cannot_be_bound_is_named(tmp_path: Path) -> None:
     (folder / "worker.sock").mkdir()
     with pytest.raises(OSError, match=r"worker\.sock cannot be bound; remove it"), worker(folder, place_in(tmp_path)):
         pass
+
+
+def test_a_child_that_cannot_be_started_is_said_and_started_later(tmp_path: Path, monkeypatch) -> None:
+    site_settings(tmp_path)
+    start, failed = Worker._start, []
+
+    def no_process(worker: Worker, pipe: Connection) -> "subprocess.Popen[bytes]":
+        if len(failed) < 2:
+            failed.append(pipe)
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return start(worker, pipe)
+
+    monkeypatch.setattr(Worker, "_start", no_process)
+    with worker(make_private(tmp_path / "state"), place_in(tmp_path), Limits(seconds=300.0)) as warm:
+        assert Running(tmp_path, warm).answers()
+    said = log_of(tmp_path)
+    assert said.count("the worker's process cannot be run (BlockingIOError: [Errno 11] Resource temporarily") == 2
+    assert "the next starts in 1 s" in said and "the next starts in 3 s" in said
 
 
 def test_no_thread_of_a_worker_outlives_it(running: Running) -> None:
