@@ -2,8 +2,8 @@
 
 A BERT of one layer (hidden size 32), one local step of four examples, so that what is left beside the step is what the
 system itself costs: messages, checks, digests, the mean, the record; one client after another, and 16 in one pass
-(``cohort``). Each number runs in a process of its own, with one worker; the round that is timed is the last of three,
-and evaluates nothing but at its end. Memory is the largest resident set of the process after each round.
+(``cohort``). Each number runs in a process of its own, with one worker; the round that is timed is the second of three:
+in the first clients are made, and in the last each of them computes the fingerprint of W anew. Memory is the largest resident set of the process after each round.
 """
 
 import argparse
@@ -68,15 +68,15 @@ def measure(clients: int, cohort: int) -> dict[str, Any]:
             eval_every=ROUNDS, cohort=cohort, out=str(root / "run"),
         )  # fmt: skip
         rows = read_rounds(run_local(settings, 1))
-    last = len(spent) - 1
-    first = max(i for i in range(last) if spent[i] < 0) + 1
-    whole, training = -spent[last], sum(spent[first:last])
+    first, second, last = (i for i, seconds in enumerate(spent) if seconds < 0)
+    whole, training = -spent[second], sum(spent[first + 1 : second])
     return {
         "clients": clients,
         "cohort": cohort,
         "valid": [row["clients_valid"] for row in rows],
         "rejected": [row["clients_rejected"] for row in rows],
         "round_seconds": round(whole, 3),
+        "last_round_seconds": round(-spent[last], 3),
         "step_ms": round(1e3 * training / clients, 3),
         "beside_the_step_ms": round(1e3 * (whole - training) / clients, 3),
         "resident_mb_after_each_round": [round(size / 1e6, 1) for size in held],

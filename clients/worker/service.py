@@ -109,11 +109,7 @@ class Worker:
             came_up = False
             try:
                 came_up, ended = self._live()
-            except (
-                OSError,
-                RuntimeError,
-                MemoryError,
-            ) as error:  # no process, thread, memory or room on disk
+            except (OSError, RuntimeError, MemoryError) as error:  # no process, thread or memory, a full disk
                 ended = f"the worker's process cannot be run ({type(error).__name__}: {error})"
             if not self.closing.is_set():
                 pause = 0.0 if came_up else min(2 * pause + 1.0, _LONGEST_PAUSE)

@@ -209,7 +209,8 @@ class Roster:
         online = {node.node_id: node.name for node in self._grid.get_nodes()}
         self._names = online
         gone = self._asked - online.keys()
-        self._asked -= gone  # who comes back is asked again
+        self._asked -= gone  # who comes back is asked again, and what it answered before counts no more
+        self._waiting = {name: node for name, node in self._waiting.items() if node not in gone}
         for node in gone:
             self._refusals.pop(node, None)
             self._retries.pop(node, None)
@@ -294,8 +295,6 @@ class Roster:
         return "", False
 
     def _admit_site(self, node: int, claimed: str, about: dict[str, Any]) -> tuple[str, bool]:
-        if node not in self._names:  # only of who is there is it known by which name it is registered
-            return "it went offline while it answered", True
         registered, names = self._names[node], self._settings.site_names
         name = registered or claimed
         if claimed != name:
