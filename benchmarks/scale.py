@@ -3,7 +3,8 @@
 A BERT of one layer (hidden size 32), one local step of four examples, so that what is left beside the step is what the
 system itself costs: messages, checks, digests, the mean, the record; one client after another, and 16 in one pass
 (``cohort``). Each number runs in a process of its own, with one worker; the round that is timed is the second of three:
-in the first clients are made, and in the last each of them computes the fingerprint of W anew. Memory is the largest resident set of the process after each round.
+in the first the clients are made, and in the last each of them computes the fingerprint of W anew, and the run is
+evaluated. Memory is the largest resident set of the process after each round.
 """
 
 import argparse
