@@ -202,8 +202,7 @@ class Roster:
 
         Where the data are split the nodes are those of the first round; {} until all shares are held.
         """
-        for delivery in self.inbox.pull({**self._warmed}, bound_of((), codec_of(self._contract.codec))):
-            del self._warmed[delivery.name]
+        self._take_warmed()
         if self._split:
             return self._split
         online = {node.node_id: node.name for node in self._grid.get_nodes()}
@@ -223,6 +222,7 @@ class Roster:
             self._asked |= set(new)
         for delivery in self.inbox.pull(self._waiting, bound_of((), codec_of(self._contract.codec))):
             self._hear(self._waiting.pop(delivery.name), delivery)
+        self._take_warmed()  # by now who has answered the handshake has answered what came before it
         if self._settings.sites:
             asked = {*self._waiting.values()}  # who is back has not agreed again yet
             return {client: node for client, node in self._agreed.items() if node in online and node not in asked}
@@ -241,6 +241,11 @@ class Roster:
                 len(order), self._contract.hash[:12], self._settings.num_clients,
             )  # fmt: skip
         return self._split
+
+    def _take_warmed(self) -> None:
+        """Take the answers of nodes that loaded ahead, so that nobody keeps them."""
+        for delivery in self.inbox.pull({**self._warmed}, bound_of((), codec_of(self._contract.codec))):
+            del self._warmed[delivery.name]
 
     def _hear(self, node: int, delivery: Delivery) -> None:
         """Take a node's answer to the handshake; who could not agree for what may pass is asked again after a while."""
