@@ -1,8 +1,7 @@
 """Whether a long run of short rounds grows: memory, descriptors, threads, the run folder; see --out.
 
 Ten clients of a tiny BERT in this process, one local step each, some rounds a second. The record grows by a line a
-round, by design; it is counted apart. Slopes are least squares over the second half, when caches are full. With
-``--traced`` what Python itself holds is counted too, which takes several times as long.
+round, by design; it is counted apart. Slopes are least squares over the second half, when caches are full.
 """
 
 import json
@@ -11,7 +10,6 @@ import os
 import tempfile
 import threading
 import time
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +33,6 @@ def sample(run: Path) -> dict[str, float]:
     return {
         "rounds": record and (run / "rounds.jsonl").read_bytes().count(b"\n"),
         "resident_mb": process.memory_info().rss / 1e6,
-        "python_kb": tracemalloc.get_traced_memory()[0] / 1e3,
         "descriptors": process.num_fds(),
         "threads": process.num_threads(),
         "files": len(sizes),
@@ -86,7 +83,7 @@ def measure(minutes: float) -> dict[str, Any]:
         lines = [json.loads(line) for line in (root / "run" / "rounds.jsonl").read_text().splitlines()]
     late = samples[len(samples) // 2 :]
     x = np.array([each["rounds"] for each in late]) / 1000
-    keys = ("resident_mb", "python_kb", "descriptors", "threads", "files", "folder_kb")
+    keys = ("resident_mb", "descriptors", "threads", "files", "folder_kb")
     return {
         "clients": CLIENTS,
         "rounds": len(lines),
@@ -103,10 +100,7 @@ def main() -> None:
     """Measure, and print one line."""
     parser = make_parser(__doc__)
     parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument("--traced", action="store_true", help="count what Python's own allocator holds")
     options = parser.parse_args()
-    if options.traced:
-        tracemalloc.start()
     say(
         {"benchmark": "endurance", **machine("torch", "flwr"), "pid": os.getpid(), **measure(options.minutes)},
         options.out,

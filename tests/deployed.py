@@ -42,7 +42,7 @@ def sites(server: Server, world: Path) -> Iterator[dict[str, psutil.Process]]:
             options = ["--labels", "bad,good", *(["--deadline", "30"] if name == "south" else [])]
             process = stack.enter_context(site_up(server, name, world / "sites" / name, *options))
             found[name] = psutil.Process(process.pid)
-        await_sites(server, len(NAMES), 600.0)  # the machine may be busy
+        await_sites(server, len(NAMES))
         yield found
 
 

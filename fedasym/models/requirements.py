@@ -147,7 +147,7 @@ def agree_on_tokens(model: Any, tokenizer: Any, settings: ModelSettings) -> None
                 f"pads with {tokenizer.pad_token!r}, id {pad}; set pad_token_id in its config.json to that, or take "
                 "the tokenizer that belongs to it"
             )
-    if tokenizer.padding_side == "left" and any(True for _ in position_tables(model)):
+    if tokenizer.padding_side == "left" and position_tables(model):
         log.info("model %r counts positions from the left, so its texts are padded on the right", settings.model)
         tokenizer.padding_side = "right"
     for config in (model.config, model.config.get_text_config()):

@@ -1,7 +1,7 @@
 """The target of models that write: the next token of an answer, with the model's own head; and how they write one."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +135,7 @@ def write(
         ids, mask = _prompts(ids, labels, processor.pad_token_id)
         start = ids.shape[1]
     most = getattr(model.config, "max_position_embeddings", None) or math.inf
-    before = start if any(True for _ in position_tables(model)) else 0  # rotary positions go on, if less well
+    before = start if position_tables(model) else 0  # rotary positions go on, if less well
     if before + length - bool(start) > most:  # a decoder alone does not read the last one
         also = f"{before} tokens before it and " if before else ""
         raise ValueError(f"{also}length={length} exceed the {most} positions of the model; lower the length")
@@ -154,11 +154,9 @@ def write(
     return [text.strip() for text in processor.batch_decode(found[:, start:].cpu(), skip_special_tokens=True)]
 
 
-def position_tables(model: "nn.Module") -> "Iterator[tuple[str, nn.Module]]":
-    """Yield a model's absolute position tables with their paths; none where positions are rotary or relative."""
-    for name, module in model.named_modules():
-        if name.rpartition(".")[2] in _POSITIONS:
-            yield name, module
+def position_tables(model: "nn.Module") -> "list[tuple[str, nn.Module]]":
+    """Return a model's absolute position tables with their paths; none where positions are rotary or relative."""
+    return [(name, module) for name, module in model.named_modules() if name.rpartition(".")[2] in _POSITIONS]
 
 
 def _prompts(ids: "Tensor", labels: "Tensor", pad: int) -> "tuple[Tensor, Tensor]":

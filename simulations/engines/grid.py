@@ -111,7 +111,7 @@ class InProcessGrid(Grid):
     def _arrive(self, name: str, _: Future[Message]) -> None:
         with self._arrival:
             self._arrived[name] = None
-            self._arrival.notify()
+            self._arrival.notify_all()
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that are there; wait a moment for the first if none is."""

@@ -98,10 +98,12 @@ def test_a_server_runs_trains_and_bars_a_site_as_the_page_says(
         assert re.search(r"north +online", said) and re.search(r"east +registered", said)
 
         run = block("export FLWR_HOME").replace('labels="0,1" data="reviews" model="minilm"', tiny)
-        folder = trained(shell(run, PROJECT))
+        said = shell(run, PROJECT)
+        folder = trained(said)
         assert [row["clients_valid"] for row in rounds(folder)] == 5 * [2]
         found = json.loads(shell(f"{status.partition('#')[0]} --json"))
-        assert found["run"]["status"] == "finished:completed" and found["run"]["fab_hash"] == bundle_digest()
+        assert found["run"]["status"] == "finished:completed" and found["run"]["run_id"] in said
+        assert found["run"]["fab_hash"] == bundle_digest()
         assert (found["record"]["round"], found["record"]["rounds"], found["record"]["folder"]) == (5, 5, str(folder))
         assert found["record"]["value"] is not None
         settings = re.findall(r'\S+?=(?:"[^"]*"|\S+)', shlex.split(run)[-1])
